@@ -1,0 +1,179 @@
+package fleet
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-memdb"
+)
+
+// tx is one application of an entry.
+type tx struct {
+	*memdb.Txn
+	bounds  bounds
+	index   uint64
+	at      time.Time
+	actor   string
+	topics  []string
+	subject string // for the audit
+	detail  string
+	silent  bool // leave no audit entry
+}
+
+func (t *tx) view() View              { return View{txn: t.Txn} }
+func (t *tx) put(table string, r any) { must(t.Insert(table, r)) }
+func (t *tx) remove(table string, r any) {
+	must(t.Delete(table, r))
+}
+func (t *tx) touch(topics ...string) { t.topics = append(t.topics, topics...) }
+
+// audit tells what the change was about. A change that does not say is audited
+// all the same, by its kind: only unaudited keeps one out.
+func (t *tx) audit(subject, detail string) { t.subject, t.detail = subject, detail }
+
+// unaudited keeps the change out of the audit: a host's log line, which nobody
+// decided, or a repetition that changes nothing.
+func (t *tx) unaudited() { t.silent = true }
+
+// refuse makes a coded refusal.
+func refuse(code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: clip(fmt.Sprintf(format, args...), MaxMessageBytes)}
+}
+
+// Apply applies one entry of the log. It never fails: an entry that is not
+// legal is refused in the Result, and changes nothing but the index and what is
+// remembered of the proposal. Indexes must rise from call to call.
+func (s *State) Apply(index uint64, e Entry) Result {
+	txn := s.db.Txn(true)
+	defer func() { txn.Abort() }() // whichever is open; after Commit it does nothing
+	named := validID(e.ID)
+	if named {
+		if p, ok := first[proposalRow](txn, tableProposals, "id", e.ID); ok {
+			m := View{txn: txn}.meta()
+			m.Index = index
+			must(txn.Insert(tableMeta, m))
+			txn.Commit()
+			return p.Result
+		}
+	}
+	t := &tx{Txn: txn, bounds: s.bounds, index: index, at: e.At, actor: e.Actor}
+	refused := t.apply(e)
+	if refused != nil {
+		// Start over: whatever the refused change did is gone.
+		txn.Abort()
+		txn = s.db.Txn(true)
+		t = &tx{Txn: txn, bounds: s.bounds, index: index, silent: true}
+	}
+	result := Result{Index: index, Err: refused}
+	t.record(e, named, result)
+	txn.Commit()
+	if len(t.topics) > 0 {
+		s.subscribers.publish(Event{Index: index, Topics: t.topics})
+	}
+	return result
+}
+
+// record notes that the entry was applied: in the audit, among the proposals,
+// and in the state's index.
+func (t *tx) record(e Entry, named bool, result Result) {
+	m := t.view().meta()
+	m.Index = t.index
+	if result.Err != nil && result.Err.Code == CodeUnknownChange {
+		m.Unknown++
+	}
+	if !t.silent {
+		subject := t.subject
+		if subject == "" {
+			subject = e.Type
+		}
+		t.put(tableAudit, AuditEntry{Index: t.index, At: e.At, Actor: e.Actor, Action: e.Type, Subject: subject, Detail: clip(t.detail, MaxDetailBytes)})
+		t.touch("audit")
+		m.auditRows = t.keepNewest(tableAudit, "id", m.auditRows+1, t.bounds.audit)
+	}
+	if named {
+		t.put(tableProposals, proposalRow{ID: e.ID, Index: t.index, Result: result})
+		m.proposalRows = t.keepNewest(tableProposals, "index", m.proposalRows+1, t.bounds.proposals)
+	}
+	t.put(tableMeta, m)
+}
+
+// keepNewest drops a table's first rows by an index while there are more than
+// limit, and returns how many are left. The caller counts the rows: to walk a
+// table on every entry would cost milliseconds.
+func (t *tx) keepNewest(table, index string, rows, limit int) int {
+	for ; rows > limit; rows-- {
+		oldest, err := t.First(table, index)
+		must(err)
+		t.remove(table, oldest)
+	}
+	return rows
+}
+
+// maxYear is the last year whose times JSON can carry in every time zone.
+const maxYear = 9998
+
+// apply runs the entry's change. An unknown kind is told first: a newer server's
+// entry may break every other rule.
+func (t *tx) apply(e Entry) *Error {
+	f, known := appliers[e.Type]
+	switch {
+	case !known || e.Version != entryVersion:
+		return refuse(CodeUnknownChange, "this server does not know %q version %d; update all servers before this is used", clip(e.Type, MaxNameBytes), e.Version)
+	case e.Actor == "":
+		return refuse(CodeBadRequest, "actor is empty; name who wants the change")
+	case len(e.Actor) > MaxActorBytes:
+		return refuse(CodeBadRequest, "actor is %d bytes; give at most %d", len(e.Actor), MaxActorBytes)
+	case !validID(e.ID):
+		return refuse(CodeBadRequest, "id %q of the proposal: %s", e.ID, nameRule)
+	case e.At.UTC().Year() > maxYear:
+		return refuse(CodeBadRequest, "at is after the year %d; set the server's clock", maxYear)
+	}
+	return f(t, e.Body)
+}
+
+// on makes an applier out of a function of a decoded change.
+func on[C Change, P interface {
+	*C
+	Change
+}](f func(*tx, C) *Error,
+) func(*tx, json.RawMessage) *Error {
+	return func(t *tx, body json.RawMessage) *Error {
+		var c C
+		if refused := decodeBody(body, P(&c)); refused != nil {
+			return refused
+		}
+		return f(t, c)
+	}
+}
+
+// appliers maps each kind to what applies it. Append-only.
+var appliers = map[string]func(*tx, json.RawMessage) *Error{
+	ClusterInitialized{}.Kind():     on(applyClusterInitialized),
+	JoinTokenCreated{}.Kind():       on(applyJoinTokenCreated),
+	HostEnrolled{}.Kind():           on(applyHostEnrolled),
+	HostRemoved{}.Kind():            on(applyHostRemoved),
+	HostAddressesChanged{}.Kind():   on(applyHostAddressesChanged),
+	ReleasePublished{}.Kind():       on(applyReleasePublished),
+	ReleaseWithdrawn{}.Kind():       on(applyReleaseWithdrawn),
+	JobCreated{}.Kind():             on(applyJobCreated),
+	JobDispatched{}.Kind():          on(applyJobDispatched),
+	JobFinished{}.Kind():            on(applyJobFinished),
+	JobLogAppended{}.Kind():         on(applyJobLogAppended),
+	FleetUpdateStarted{}.Kind():     on(applyFleetUpdateStarted),
+	FleetUpdateHostSkipped{}.Kind(): on(applyFleetUpdateHostSkipped),
+	FleetUpdateHalted{}.Kind():      on(applyFleetUpdateHalted),
+	FleetUpdateCompleted{}.Kind():   on(applyFleetUpdateCompleted),
+	FleetUpdatePaused{}.Kind():      on(applyFleetUpdatePaused),
+	FleetUpdateResumed{}.Kind():     on(applyFleetUpdateResumed),
+	FleetUpdateCancelled{}.Kind():   on(applyFleetUpdateCancelled),
+	AlertResolved{}.Kind():          on(applyAlertResolved),
+	AlertAcknowledged{}.Kind():      on(applyAlertAcknowledged),
+	UserCreated{}.Kind():            on(applyUserCreated),
+	UserChanged{}.Kind():            on(applyUserChanged),
+	UserDeleted{}.Kind():            on(applyUserDeleted),
+	APITokenCreated{}.Kind():        on(applyAPITokenCreated),
+	APITokenRevoked{}.Kind():        on(applyAPITokenRevoked),
+	SessionCreated{}.Kind():         on(applySessionCreated),
+	SessionEnded{}.Kind():           on(applySessionEnded),
+}

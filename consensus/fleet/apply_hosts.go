@@ -1,0 +1,175 @@
+package fleet
+
+import (
+	"bytes"
+	"crypto/ed25519"
+)
+
+func applyClusterInitialized(t *tx, c ClusterInitialized) *Error {
+	m := t.view().meta()
+	if m.Cluster.ID != "" {
+		return refuse(CodeClusterExists, "the cluster %s is initialized already; let this server join it with --join and --token", m.Cluster.ID)
+	}
+	if c.Server.Segment == "" {
+		c.Server.Segment = DefaultSegment
+	}
+	switch {
+	case !validID(c.Cluster.ID):
+		return refuse(CodeBadRequest, "cluster.id %q: %s", c.Cluster.ID, nameRule)
+	case !validID(c.Server.ID):
+		return refuse(CodeBadRequest, "server.id %q: %s", c.Server.ID, nameRule)
+	case !ValidName(c.Server.Name):
+		return refuse(CodeBadRequest, "server.name %q: %s", c.Server.Name, nameRule)
+	case !validSegment(c.Server.Segment):
+		return refuse(CodeBadRequest, "server.segment %q: %s", c.Server.Segment, segmentRule)
+	}
+	if refused := checkAddresses(c.Server.GossipAddr, c.Server.PeerAddr, c.Server.HTTPAddr); refused != nil {
+		return refused
+	}
+	if refused := checkLabels(c.Server.Labels); refused != nil {
+		return refused
+	}
+	if refused := checkUser(c.Admin); refused != nil {
+		return refused
+	}
+	if refused := checkAPIToken(c.Token); refused != nil {
+		return refused
+	}
+	m.Cluster = c.Cluster
+	m.Cluster.CreatedAt = t.at
+	t.put(tableMeta, m)
+	c.Server.Role, c.Server.EnrolledAt = RoleServer, t.at
+	t.put(tableHosts, c.Server)
+	c.Admin.Role, c.Admin.CreatedAt = Admin, t.at
+	t.put(tableUsers, c.Admin)
+	c.Token.Role, c.Token.CreatedAt, c.Token.CreatedBy = Admin, t.at, t.actor
+	t.put(tableAPITokens, c.Token)
+	t.touch("cluster", "hosts", "host:"+c.Server.ID, "users", "tokens")
+	t.audit("cluster "+c.Cluster.ID, "first server "+c.Server.Name)
+	return nil
+}
+
+func applyJoinTokenCreated(t *tx, c JoinTokenCreated) *Error {
+	k := c.Token
+	if k.Segment == "" {
+		k.Segment = DefaultSegment
+	}
+	switch {
+	case !validID(k.ID):
+		return refuse(CodeBadRequest, "token.id %q: %s", k.ID, nameRule)
+	case !validID(k.Hash):
+		return refuse(CodeBadRequest, "token.hash: give the sha256 of the secret in hex")
+	case k.Role != RoleAgent && k.Role != RoleServer:
+		return refuse(CodeBadRequest, "role %q: give agent or server", k.Role)
+	case !validSegment(k.Segment):
+		return refuse(CodeBadRequest, "segment %q: %s", k.Segment, segmentRule)
+	case !k.ExpiresAt.After(t.at):
+		return refuse(CodeBadRequest, "ttl is not positive; give how long the token is good for, such as 15m")
+	}
+	_, sameID := first[JoinToken](t.Txn, tableJoinTokens, "id", k.ID)
+	if _, sameHash := t.view().JoinTokenByHash(k.Hash); sameID || sameHash {
+		return refuse(CodeConflict, "this join token exists already; make another one with: moult token create")
+	}
+	// Tokens that expired long ago are of no more use to anybody.
+	for _, old := range t.view().JoinTokens() {
+		if old.ExpiresAt.Add(expiredTokenRetention).Before(t.at) {
+			t.remove(tableJoinTokens, old)
+		}
+	}
+	k.CreatedAt, k.CreatedBy, k.UsedAt, k.UsedBy = t.at, t.actor, nil, ""
+	t.put(tableJoinTokens, k)
+	t.touch("tokens")
+	t.audit("join token "+k.ID, string(k.Role)+" in segment "+k.Segment)
+	return nil
+}
+
+// checkNewHost refuses a host that is not complete.
+func checkNewHost(h Host) *Error {
+	switch {
+	case !validID(h.ID):
+		return refuse(CodeBadRequest, "host.id %q: %s", h.ID, nameRule)
+	case !ValidName(h.Name):
+		return refuse(CodeBadRequest, "name %q: %s with --name", h.Name, nameRule)
+	case len(h.PublicKey) != ed25519.PublicKeySize:
+		return refuse(CodeBadRequest, "public_key is %d bytes; give the %d of an ed25519 key", len(h.PublicKey), ed25519.PublicKeySize)
+	case !ValidName(h.OS):
+		return refuse(CodeBadRequest, "os %q: give Go's name of it, such as linux", h.OS)
+	case !ValidName(h.Arch):
+		return refuse(CodeBadRequest, "arch %q: give Go's name of it, such as amd64", h.Arch)
+	}
+	if refused := checkAddresses(h.GossipAddr, h.PeerAddr, h.HTTPAddr); refused != nil {
+		return refused
+	}
+	return checkLabels(h.Labels)
+}
+
+func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
+	v := t.view()
+	token, ok := v.JoinTokenByHash(c.TokenHash)
+	if !ok {
+		return refuse(CodeTokenInvalid, "the join token is not known here; make a new one with: moult token create")
+	}
+	h := c.Host
+	known, enrolled := v.Host(h.ID)
+	if token.UsedAt != nil {
+		if enrolled && token.UsedBy == h.ID && bytes.Equal(known.PublicKey, h.PublicKey) {
+			t.unaudited() // it did not hear the first answer
+			return nil
+		}
+		return refuse(CodeTokenUsed, "the join token was used already; make a new one with: moult token create")
+	}
+	if t.at.After(token.ExpiresAt) {
+		return refuse(CodeTokenExpired, "the join token expired at %s; make a new one with: moult token create", token.ExpiresAt.UTC().Format(timeFormat))
+	}
+	if refused := checkNewHost(h); refused != nil {
+		return refused
+	}
+	if enrolled {
+		return refuse(CodeConflict, "host id %s has joined already; remove it first with: moult host remove %s", h.ID, known.Name)
+	}
+	if other, taken := v.HostByName(h.Name); taken {
+		return refuse(CodeNameTaken, "a host called %q has joined already (%s); give another --name, or remove that one first with: moult host remove %s", h.Name, other.Role, h.Name)
+	}
+	h.Role, h.Segment, h.EnrolledAt = token.Role, token.Segment, t.at
+	t.put(tableHosts, h)
+	at := t.at
+	token.UsedAt, token.UsedBy = &at, h.ID
+	t.put(tableJoinTokens, token)
+	t.touch("hosts", "host:"+h.ID, "tokens")
+	t.audit("host "+h.Name, string(h.Role)+" in segment "+h.Segment)
+	return nil
+}
+
+func (t *tx) host(id string) (Host, *Error) {
+	h, ok := t.view().Host(id)
+	if !ok {
+		return h, refuse(CodeHostNotFound, "no host has the id %q; `moult hosts` lists them", id)
+	}
+	return h, nil
+}
+
+func applyHostRemoved(t *tx, c HostRemoved) *Error {
+	h, refused := t.host(c.HostID)
+	if refused != nil {
+		return refused
+	}
+	t.remove(tableHosts, h)
+	t.touch("hosts", "host:"+h.ID)
+	t.audit("host "+h.Name, "")
+	return nil
+}
+
+func applyHostAddressesChanged(t *tx, c HostAddressesChanged) *Error {
+	h, refused := t.host(c.HostID)
+	if refused != nil {
+		return refused
+	}
+	if refused := checkAddresses(c.GossipAddr, c.PeerAddr, c.HTTPAddr); refused != nil {
+		return refused
+	}
+	h.GossipAddr, h.PeerAddr, h.HTTPAddr = c.GossipAddr, c.PeerAddr, c.HTTPAddr
+	t.put(tableHosts, h)
+	t.touch("hosts", "host:"+h.ID)
+	t.audit("host "+h.Name, "now at "+h.PeerAddr)
+	return nil
+}

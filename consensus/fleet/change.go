@@ -1,0 +1,262 @@
+package fleet
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Entry is one entry of the replicated log. Kinds are append-only: a kind is
+// never renamed, and its body only grows optional fields.
+type Entry struct {
+	Type    string `json:"type"`    // the change's Kind
+	Version int    `json:"version"` // of the body; 1 today
+	// ID names the proposal. An entry whose ID was applied before changes
+	// nothing and returns the first one's result, so a retry is safe.
+	ID    string          `json:"id"`
+	Actor string          `json:"actor"` // "user:alice", "token:ci", "host:NAME", "coordinator", "system"
+	At    time.Time       `json:"at"`    // by the clock of the leader that appended it
+	Body  json.RawMessage `json:"body"`
+}
+
+// Change is the body of an entry.
+type Change interface{ Kind() string }
+
+// Result is what applying an entry gave. Err is nil or an *Error; it is part of
+// the replicated outcome, equal on every server.
+type Result struct {
+	Index uint64 `json:"index"`
+	Err   *Error `json:"error,omitempty"`
+}
+
+// Error is a refusal that a person or a program can act on: Code is stable,
+// Message is a sentence that names what to do next.
+type Error struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// The codes of refusals. Those that DESIGN.md's HTTP API names keep their names there.
+const (
+	CodeUnknownChange       = "unknown_change"
+	CodeBadRequest          = "bad_request"
+	CodeClusterExists       = "cluster_exists"
+	CodeHostNotFound        = "host_not_found"
+	CodeNameTaken           = "name_taken"
+	CodeTokenInvalid        = "token_invalid"
+	CodeTokenExpired        = "token_expired"
+	CodeTokenUsed           = "token_used"
+	CodeReleaseNotFound     = "release_not_found"
+	CodeReleaseExists       = "release_exists"
+	CodeFleetUpdateRunning  = "fleet_update_running"
+	CodeFleetUpdateNotFound = "fleet_update_not_found"
+	CodeNothingToUpdate     = "nothing_to_update"
+	CodeNotRunning          = "not_running"
+	CodeUpdateInProgress    = "update_in_progress"
+	CodeJobNotFound         = "job_not_found"
+	CodeAlertNotFound       = "alert_not_found"
+	CodeUserNotFound        = "user_not_found"
+	CodeUserExists          = "user_exists"
+	CodeLastAdmin           = "last_admin"
+	CodeAPITokenNotFound    = "token_not_found"
+	CodeConflict            = "conflict" // the state moved on: e.g. the job is no longer running
+)
+
+// The changes. IDs (UUIDs) and secrets' hashes are made by the proposer.
+type (
+	// ClusterInitialized is the first entry of a cluster. Legal once.
+	ClusterInitialized struct {
+		Cluster Cluster  `json:"cluster"`
+		Server  Host     `json:"server"` // the bootstrapping server
+		Admin   User     `json:"admin"`
+		Token   APIToken `json:"token"` // the first admin API token
+	}
+
+	// JoinTokenCreated makes a join token.
+	JoinTokenCreated struct {
+		Token JoinToken `json:"token"`
+	}
+	// HostEnrolled lets a host in and uses up the token. Repeating it with the
+	// same token, host ID and key succeeds and changes nothing: the host did not
+	// hear the first answer.
+	HostEnrolled struct {
+		TokenHash string `json:"token_hash"`
+		Host      Host   `json:"host"` // Role and Segment are taken from the token
+	}
+	// HostRemoved deletes a host. Its pending turn is skipped when it comes.
+	HostRemoved struct {
+		HostID string `json:"host_id"`
+	}
+	// HostAddressesChanged records where a host now listens.
+	HostAddressesChanged struct {
+		HostID     string `json:"host_id"`
+		GossipAddr string `json:"gossip_addr"`
+		PeerAddr   string `json:"peer_addr"`
+		HTTPAddr   string `json:"http_addr"`
+	}
+
+	// ReleasePublished makes a release available. Its bytes are on a majority of
+	// servers by then. Version and Number must be new.
+	ReleasePublished struct {
+		Release Release `json:"release"`
+	}
+	// ReleaseWithdrawn takes a release out of choice. Refused while an active
+	// fleet update or job targets it (CodeConflict).
+	ReleaseWithdrawn struct {
+		Version string `json:"version"`
+	}
+
+	// JobCreated queues an update of a single host. Refused with
+	// CodeUpdateInProgress when the host has a job that is not done or stands
+	// pending or running in the active fleet update.
+	JobCreated struct {
+		JobID         string `json:"job_id"`
+		HostID        string `json:"host_id"`
+		TargetVersion string `json:"target_version"`
+	}
+	// JobDispatched is the intent behind an order. For a turn of a fleet update
+	// it creates the job (the turn must be pending, the fleet update running, the
+	// host without another unfinished job) and marks the turn running; for a
+	// queued job (FleetUpdateID empty) it marks it running. Never legal while
+	// another job is running (the in-flight limit is MaxInFlight), nor after a
+	// failure halted the fleet update.
+	JobDispatched struct {
+		JobID         string `json:"job_id"`
+		HostID        string `json:"host_id"`
+		FleetUpdateID string `json:"fleet_update_id,omitempty"`
+		FromVersion   string `json:"from_version"`
+		Boot          uint64 `json:"boot"`
+	}
+	// JobFinished is the verdict. Status is succeeded (running jobs only), failed
+	// or (queued jobs only) cancelled. A success resolves the host's open
+	// update_failed alerts, and the others that this target opened. A failure within a fleet update marks the turn failed,
+	// halts the fleet update and opens alerts, all in the same entry. The last
+	// turn's success does not complete the fleet update: FleetUpdateCompleted does.
+	JobFinished struct {
+		JobID   string    `json:"job_id"`
+		Status  JobStatus `json:"status"`
+		Error   string    `json:"error,omitempty"`
+		Sources []Source  `json:"sources,omitempty"`
+	}
+	// JobLogAppended adds lines to a job's log. First is the number that the host
+	// gave the first of them (it counts its own lines from 1): lines up to the
+	// highest number stored are dropped, so a resend is harmless. First is 0 for
+	// the coordinator's own lines. Seq is given by Apply. See MaxJobLogLines.
+	JobLogAppended struct {
+		JobID string    `json:"job_id"`
+		First uint64    `json:"first"`
+		Lines []LogLine `json:"lines"`
+	}
+
+	// FleetUpdateStarted starts a fleet update. The proposer chose the hosts, in
+	// order; the target must be a release that is not withdrawn.
+	FleetUpdateStarted struct {
+		ID            string   `json:"id"`
+		TargetVersion string   `json:"target_version"`
+		HostIDs       []string `json:"host_ids"`
+	}
+	// FleetUpdateHostSkipped passes a pending host over.
+	FleetUpdateHostSkipped struct {
+		ID     string `json:"id"`
+		HostID string `json:"host_id"`
+		Reason string `json:"reason"`
+	}
+	// FleetUpdateHalted fails a pending host's turn without a job, and halts:
+	// "host went offline: NAME".
+	FleetUpdateHalted struct {
+		ID     string `json:"id"`
+		HostID string `json:"host_id"`
+		Reason string `json:"reason"`
+	}
+	// FleetUpdateCompleted ends a running fleet update none of whose turns is
+	// pending or running.
+	FleetUpdateCompleted struct {
+		ID string `json:"id"`
+	}
+	// FleetUpdatePaused stops dispatching; the current job runs on.
+	FleetUpdatePaused struct {
+		ID string `json:"id"`
+	}
+	// FleetUpdateResumed ends a pause.
+	FleetUpdateResumed struct {
+		ID string `json:"id"`
+	}
+	// FleetUpdateCancelled ends a fleet update: no further dispatch, the current
+	// job runs on and is judged normally (its turn's status still follows it).
+	// Pending turns become skipped ("cancelled").
+	FleetUpdateCancelled struct {
+		ID string `json:"id"`
+	}
+
+	// AlertResolved closes an alert by itself: the host came back at the target.
+	AlertResolved struct {
+		AlertID string `json:"alert_id"`
+	}
+	// AlertAcknowledged closes an alert by hand.
+	AlertAcknowledged struct {
+		AlertID string `json:"alert_id"`
+	}
+
+	// UserCreated adds a user. Names are unique.
+	UserCreated struct {
+		User User `json:"user"`
+	}
+	// UserChanged sets the role or the password hash, whichever is not empty;
+	// a change of either ends the user's sessions.
+	UserChanged struct {
+		UserID       string   `json:"user_id"`
+		Role         UserRole `json:"role,omitempty"`
+		PasswordHash string   `json:"password_hash,omitempty"`
+	}
+	// UserDeleted deletes a user and its sessions. The last admin stays (CodeLastAdmin).
+	UserDeleted struct {
+		UserID string `json:"user_id"`
+	}
+	// APITokenCreated adds an API token.
+	APITokenCreated struct {
+		Token APIToken `json:"token"`
+	}
+	// APITokenRevoked deletes an API token.
+	APITokenRevoked struct {
+		TokenID string `json:"token_id"`
+	}
+	// SessionCreated signs a browser in; sessions that have expired by the
+	// entry's time are dropped in passing.
+	SessionCreated struct {
+		Session Session `json:"session"`
+	}
+	// SessionEnded signs a browser out.
+	SessionEnded struct {
+		Hash string `json:"hash"`
+	}
+)
+
+// Kind returns the entry type of each change.
+func (ClusterInitialized) Kind() string     { return "cluster_initialized" }
+func (JoinTokenCreated) Kind() string       { return "join_token_created" }
+func (HostEnrolled) Kind() string           { return "host_enrolled" }
+func (HostRemoved) Kind() string            { return "host_removed" }
+func (HostAddressesChanged) Kind() string   { return "host_addresses_changed" }
+func (ReleasePublished) Kind() string       { return "release_published" }
+func (ReleaseWithdrawn) Kind() string       { return "release_withdrawn" }
+func (JobCreated) Kind() string             { return "job_created" }
+func (JobDispatched) Kind() string          { return "job_dispatched" }
+func (JobFinished) Kind() string            { return "job_finished" }
+func (JobLogAppended) Kind() string         { return "job_log_appended" }
+func (FleetUpdateStarted) Kind() string     { return "fleet_update_started" }
+func (FleetUpdateHostSkipped) Kind() string { return "fleet_update_host_skipped" }
+func (FleetUpdateHalted) Kind() string      { return "fleet_update_halted" }
+func (FleetUpdateCompleted) Kind() string   { return "fleet_update_completed" }
+func (FleetUpdatePaused) Kind() string      { return "fleet_update_paused" }
+func (FleetUpdateResumed) Kind() string     { return "fleet_update_resumed" }
+func (FleetUpdateCancelled) Kind() string   { return "fleet_update_cancelled" }
+func (AlertResolved) Kind() string          { return "alert_resolved" }
+func (AlertAcknowledged) Kind() string      { return "alert_acknowledged" }
+func (UserCreated) Kind() string            { return "user_created" }
+func (UserChanged) Kind() string            { return "user_changed" }
+func (UserDeleted) Kind() string            { return "user_deleted" }
+func (APITokenCreated) Kind() string        { return "api_token_created" }
+func (APITokenRevoked) Kind() string        { return "api_token_revoked" }
+func (SessionCreated) Kind() string         { return "session_created" }
+func (SessionEnded) Kind() string           { return "session_ended" }

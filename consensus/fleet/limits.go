@@ -1,0 +1,149 @@
+package fleet
+
+import (
+	"encoding/hex"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// The limits of the state. They are part of the replicated outcome: servers
+// that disagree on one come to hold different states.
+const (
+	MaxInFlight     = 1       // jobs running at a time
+	MaxJobLogLines  = 10_000  // lines kept per job; the first ones win, and one more says so
+	MaxLogLineBytes = 4 << 10 // a longer line is cut
+	MaxAuditEntries = 100_000 // the oldest are dropped
+	MaxProposals    = 10_000  // proposal IDs remembered; the oldest are dropped
+	MaxFleetHosts   = 20_000  // hosts of one fleet update: what one entry of 1 MiB can name
+	MaxSources      = 64      // sources kept per job; the first ones win
+)
+
+// The limits of what a change may carry, in bytes where nothing else is said.
+const (
+	MaxIDBytes           = 64 // of IDs and of the hex of a sha256
+	MaxNameBytes         = 64
+	MaxVersionBytes      = 64
+	MaxSegmentBytes      = 32
+	MaxAddressBytes      = 255
+	MaxActorBytes        = 128
+	MaxPasswordHashBytes = 512
+	MaxLabels            = 32 // labels of a host
+	MaxLabelValueBytes   = 64
+	MaxReasonBytes       = 8 << 10 // of errors, reasons and alerts; longer ones are cut
+	MaxDetailBytes       = 1 << 10 // of an audit entry's detail; longer ones are cut
+	MaxMessageBytes      = 1 << 10 // of a refusal's message; longer ones are cut
+	MaxArtifacts         = 64      // artifacts of a release
+	MaxManifestBytes     = 256 << 10
+	MaxSignatureBytes    = 4 << 10
+)
+
+// timeFormat is how messages tell a time, in UTC.
+const timeFormat = "2006-01-02 15:04:05 MST"
+
+// expiredTokenRetention is how long an expired join token is kept, so that its
+// late use gets the right error.
+const expiredTokenRetention = 30 * 24 * time.Hour
+
+// bounds are the limits of tables, apart so that tests can reach them.
+type bounds struct {
+	audit, proposals int
+	jobLines         uint64
+}
+
+var defaultBounds = bounds{audit: MaxAuditEntries, proposals: MaxProposals, jobLines: MaxJobLogLines}
+
+// What the validators below accept, told for people.
+const (
+	nameRule    = "give 1 to 64 of a-z A-Z 0-9 . _ -"
+	segmentRule = "give 1 to 32 of a-z A-Z 0-9 . _ -"
+	versionRule = "give 1 to 64 of a-z A-Z 0-9 . _ + -"
+	roleRule    = "give admin, operator or viewer"
+)
+
+// ValidName tells whether a name is one that a host, a user, a segment or an
+// API token may bear: 1 to 64 of a-z A-Z 0-9 . _ -
+func ValidName(s string) bool { return validWord(s, MaxNameBytes, "._-") }
+
+// ValidVersion tells whether a version is one that a release may bear: 1 to 64
+// of a-z A-Z 0-9 . _ + -
+func ValidVersion(s string) bool { return validWord(s, MaxVersionBytes, "._+-") }
+
+// validID keeps IDs to characters that no index, file name or address has to
+// escape; a NUL in one would run into its neighbour in an index.
+func validID(s string) bool { return validWord(s, MaxIDBytes, "._-") }
+
+func validSegment(s string) bool { return validWord(s, MaxSegmentBytes, "._-") }
+
+func validRole(r UserRole) bool { return r == Admin || r == Operator || r == Viewer }
+
+func validWord(s string, limit int, also string) bool {
+	if s == "" || len(s) > limit {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case strings.IndexByte(also, c) >= 0:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func validDigest(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == 32 && s == strings.ToLower(s)
+}
+
+// checkAddresses refuses an address that is too long, naming its field.
+func checkAddresses(gossip, peer, http string) *Error {
+	for _, a := range []struct{ field, addr string }{{"gossip_addr", gossip}, {"peer_addr", peer}, {"http_addr", http}} {
+		if len(a.addr) > MaxAddressBytes {
+			return refuse(CodeBadRequest, "%s is %d bytes; give host:port of at most %d", a.field, len(a.addr), MaxAddressBytes)
+		}
+	}
+	return nil
+}
+
+// checkLabels refuses labels that are too many or too long, naming the first
+// bad one in the order of keys, so that all servers name the same one.
+func checkLabels(labels map[string]string) *Error {
+	if len(labels) > MaxLabels {
+		return refuse(CodeBadRequest, "labels has %d entries; give at most %d", len(labels), MaxLabels)
+	}
+	keys := make([]string, 0, len(labels))
+	for k := range labels {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		if !ValidName(k) {
+			return refuse(CodeBadRequest, "labels: key %q: %s", k, nameRule)
+		}
+		if v := labels[k]; v != "" && !validWord(v, MaxLabelValueBytes, "._-") {
+			return refuse(CodeBadRequest, "labels: value %q of %s: give at most %d of a-z A-Z 0-9 . _ -", v, k, MaxLabelValueBytes)
+		}
+	}
+	return nil
+}
+
+// ellipsis ends a text that was cut.
+const ellipsis = "…"
+
+// clip cuts a text to at most limit bytes. It cuts between runes: half a rune
+// would be stored as it is but come back from a snapshot as U+FFFD, and the
+// restored server's state would differ from the others'.
+func clip(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	end := limit - len(ellipsis)
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + ellipsis
+}
