@@ -1,0 +1,164 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Limits of the join protocol.
+const (
+	joinPath     = "/join"
+	joinTimeout  = 20 * time.Second // the whole exchange: the server may be amid an election
+	maxJoinBody  = 64 << 10         // bytes, either way
+	maxJoinField = 255              // bytes of each text field
+)
+
+// joinContext begins what a join's signature covers, so that it is good for
+// nothing else.
+const joinContext = "moult join 1"
+
+// JoinRequest is what a new host asks with: POST /join on moult-join, as JSON.
+// Unknown fields are ignored, so that a newer host can ask an older server.
+type JoinRequest struct {
+	Secret     string `json:"secret,omitempty"`    // the token's; set by Join, cleared before enroll sees it
+	HostID     string `json:"host_id"`             // a UUID; set by Join
+	Name       string `json:"name"`                // for people
+	OS         string `json:"os"`                  // Go's name of it
+	Arch       string `json:"arch"`                // Go's name of it
+	Version    string `json:"version"`             // what the host runs
+	GossipAddr string `json:"gossip_addr"`         // HOST:PORT as others reach it
+	PeerAddr   string `json:"peer_addr"`           // HOST:PORT of its node port
+	HTTPAddr   string `json:"http_addr,omitempty"` // HOST:PORT of its UI; servers only
+	PublicKey  []byte `json:"public_key"`          // ed25519, 32 bytes; set by Join
+	Signature  []byte `json:"signature,omitempty"` // proves the private key; set by Join
+}
+
+// signed is what Signature covers: that the holder of this key wants to be this
+// host by this token. The rest of the request is protected by TLS alone. None
+// of the fields can contain a newline.
+func (r JoinRequest) signed() []byte {
+	return fmt.Appendf(nil, "%s\n%s\n%s\n%x", joinContext, hashSecret(r.Secret), r.HostID, r.PublicKey)
+}
+
+// CodedError is a refusal of a join: Code is stable, Message tells a person what
+// to do next.
+type CodedError struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Status  int    `json:"-"` // HTTP
+}
+
+func (e *CodedError) Error() string { return e.Message }
+
+// joinRefusal is the body of an answer that is no Enrolment.
+type joinRefusal struct {
+	Error *CodedError `json:"error"`
+}
+
+// Join asks the server at addr (HOST:PORT of its node port) for a certificate,
+// keeps the answer in the store and returns the credentials. It takes at most
+// 20 s. HostID, Secret, PublicKey and Signature of req are filled in.
+//
+// Errors: ErrUntrustedServer when the server is not of the token's cluster, and
+// the secret was not sent; ErrOtherCluster when the store is of another cluster,
+// and nobody was asked; *CodedError when the server refuses. After any other
+// error the token may have been used for this very host: call Join again with
+// the same token and store, here or at another server, and it gives the same
+// host.
+func Join(ctx context.Context, addr string, tok Token, s *Store, req JoinRequest) (Credentials, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	if tok.secret == "" {
+		return Credentials{}, errors.New("no join token given; create one on a server with: moult token create")
+	}
+	// Before the token is spent on it.
+	if err := s.refuseOtherCA(tok.CAHash); err != nil {
+		return Credentials{}, err
+	}
+	hostID, key, err := s.HostKey()
+	if err != nil {
+		return Credentials{}, err
+	}
+	req.HostID, req.Secret, req.PublicKey = hostID, tok.secret, publicOf(key)
+	req.Signature = ed25519.Sign(key, req.signed())
+	e, err := askToJoin(ctx, addr, tok.CAHash, req)
+	if err != nil {
+		return Credentials{}, err
+	}
+	if hash, err := CAHash(e.CAPEM); err != nil || hash != tok.CAHash {
+		return Credentials{}, errors.New("the server answered with another CA than the join token's; update that server, or join through another one")
+	}
+	if err := s.Save(e); err != nil {
+		return Credentials{}, err
+	}
+	return s.Load()
+}
+
+// askToJoin does the exchange with the server.
+func askToJoin(ctx context.Context, addr, caHash string, req JoinRequest) (Enrolment, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return Enrolment{}, err
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return Enrolment{}, fmt.Errorf("%w; give --join a server's node port as HOST:PORT", err)
+	}
+	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+joinPath, bytes.NewReader(body))
+	if err != nil {
+		return Enrolment{}, fmt.Errorf("%w; give --join a server's node port as HOST:PORT", err)
+	}
+	hr.Header.Set("Content-Type", "application/json")
+	resp, err := joinClient(caHash).Do(hr)
+	if errors.Is(err, ErrUntrustedServer) {
+		return Enrolment{}, err
+	}
+	if err != nil {
+		return Enrolment{}, fmt.Errorf("%w; check that %s is a server's node port (7947 by default) and can be reached from here", err, addr)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxJoinBody+1))
+	if err != nil {
+		return Enrolment{}, fmt.Errorf("read the server's answer: %w; try again", err)
+	}
+	if len(answer) > maxJoinBody {
+		return Enrolment{}, fmt.Errorf("the server's answer is longer than %d bytes; update this host's moult", maxJoinBody)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var refusal joinRefusal
+		if json.Unmarshal(answer, &refusal) == nil && refusal.Error != nil && refusal.Error.Message != "" {
+			refusal.Error.Status = resp.StatusCode
+			return Enrolment{}, refusal.Error
+		}
+		return Enrolment{}, &CodedError{Code: "unknown", Message: fmt.Sprintf("%s answers %s; look at that server's log", addr, resp.Status), Status: resp.StatusCode}
+	}
+	var e Enrolment
+	if err := json.Unmarshal(answer, &e); err != nil {
+		return Enrolment{}, fmt.Errorf("read the server's answer: %w; try again", err)
+	}
+	return e, nil
+}
+
+// joinClient makes one request, over one connection, to a server under the
+// pinned CA, and follows no redirect: a body with a secret in it goes nowhere else.
+func joinClient(caHash string) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				d := tls.Dialer{Config: joinTLS(caHash)}
+				return d.DialContext(ctx, network, addr)
+			},
+			DisableKeepAlives:      true,
+			MaxResponseHeaderBytes: maxJoinBody,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}

@@ -1,0 +1,53 @@
+package nodeport
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	"moult/mesh/identity"
+)
+
+// Client returns an HTTP client for other hosts' node ports. Its URLs are
+// https://HOST:PORT/PATH; it follows no redirect and uses no proxy. want (nil:
+// any host of the cluster) may refuse who answers, by its certificate.
+// Connecting takes at most 5 s; the rest of a call is bounded by its context.
+func Client(creds identity.Credentials, want func(identity.Identity) error) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext: func(context.Context, string, string) (net.Conn, error) {
+				return nil, errors.New("node ports speak TLS; the URL must begin with https://")
+			},
+			DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+				return dial(ctx, addr, creds.ClientTLS(identity.ALPNHTTP, want))
+			},
+			MaxIdleConnsPerHost:    clientIdlePerHop,
+			IdleConnTimeout:        clientIdle,
+			MaxResponseHeaderBytes: maxHeaderBytes,
+			DisableCompression:     true,
+		},
+		// A peer's answer does not decide whom this host talks to next.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// DialRaft opens a Raft connection to the server at addr (HOST:PORT of its node
+// port), within 5 s. It errs when something else than a server of the cluster
+// answers. A server that refuses this host shows that on the first read only.
+func DialRaft(ctx context.Context, creds identity.Credentials, addr string) (net.Conn, error) {
+	return dial(ctx, addr, creds.ClientTLS(identity.ALPNRaft, nil))
+}
+
+func dial(ctx context.Context, addr string, cfg *tls.Config) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	d := tls.Dialer{Config: cfg}
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial node port %s: %w", addr, err)
+	}
+	return conn, nil
+}

@@ -1,0 +1,311 @@
+package mesh
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// maxPeers bounds what a pool remembers of members that are gone.
+const maxPeers = 4096
+
+// pool is one segment: a memberlist, and what it last said of each member.
+type pool struct {
+	segment   string
+	seeds     []string
+	list      *memberlist.Memberlist
+	self      string
+	ownAddr   string
+	ownIP     net.IP
+	broadcast *broadcastQueue
+	timing    Timing
+
+	meta    func() []byte       // the node's own signed record
+	receive func(*pool, []byte) // takes over the bytes; never blocks
+	notify  func()              // peers changed; never blocks
+
+	announce chan struct{} // own record changed; capacity 1
+
+	mu      sync.Mutex
+	peers   map[string]*peer // by host id
+	changes uint64
+}
+
+// peer is memberlist's view of a member, under the pool's lock.
+type peer struct {
+	node    memberlist.Node // a copy; Meta is its own
+	alive   bool
+	since   time.Time
+	change  uint64 // counts the pool's changes
+	dirty   bool   // not yet taken over into the roster
+	counted bool   // its present record was already counted as refused
+}
+
+// open starts the memberlist. The delegates are complete before it: memberlist
+// calls them while it is created.
+func (p *pool) open(cfg Config, pc PoolConfig, logger *slog.Logger) error {
+	if !validSegment(pc.Segment) {
+		return fmt.Errorf("segment %q: want 1 to %d letters, digits, '-', '_' or '.'", pc.Segment, maxSegment)
+	}
+	keyring, err := memberlist.NewKeyring(pc.Keys, pc.Keys[0])
+	if err != nil {
+		return fmt.Errorf("gossip keys of segment %q: %w", pc.Segment, err)
+	}
+	allowed, err := parseNetworks(pc.Allow)
+	if err != nil {
+		return fmt.Errorf("segment %q: %w", pc.Segment, err)
+	}
+	mc := memberlist.DefaultLANConfig()
+	mc.Name = cfg.Identity.HostID
+	mc.Label = "moult/" + cfg.Identity.Cluster + "/" + pc.Segment
+	mc.Keyring = keyring
+	mc.EnableCompression = false // doubles the CPU for little
+	mc.GossipInterval = p.timing.Gossip
+	mc.PushPullInterval = p.timing.PushPull
+	mc.ProbeInterval = p.timing.Probe
+	mc.ProbeTimeout = p.timing.Probe / 2
+	mc.DeadNodeReclaimTime = p.timing.Reclaim
+	mc.TCPTimeout = p.timing.Stream
+	mc.CIDRsAllowed = allowed
+	mc.Logger = log.New(memberlistLog{logger}, "", 0)
+	mc.Delegate, mc.Events, mc.Alive = p, p, p
+	transport, bound, err := openTransport(cfg.Transport, pc, mc.Logger)
+	if err != nil {
+		return err
+	}
+	bounded := newBoundedTransport(transport, p.timing.Stream)
+	mc.Transport = bounded
+	if mc.AdvertiseAddr, mc.AdvertisePort, err = advertised(pc, bound); err != nil {
+		return errors.Join(err, bounded.Shutdown())
+	}
+	p.list, err = memberlist.Create(mc)
+	if err != nil {
+		return errors.Join(fmt.Errorf("start gossip in segment %q: %w", pc.Segment, err), bounded.Shutdown())
+	}
+	// Read once, here: memberlist writes to the node it returns.
+	local := p.list.LocalNode()
+	p.ownAddr, p.ownIP = local.Address(), local.Addr
+	return nil
+}
+
+func parseNetworks(cidrs []string) ([]net.IPNet, error) {
+	if len(cidrs) == 0 {
+		return nil, nil
+	}
+	nets, err := memberlist.ParseCIDRs(cidrs)
+	if err != nil {
+		return nil, fmt.Errorf("allowed networks: %w", err)
+	}
+	return nets, nil
+}
+
+// NodeMeta is memberlist asking for the node's record.
+func (p *pool) NodeMeta(int) []byte { return p.meta() }
+
+// NotifyMsg is memberlist handing over a message, whose memory it keeps.
+func (p *pool) NotifyMsg(b []byte) { p.receive(p, bytes.Clone(b)) }
+
+// GetBroadcasts is memberlist asking for what to gossip along.
+func (p *pool) GetBroadcasts(overhead, limit int) [][]byte {
+	return p.broadcast.take(overhead, limit)
+}
+
+// LocalState is unused: memberlist's own exchange carries the records.
+func (p *pool) LocalState(bool) []byte { return nil }
+
+// MergeRemoteState is unused.
+func (p *pool) MergeRemoteState([]byte, bool) {}
+
+// NotifyAlive keeps members out whose metadata is not the record of a host of
+// that name. Whether the host signed it is judged later, because the enrolment
+// may reach this server after the host does.
+func (p *pool) NotifyAlive(n *memberlist.Node) error {
+	if n.Name == p.self {
+		return nil
+	}
+	rec, err := DecodeRecord(n.Meta)
+	if err != nil {
+		return err
+	}
+	if rec.HostID != n.Name {
+		return fmt.Errorf("%w: member %s carries the record of %s", ErrMalformed, n.Name, rec.HostID)
+	}
+	return nil
+}
+
+// NotifyJoin, NotifyUpdate and NotifyLeave note what changed; the node's own
+// goroutine takes it from there. memberlist holds its lock meanwhile.
+func (p *pool) NotifyJoin(n *memberlist.Node)   { p.note(n, true) }
+func (p *pool) NotifyUpdate(n *memberlist.Node) { p.note(n, true) }
+func (p *pool) NotifyLeave(n *memberlist.Node)  { p.note(n, false) }
+
+func (p *pool) note(n *memberlist.Node, alive bool) {
+	if n.Name == p.self {
+		return
+	}
+	node := *n
+	node.Meta = bytes.Clone(n.Meta)
+	p.mu.Lock()
+	if len(p.peers) >= maxPeers {
+		p.forgetOldest()
+	}
+	p.changes++
+	p.peers[n.Name] = &peer{node: node, alive: alive, since: time.Now(), change: p.changes, dirty: true}
+	p.mu.Unlock()
+	p.notify()
+}
+
+func (p *pool) forgetOldest() {
+	var oldest string
+	for id, q := range p.peers {
+		if !q.alive && (oldest == "" || q.since.Before(p.peers[oldest].since)) {
+			oldest = id
+		}
+	}
+	delete(p.peers, oldest)
+}
+
+// livePeer returns a member that memberlist holds for alive.
+func (p *pool) livePeer(hostID string) (*memberlist.Node, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q, ok := p.peers[hostID]
+	if !ok || !q.alive {
+		return nil, false
+	}
+	node := q.node
+	return &node, true
+}
+
+// livePeers returns the host ids of the other members that are alive.
+func (p *pool) livePeers() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var ids []string
+	for id, q := range p.peers {
+		if q.alive {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// send carries one message to a live member over a stream.
+func (p *pool) send(hostID string, msg []byte) error {
+	node, ok := p.livePeer(hostID)
+	if !ok {
+		return ErrUnreachable
+	}
+	if err := p.list.SendReliable(node, msg); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return nil
+}
+
+// missing returns addresses to join by, at most eight, at random: of peers that
+// failed, and of the seeds that are not among the live members. A seed whose
+// members advertise another address never looks live, so that a pool that is
+// not alone asks for seeds only now and then.
+func (p *pool) missing() (addrs []string, alone bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	live := map[string]bool{p.ownAddr: true}
+	alone = true
+	for _, q := range p.peers {
+		if q.alive {
+			live[q.node.Address()] = true
+			alone = false
+		}
+	}
+	want := map[string]bool{}
+	for _, q := range p.peers {
+		if !q.alive && time.Since(q.since) < hintLifetime && (alone || !q.leaving()) {
+			want[q.node.Address()] = true
+		}
+	}
+	if alone || rand.N(6) == 0 {
+		for _, s := range p.seeds {
+			want[s] = true
+		}
+	}
+	for a := range live {
+		delete(want, a)
+	}
+	addrs = slices.Sorted(maps.Keys(want))
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	return addrs[:min(len(addrs), 8)], alone
+}
+
+func (q *peer) leaving() bool {
+	rec, err := DecodeRecord(q.node.Meta)
+	return err == nil && rec.Leaving
+}
+
+// rejoin looks for known peers that are missing until stop closes: a mass
+// restart, or a healed partition, must come together without anybody's help.
+func (p *pool) rejoin(stop <-chan struct{}) {
+	first := min(time.Second, p.timing.Rejoin)
+	wait := first
+	for {
+		addrs, alone := p.missing()
+		for _, a := range addrs {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_, _ = p.list.Join([]string{a}) // memberlist logs why not
+		}
+		next := p.timing.Rejoin
+		if alone {
+			next, wait = wait, min(2*wait, p.timing.Rejoin)
+		} else {
+			wait = first
+		}
+		// Spread, so that the hosts of a restarted site don't all knock at once.
+		if !pause(stop, next*3/4+rand.N(next/4+1)) {
+			return
+		}
+	}
+}
+
+// announceLoop gossips the node's record whenever it changed.
+func (p *pool) announceLoop(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-p.announce:
+			// It queues the record at once; the timeout ends only the wait for its sending.
+			_ = p.list.UpdateNode(p.timing.Gossip)
+		}
+	}
+}
+
+func pause(stop <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-stop:
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func atoi(s string) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return int(n), err
+}

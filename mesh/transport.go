@@ -1,0 +1,213 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// openTransport listens for a pool. It returns the port that is bound.
+func openTransport(factory TransportFactory, pc PoolConfig, logger *log.Logger) (memberlist.NodeAwareTransport, int, error) {
+	if factory != nil {
+		t, err := factory(pc.Segment, pc.Bind)
+		if err != nil {
+			return nil, 0, err
+		}
+		_, port, err := t.FinalAdvertiseAddr("", 0)
+		if err != nil {
+			return nil, 0, errors.Join(err, t.Shutdown())
+		}
+		return t, port, nil
+	}
+	host, port, err := splitAddress(pc.Bind)
+	if err != nil {
+		return nil, 0, fmt.Errorf("gossip address %q of segment %q: %w; give it as host:port with --gossip", pc.Bind, pc.Segment, err)
+	}
+	ip, err := resolveIP(host)
+	if err != nil {
+		return nil, 0, fmt.Errorf("gossip address %q of segment %q: %w", pc.Bind, pc.Segment, err)
+	}
+	attempts := 1
+	if port == 0 {
+		attempts = 10 // the free TCP port may be taken for UDP
+	}
+	var t *memberlist.NetTransport
+	for range attempts {
+		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{ip.String()}, BindPort: port, Logger: logger})
+		if err == nil {
+			return t, t.GetAutoBindPort(), nil
+		}
+	}
+	// memberlist flattens the error, so that its text is all there is.
+	if errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), "address already in use") || strings.Contains(err.Error(), "Only one usage of each socket address") {
+		return nil, 0, fmt.Errorf("gossip port %s is in use; stop what listens there, or choose another with --gossip", pc.Bind)
+	}
+	return nil, 0, fmt.Errorf("listen for gossip on %s: %w", pc.Bind, err)
+}
+
+// advertised resolves the address that others reach a pool's transport by.
+// memberlist takes only an IP address.
+func advertised(pc PoolConfig, bound int) (ip string, port int, err error) {
+	host, port, err := "", bound, error(nil)
+	if pc.Advertise != "" {
+		if host, port, err = splitAddress(pc.Advertise); err != nil {
+			return "", 0, fmt.Errorf("advertised gossip address %q: %w", pc.Advertise, err)
+		}
+		if port == 0 {
+			port = bound
+		}
+	}
+	addr, err := resolveIP(host)
+	if err != nil {
+		return "", 0, fmt.Errorf("advertised gossip address %q: %w", pc.Advertise, err)
+	}
+	if addr.IsUnspecified() {
+		if host, _, err := splitAddress(pc.Bind); err == nil {
+			if bind, err := resolveIP(host); err == nil {
+				addr = bind
+			}
+		}
+	}
+	if addr.IsUnspecified() {
+		addr = ownAddress()
+	}
+	return addr.String(), port, nil
+}
+
+func splitAddress(addr string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, err
+	}
+	if port, err = atoi(text); err != nil {
+		return "", 0, fmt.Errorf("port %q is not a number from 0 to 65535", text)
+	}
+	return host, port, nil
+}
+
+// resolveIP returns host's address; "" is the unspecified one.
+func resolveIP(host string) (net.IP, error) {
+	if host == "" {
+		return net.IPv4zero, nil
+	}
+	if ip := net.ParseIP(host); ip != nil {
+		return ip, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupIPAddr(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		if a.IP.To4() != nil {
+			return a.IP, nil
+		}
+	}
+	return addrs[0].IP, nil
+}
+
+// ownAddress picks the address that others most likely reach this host by: a
+// private one, else any global one, else loopback.
+func ownAddress() net.IP {
+	addrs, _ := net.InterfaceAddrs()
+	var global net.IP
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok || !n.IP.IsGlobalUnicast() {
+			continue
+		}
+		if n.IP.To4() != nil && n.IP.IsPrivate() {
+			return n.IP
+		}
+		if global == nil || global.To4() == nil && n.IP.To4() != nil {
+			global = n.IP
+		}
+	}
+	if global == nil {
+		global = net.IPv4(127, 0, 0, 1)
+	}
+	return global
+}
+
+// boundedTransport gives each outgoing stream a deadline, and ends dials and
+// streams with the pool. memberlist sets no deadline when it sends a message: a
+// peer that accepts but does not read would hold the sender for ever.
+type boundedTransport struct {
+	memberlist.NodeAwareTransport
+	limit  time.Duration
+	ctx    context.Context // ends with the pool
+	cancel context.CancelFunc
+}
+
+func newBoundedTransport(t memberlist.NodeAwareTransport, limit time.Duration) *boundedTransport {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &boundedTransport{NodeAwareTransport: t, limit: limit, ctx: ctx, cancel: cancel}
+}
+
+// DialAddressTimeout opens a stream that lives as long as the limit at most.
+func (t *boundedTransport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	conn, err := t.dial(a, min(timeout, t.limit))
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.SetDeadline(time.Now().Add(t.limit)); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &boundedConn{Conn: conn, release: context.AfterFunc(t.ctx, func() { conn.Close() })}, nil
+}
+
+func (t *boundedTransport) dial(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	if _, ok := t.NodeAwareTransport.(*memberlist.NetTransport); !ok {
+		return t.NodeAwareTransport.DialAddressTimeout(a, timeout)
+	}
+	dialer := net.Dialer{Timeout: timeout}
+	return dialer.DialContext(t.ctx, "tcp", a.Addr)
+}
+
+// Shutdown ends what is going out, then what comes in.
+func (t *boundedTransport) Shutdown() error {
+	t.cancel()
+	return t.NodeAwareTransport.Shutdown()
+}
+
+type boundedConn struct {
+	net.Conn
+	release func() bool
+}
+
+func (c *boundedConn) Close() error {
+	c.release()
+	return c.Conn.Close()
+}
+
+// memberlistLog passes memberlist's lines on to slog. What memberlist calls an
+// error is one peer that does not answer, so it ranks lower here.
+type memberlistLog struct{ logger *slog.Logger }
+
+func (l memberlistLog) Write(line []byte) (int, error) {
+	text := bytes.TrimSpace(line)
+	level := slog.LevelDebug
+	for _, p := range []struct {
+		prefix string
+		level  slog.Level
+	}{{"[ERR] ", slog.LevelInfo}, {"[ERROR] ", slog.LevelInfo}, {"[WARN] ", slog.LevelDebug}, {"[INFO] ", slog.LevelDebug}, {"[DEBUG] ", slog.LevelDebug}} {
+		if rest, ok := bytes.CutPrefix(text, []byte(p.prefix)); ok {
+			text, level = rest, p.level
+			break
+		}
+	}
+	text = bytes.TrimPrefix(text, []byte("memberlist: "))
+	l.logger.Log(context.Background(), level, string(text[:min(len(text), 400)]))
+	return len(line), nil
+}

@@ -1,0 +1,77 @@
+package mesh
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"sync/atomic"
+
+	"moult/mesh/identity"
+)
+
+// recordVerifier holds records against the enrolment, where it is known.
+type recordVerifier struct {
+	cluster string
+	keyOf   func(hostID string) (ed25519.PublicKey, bool)
+	roleOf  func(hostID string) (identity.Role, bool)
+}
+
+// check returns whether the record is proven to be its host's. Without the
+// enrolment at hand a record is a hint: not verified, and no error.
+func (v recordVerifier) check(rec SignedRecord) (verified bool, err error) {
+	if v.roleOf != nil {
+		if role, ok := v.roleOf(rec.HostID); ok && string(role) != rec.Role {
+			return false, fmt.Errorf("%w: host %s claims role %s, enrolled as %s", ErrUnverified, rec.HostID, rec.Role, role)
+		}
+	}
+	if v.keyOf == nil {
+		return false, nil
+	}
+	key, ok := v.keyOf(rec.HostID)
+	if !ok {
+		return false, fmt.Errorf("%w: host %s is not enrolled", ErrUnverified, rec.HostID)
+	}
+	if !rec.Verify(v.cluster, key) {
+		return false, fmt.Errorf("%w: host %s did not sign it", ErrUnverified, rec.HostID)
+	}
+	return true, nil
+}
+
+// enrolled tells whether the host may still be in the roster as verified.
+func (v recordVerifier) enrolled(hostID string) bool {
+	if v.keyOf == nil {
+		return true
+	}
+	_, ok := v.keyOf(hostID)
+	return ok
+}
+
+// strict tells whether hints count for nothing here: on servers.
+func (v recordVerifier) strict() bool { return v.keyOf != nil }
+
+// Counters counts what a node refused since it started.
+type Counters struct {
+	UnverifiedRecords  uint64 // not signed by the enrolled key, or the wrong role
+	StaleRecords       uint64 // (boot, sequence) did not rise
+	MalformedRecords   uint64 // do not decode, or name another host than their member
+	UnverifiedMessages uint64 // envelope or its certificate does not verify
+	ReplayedMessages   uint64 // seen before
+	MalformedMessages  uint64 // do not decode
+	DroppedMessages    uint64 // a queue was full, or nobody handles the topic
+	ForwardedMessages  uint64 // passed on as a relay
+}
+
+// counters is Counters in the making.
+type counters struct {
+	unverifiedRecords, staleRecords, malformedRecords      atomic.Uint64
+	unverifiedMessages, replayedMessages, malformedMessage atomic.Uint64
+	dropped, forwarded                                     atomic.Uint64
+}
+
+func (c *counters) snapshot() Counters {
+	return Counters{
+		UnverifiedRecords: c.unverifiedRecords.Load(), StaleRecords: c.staleRecords.Load(),
+		MalformedRecords: c.malformedRecords.Load(), UnverifiedMessages: c.unverifiedMessages.Load(),
+		ReplayedMessages: c.replayedMessages.Load(), MalformedMessages: c.malformedMessage.Load(),
+		DroppedMessages: c.dropped.Load(), ForwardedMessages: c.forwarded.Load(),
+	}
+}
