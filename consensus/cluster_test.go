@@ -1,0 +1,310 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"moult/consensus/fleet"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fast fails over in a few hundred milliseconds.
+var fast = Timing{
+	Heartbeat: 100 * time.Millisecond, Election: 100 * time.Millisecond, Lease: 100 * time.Millisecond,
+	Commit: 5 * time.Millisecond, RPC: 500 * time.Millisecond, Enqueue: 300 * time.Millisecond,
+	Forward: time.Second, Probe: 50 * time.Millisecond, Promote: 100 * time.Millisecond,
+	DiskStall: 2 * time.Second, Transfer: time.Second,
+}
+
+var errCut = errors.New("the network is cut")
+
+// cluster is a group of servers in this process, connected by loopback TCP.
+type cluster struct {
+	tb     testing.TB
+	dir    string
+	adjust func(*Config)
+
+	mu      sync.Mutex
+	servers []*server
+	cut     map[string]bool // servers that nobody reaches and that reach nobody
+	conns   []link
+}
+
+type server struct {
+	*Node
+	id, addr string
+}
+
+type link struct {
+	from, to string
+	conn     net.Conn
+}
+
+// startCluster starts n voters.
+func startCluster(tb testing.TB, n int, adjust func(*Config)) *cluster {
+	tb.Helper()
+	c := &cluster{tb: tb, dir: tb.TempDir(), adjust: adjust, cut: make(map[string]bool)}
+	tb.Cleanup(c.stop)
+	first := c.open("s1", "")
+	if err := first.Bootstrap(c.within(10 * time.Second)); err != nil {
+		tb.Fatal(err)
+	}
+	mustPropose(tb, first, user("first"))
+	for i := 2; i <= n; i++ {
+		s := c.open(fmt.Sprintf("s%d", i), "")
+		if err := first.AddServer(c.within(10*time.Second), s.id, s.addr); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	await10s(tb, "all servers are voters and ready", func() bool {
+		for _, s := range c.all() {
+			if s.voters() != n || s.Ready() != nil {
+				return false
+			}
+		}
+		return true
+	})
+	return c
+}
+
+// open starts a server on its directory; addr "" takes a free one.
+func (c *cluster) open(id, addr string) *server {
+	c.tb.Helper()
+	if addr == "" {
+		addr = "127.0.0.1:0"
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	addr = l.Addr().String()
+	cfg := Config{
+		Dir: filepath.Join(c.dir, id), ServerID: id, Address: addr, Listener: l,
+		Dial: func(ctx context.Context, to string) (net.Conn, error) { return c.dial(ctx, addr, to) },
+		Forward: func(ctx context.Context, _, to string, req []byte) ([]byte, error) {
+			return c.forward(ctx, addr, to, req)
+		},
+		Progress: func(_ context.Context, _, to string) (uint64, error) {
+			s, err := c.reach(addr, to)
+			if err != nil {
+				return 0, err
+			}
+			return s.AppliedIndex(), nil
+		},
+		Timing: fast, Logger: slog.New(slog.DiscardHandler),
+	}
+	if c.adjust != nil {
+		c.adjust(&cfg)
+	}
+	n, err := Open(cfg)
+	if err != nil {
+		l.Close()
+		c.tb.Fatal(err)
+	}
+	s := &server{Node: n, id: id, addr: addr}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.servers = append(c.servers, s)
+	return s
+}
+
+// reach returns the running server at an address, if the network lets it.
+func (c *cluster) reach(from, to string) (*server, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cut[from] || c.cut[to] {
+		return nil, errCut
+	}
+	for _, s := range c.servers {
+		if s.addr == to {
+			return s, nil
+		}
+	}
+	return nil, errors.New("connection refused")
+}
+
+func (c *cluster) dial(ctx context.Context, from, to string) (net.Conn, error) {
+	if _, err := c.reach(from, to); err != nil {
+		return nil, err
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cut[from] || c.cut[to] {
+		conn.Close()
+		return nil, errCut
+	}
+	c.conns = append(c.conns, link{from, to, conn})
+	return conn, nil
+}
+
+// forward loses the answer when the network is cut on the way.
+func (c *cluster) forward(ctx context.Context, from, to string, req []byte) ([]byte, error) {
+	s, err := c.reach(from, to)
+	if err != nil {
+		return nil, err
+	}
+	remote, cancel := context.WithCancel(context.Background()) // the wire carries no context values
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	answer, err := s.ServeForwarded(remote, req)
+	if _, lost := c.reach(from, to); lost != nil {
+		return nil, lost
+	}
+	return answer, err
+}
+
+// Cut takes a server off the network.
+func (c *cluster) Cut(s *server) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut[s.addr] = true
+	for _, l := range c.conns {
+		if l.from == s.addr || l.to == s.addr {
+			l.conn.Close()
+		}
+	}
+}
+
+// Heal brings it back.
+func (c *cluster) Heal(s *server) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.cut, s.addr)
+}
+
+// Kill stops a server without a word to the others.
+func (c *cluster) Kill(s *server) {
+	c.tb.Helper()
+	c.Cut(s)
+	c.Stop(s)
+	c.Heal(s)
+}
+
+// Stop stops a server in good order.
+func (c *cluster) Stop(s *server) {
+	c.tb.Helper()
+	if err := s.Close(c.within(10 * time.Second)); err != nil {
+		c.tb.Errorf("close %s: %v", s.id, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, other := range c.servers {
+		if other == s {
+			c.servers = append(c.servers[:i:i], c.servers[i+1:]...)
+		}
+	}
+}
+
+func (c *cluster) stop() {
+	for _, s := range c.all() {
+		c.Cut(s) // nobody needs a handover any more
+	}
+	for _, s := range c.all() {
+		c.Stop(s)
+	}
+}
+
+func (c *cluster) all() []*server {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]*server(nil), c.servers...)
+}
+
+// AwaitLeader returns the one server that leads, among those not cut off.
+func (c *cluster) AwaitLeader() *server {
+	c.tb.Helper()
+	var leader *server
+	await10s(c.tb, "a leader", func() bool {
+		for _, s := range c.all() {
+			if _, err := c.reach(s.addr, s.addr); err == nil && s.IsLeader() {
+				leader = s
+				return true
+			}
+		}
+		return false
+	})
+	return leader
+}
+
+// Followers returns the others.
+func (c *cluster) Followers(leader *server) []*server {
+	var out []*server
+	for _, s := range c.all() {
+		if s != leader {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// AwaitEqual waits until all servers hold the same state at the same index.
+func (c *cluster) AwaitEqual() {
+	c.tb.Helper()
+	await10s(c.tb, "equal states", func() bool {
+		all := c.all()
+		first := all[0].View()
+		for _, s := range all[1:] {
+			if v := s.View(); v.Index() != first.Index() || v.Hash() != first.Hash() {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// within returns a context that ends after d, or with the test.
+func (c *cluster) within(d time.Duration) context.Context { return within(c.tb, d) }
+
+func within(tb testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	tb.Cleanup(cancel)
+	return ctx
+}
+
+// await10s polls until the condition holds, or fails the test.
+func await10s(tb testing.TB, what string, holds func() bool) {
+	tb.Helper()
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	deadline := time.After(10 * time.Second)
+	for !holds() {
+		select {
+		case <-poll.C:
+		case <-deadline:
+			tb.Fatalf("not within 10 s: %s", what)
+		}
+	}
+}
+
+// user is a change that every server accepts, once.
+func user(name string) fleet.UserCreated {
+	return fleet.UserCreated{User: fleet.User{ID: "id-" + name, Name: name, Role: fleet.Viewer, PasswordHash: "$argon2id$x"}}
+}
+
+func hasUser(s *server, name string) bool {
+	_, ok := s.View().UserByName(name)
+	return ok
+}
+
+func mustPropose(tb testing.TB, s *server, c fleet.Change) fleet.Result {
+	tb.Helper()
+	r, err := s.Propose(within(tb, 10*time.Second), "user:test", c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return r
+}

@@ -1,0 +1,163 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// transport is Raft's network transport with two changes: heartbeats take the
+// same way as every other message, and a leader whose disk hangs falls silent.
+type transport struct {
+	*raft.NetworkTransport
+	disk *diskWatch
+}
+
+func newTransport(stream *streamLayer, disk *diskWatch, timeout time.Duration, logger hclog.Logger) *transport {
+	return &transport{
+		disk: disk,
+		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream: stream, MaxPool: 3, Timeout: timeout, Logger: logger,
+		}),
+	}
+}
+
+// SetHeartbeatHandler declines the fast path, on which the connection's
+// goroutine would change term and state beside Raft's main goroutine; that can
+// diverge logs (hashicorp/raft issue 695, see DESIGN.md). Without a handler
+// heartbeats arrive by Consumer, in turn.
+func (*transport) SetHeartbeatHandler(func(raft.RPC)) {}
+
+// AppendEntries sends a heartbeat or entries. With a hung disk it refuses:
+// heartbeats come from goroutines of their own and would go on for ever, and
+// no follower would stand for election.
+func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if err := t.disk.stalled(); err != nil {
+		return err
+	}
+	return t.NetworkTransport.AppendEntries(id, target, args, resp)
+}
+
+// AppendEntriesPipeline opens a stream of entries that stops likewise.
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	if err := t.disk.stalled(); err != nil {
+		return nil, err
+	}
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	return &pipeline{AppendPipeline: p, disk: t.disk}, nil
+}
+
+type pipeline struct {
+	raft.AppendPipeline
+	disk *diskWatch
+}
+
+// AppendEntries sends entries; an idle leader's pipeline sends empty ones, which
+// followers count as contact.
+func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if err := p.disk.stalled(); err != nil {
+		return nil, err
+	}
+	return p.AppendPipeline.AppendEntries(args, resp)
+}
+
+// streamLayer gives Raft its connections and remembers them, because
+// NetworkTransport.Close leaves accepted ones open and their goroutines reading.
+type streamLayer struct {
+	listener net.Listener
+	dial     func(ctx context.Context, addr string) (net.Conn, error)
+	address  string
+
+	ctx  context.Context // ends pending dials
+	stop context.CancelFunc
+
+	mu    sync.Mutex
+	conns map[*trackedConn]struct{} // nil once closed
+}
+
+func newStreamLayer(cfg Config) *streamLayer {
+	s := &streamLayer{listener: cfg.Listener, dial: cfg.Dial, address: cfg.Address, conns: make(map[*trackedConn]struct{})}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s
+}
+
+// Accept implements net.Listener.
+func (s *streamLayer) Accept() (net.Conn, error) {
+	c, err := s.listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return s.track(c)
+}
+
+// Dial implements raft.StreamLayer.
+func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
+	defer cancel()
+	c, err := s.dial(ctx, string(addr))
+	if err != nil {
+		return nil, err
+	}
+	return s.track(c)
+}
+
+// Addr returns the address that the others dial, which is what Raft puts in its
+// messages; the listener's own may be unspecified.
+func (s *streamLayer) Addr() net.Addr { return advertised(s.address) }
+
+// Close closes the listener and every connection. It is idempotent; that the
+// listener was closed before, by its owner, is no error.
+func (s *streamLayer) Close() error {
+	s.stop()
+	err := s.listener.Close()
+	s.mu.Lock()
+	conns := s.conns
+	s.conns = nil
+	s.mu.Unlock()
+	for c := range conns {
+		c.Conn.Close()
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func (s *streamLayer) track(c net.Conn) (net.Conn, error) {
+	t := &trackedConn{Conn: c, layer: s}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns == nil {
+		c.Close()
+		return nil, net.ErrClosed
+	}
+	s.conns[t] = struct{}{}
+	return t, nil
+}
+
+type trackedConn struct {
+	net.Conn
+	layer *streamLayer
+}
+
+// Close closes the connection and forgets it.
+func (t *trackedConn) Close() error {
+	t.layer.mu.Lock()
+	delete(t.layer.conns, t) // a no-op on the nil map
+	t.layer.mu.Unlock()
+	return t.Conn.Close()
+}
+
+// advertised is a host:port as a net.Addr.
+type advertised string
+
+func (advertised) Network() string  { return "tcp" }
+func (a advertised) String() string { return string(a) }
