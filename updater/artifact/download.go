@@ -1,0 +1,192 @@
+package artifact
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+)
+
+const fetchBuffer = 256 << 10
+
+// Why a transfer ended before its end.
+var (
+	errBusy       = errors.New("it is busy serving others")
+	errStalled    = errors.New("it sends nothing any more")
+	errTooSlow    = errors.New("it sends too slowly")
+	errOtherBytes = errors.New("what it has is not of the signed length")
+)
+
+// download appends to the file what one peer sends, until the file is complete
+// or the peer fails.
+func (f *fetch) download(ctx context.Context, p Peer) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stall := time.AfterFunc(f.StallTimeout, func() { cancel(errStalled) })
+	defer stall.Stop()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+p.Addr+pathPrefix+f.Digest, nil)
+	if err != nil {
+		return err
+	}
+	// Else the transport asks for gzip, and unpacks what a peer calls gzip.
+	req.Header.Set("Accept-Encoding", "identity")
+	if f.done > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", f.done, f.Size-1))
+	}
+	resp, err := f.HTTP.Do(req)
+	if err != nil {
+		return cause(ctx, err)
+	}
+	defer resp.Body.Close()
+	skip, err := f.readHeader(resp)
+	if err != nil {
+		return err
+	}
+	t := transfer{fetch: f, peer: p, stall: stall, windowStart: time.Now(), minRate: f.MinRate}
+	if f.alone {
+		t.minRate /= aloneRateShare
+	}
+	before := f.done
+	err = t.copy(resp.Body, skip)
+	if got := f.done - before; got > 0 {
+		f.sources = addSource(f.sources, p, got)
+	}
+	return cause(ctx, err)
+}
+
+// readHeader refuses an answer that is not what was asked for, and returns how
+// many bytes that are here already come before what is missing: a peer that does
+// no ranges sends all.
+func (f *fetch) readHeader(resp *http.Response) (skip int64, err error) {
+	switch resp.StatusCode {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		return 0, errBusy
+	case http.StatusNotFound:
+		return 0, errors.New("it does not hold the artifact")
+	case http.StatusOK, http.StatusPartialContent:
+	default:
+		return 0, fmt.Errorf("it answers %.40q", resp.Status)
+	}
+	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return 0, fmt.Errorf("it answers in the encoding %.40q", e)
+	}
+	expected := f.Size
+	if resp.StatusCode == http.StatusPartialContent {
+		expected -= f.done
+		if err := f.checkRange(resp.Header.Get("Content-Range")); err != nil {
+			return 0, err
+		}
+	} else {
+		skip = f.done
+	}
+	if resp.ContentLength >= 0 && resp.ContentLength != expected {
+		return 0, fmt.Errorf("%w: it offers %d bytes of %d", errOtherBytes, resp.ContentLength, expected)
+	}
+	return skip, nil
+}
+
+func (f *fetch) checkRange(header string) error {
+	var first, last, total int64
+	if _, err := fmt.Sscanf(header, "bytes %d-%d/%d", &first, &last, &total); err != nil {
+		return fmt.Errorf("it answers with the range %.60q", header)
+	}
+	if total != f.Size {
+		return fmt.Errorf("%w: it has %d bytes of %d", errOtherBytes, total, f.Size)
+	}
+	if first != f.done || last != f.Size-1 {
+		return fmt.Errorf("it answers with the range %.60q, not from %d on", header, f.done)
+	}
+	return nil
+}
+
+// transfer is one answer's body on its way into the file.
+type transfer struct {
+	*fetch
+	peer  Peer
+	stall *time.Timer
+
+	minRate     int64 // bytes per second; not above 0: any
+	windowStart time.Time
+	window      int64 // bytes since then
+}
+
+// copy drops skip bytes and appends what follows, to the signed length and not
+// a byte beyond.
+func (t *transfer) copy(body io.Reader, skip int64) error {
+	if _, err := t.file.Seek(t.done, io.SeekStart); err != nil {
+		return &localError{err}
+	}
+	for skip > 0 || t.done < t.Size {
+		want := t.Size - t.done
+		if skip > 0 {
+			want = skip
+		}
+		n, err := body.Read(t.buf[:min(int64(len(t.buf)), want)])
+		switch {
+		case n > 0 && skip > 0:
+			skip -= int64(n)
+		case n > 0:
+			if err := t.keep(t.buf[:n]); err != nil {
+				return err
+			}
+		}
+		if t.done == t.Size {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("after %d of %d bytes: %w", t.done, t.Size, err)
+		}
+		if err := t.pace(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *transfer) keep(b []byte) error {
+	if _, err := t.file.Write(b); err != nil {
+		return &localError{describeDiskError(t.Store.dir, err)}
+	}
+	t.hash.Write(b)
+	t.done += int64(len(b))
+	t.Progress(t.done, t.peer)
+	return nil
+}
+
+// pace puts the stall off and holds the last window against the least rate.
+func (t *transfer) pace(n int) error {
+	if n == 0 {
+		return nil
+	}
+	t.stall.Reset(t.StallTimeout)
+	t.window += int64(n)
+	elapsed := time.Since(t.windowStart)
+	if elapsed < t.StallTimeout {
+		return nil
+	}
+	if rate := float64(t.window) / elapsed.Seconds(); t.minRate > 0 && rate < float64(t.minRate) {
+		return fmt.Errorf("%w: %.0f bytes per second", errTooSlow, rate)
+	}
+	t.windowStart, t.window = time.Now(), 0
+	return nil
+}
+
+func addSource(list []Source, p Peer, n int64) []Source {
+	for i := range list {
+		if list[i].Peer.key() == p.key() {
+			list[i].Bytes += n
+			return list
+		}
+	}
+	return append(list, Source{Peer: p, Bytes: n})
+}
+
+// cause names the stall behind an error that its cancellation made.
+func cause(ctx context.Context, err error) error {
+	if err != nil && !isLocal(err) && errors.Is(context.Cause(ctx), errStalled) {
+		return errStalled
+	}
+	return err
+}

@@ -1,0 +1,341 @@
+package artifact
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"time"
+)
+
+// Peer is a host that may have an artifact.
+type Peer struct {
+	HostID string
+	Name   string
+	Role   string
+	Addr   string // of its node port
+	Class  int    // lower is nearer; within a class the order is drawn by chance
+}
+
+// key tells peers apart.
+func (p Peer) key() string { return cmp.Or(p.HostID, p.Addr) }
+
+// Defaults of a fetch.
+const (
+	DefaultStallTimeout = 10 * time.Second
+	DefaultMinRate      = 64 << 10 // bytes per second
+	DefaultRounds       = 20
+)
+
+const (
+	roundPause = time.Second // between rounds, half to one and a half of it
+	// worthwhile is how many bytes a round must bring to count as progress. With
+	// less a peer could keep a fetch alive for ever, a byte at a time.
+	worthwhile = 16 << 10
+	// busyRounds is how many rounds in which somebody was only busy count as one
+	// without progress: a busy peer is worth waiting for.
+	busyRounds = 8
+	// aloneAttempts is how often a peer may be returned to that must deliver all
+	// by itself.
+	aloneAttempts = 16
+	// aloneRateShare: the rate asked of such a peer is this much lower, since to
+	// leave it costs what it has sent.
+	aloneRateShare = 16
+)
+
+// FetchRequest says what to fetch and from whom.
+type FetchRequest struct {
+	Store  *Store
+	Digest string // sha256 that the bytes must have
+	Size   int64  // bytes that the manifest signed; no more are read from anybody
+	// Candidates lists who may have the artifact. It is asked again in each round.
+	Candidates func() []Peer
+	// HTTP reaches https://ADDR/artifact/DIGEST and knows by itself whom to
+	// believe. Redirects are not followed, whatever it says.
+	HTTP *http.Client
+	// Progress is told the bytes held so far and who is serving; after bad bytes
+	// it starts again below. Called by one goroutine at a time. May be nil.
+	Progress func(done int64, from Peer)
+	// StallTimeout is how long a peer may send nothing, its answer's header
+	// included, before another is tried. 0: DefaultStallTimeout.
+	StallTimeout time.Duration
+	// MinRate is what a peer must send, in bytes per second over a StallTimeout,
+	// lest another be tried and it come last from then on. 0: DefaultMinRate;
+	// negative: any rate will do.
+	MinRate int64
+	// Rounds is how often all candidates are tried without progress before Fetch
+	// gives up. 0: DefaultRounds.
+	Rounds int
+}
+
+func (r *FetchRequest) setDefaults() error {
+	if !ValidDigest(r.Digest) || r.Size <= 0 {
+		return fmt.Errorf("fetch artifact %q of %d bytes: the digest or the size is malformed", r.Digest, r.Size)
+	}
+	if r.Store == nil || r.Candidates == nil || r.HTTP == nil {
+		return errors.New("fetch artifact: a store, candidates and an HTTP client are needed")
+	}
+	r.StallTimeout = cmp.Or(r.StallTimeout, DefaultStallTimeout)
+	r.MinRate = cmp.Or(r.MinRate, DefaultMinRate)
+	r.Rounds = cmp.Or(r.Rounds, DefaultRounds)
+	if r.Progress == nil {
+		r.Progress = func(int64, Peer) {}
+	}
+	client := *r.HTTP
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	r.HTTP = &client
+	return nil
+}
+
+// Source tells how many verified bytes came from a peer.
+type Source struct {
+	Peer  Peer
+	Bytes int64
+}
+
+// Fetch gets an artifact into the store and returns who served it; nobody, when
+// the store held it or what an earlier Fetch left was complete. It resumes what
+// an earlier Fetch left, changes the peer on an error, a stall or a slow
+// transfer, and sets aside a peer that served bad bytes. It holds no more than a
+// buffer in memory. A second Fetch of a digest waits for the first.
+//
+// Errors: ErrDiskFull; ErrNoPeer, with what the last peer said; ctx's.
+func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
+	if err := req.setDefaults(); err != nil {
+		return nil, err
+	}
+	release, err := req.Store.claim(ctx, req.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	switch err := req.Store.Verify(req.Digest); {
+	case err == nil:
+		return nil, nil
+	case !errors.Is(err, ErrNotHeld) && !errors.Is(err, ErrDamaged):
+		return nil, err
+	}
+	f := &fetch{FetchRequest: req, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{}}
+	return f.run(ctx)
+}
+
+type fetch struct {
+	FetchRequest
+	file    *os.File
+	buf     []byte
+	hash    hash.Hash // of the first done bytes of the file
+	done    int64
+	sources []Source
+	resumed bool // the file holds bytes of an earlier Fetch, of unknown origin
+
+	banned  map[string]bool // served bad bytes; asked no more
+	slow    map[string]bool // sent too slowly once; asked last
+	suspect map[string]bool // had a part in bad bytes of several; asked after the others
+	alone   bool            // after bad bytes of several: take all from one peer, to know whose they are
+}
+
+func (f *fetch) run(ctx context.Context) ([]Source, error) {
+	var err error
+	f.file, err = os.OpenFile(f.Store.partialPath(f.Digest), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, describeDiskError(f.Store.dir, err)
+	}
+	defer f.file.Close()
+	if err := f.resume(); err != nil {
+		return nil, err
+	}
+	if err := checkSpace(f.Store.dir, f.Size-f.done); err != nil {
+		return nil, err
+	}
+	if f.done == f.Size && f.verify() == nil {
+		return nil, f.Store.adopt(f.file, f.Digest)
+	}
+	f.buf = make([]byte, fetchBuffer)
+	var last error
+	for idle, busy := 0, 0; idle < f.Rounds; {
+		r := f.round(ctx)
+		switch {
+		case r.err == nil:
+			return f.sources, f.Store.adopt(f.file, f.Digest)
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case isLocal(r.err):
+			return nil, r.err
+		}
+		last = r.err
+		switch {
+		case r.gained >= worthwhile:
+			idle = 0
+		case r.busy && busy%busyRounds != busyRounds-1:
+			busy++
+		default:
+			idle, busy = idle+1, 0
+		}
+		if idle < f.Rounds {
+			pause(ctx)
+		}
+	}
+	return nil, fmt.Errorf("%w %.12s…: %w", ErrNoPeer, f.Digest, last)
+}
+
+func pause(ctx context.Context) {
+	t := time.NewTimer(roundPause/2 + rand.N(roundPause))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// result is how a round ended; a nil err means with a verified artifact.
+type result struct {
+	err    error
+	gained int64 // good bytes, as far as one knows
+	busy   bool  // a peer was only busy
+}
+
+var errNobody = errors.New("nobody who is online has it; are the servers up? See: moult status")
+
+// round asks every candidate once.
+func (f *fetch) round(ctx context.Context) result {
+	r := result{err: errNobody}
+	for _, p := range f.order(f.Candidates()) {
+		if ctx.Err() != nil {
+			break
+		}
+		before := f.done
+		err := f.take(ctx, p)
+		if err == nil || isLocal(err) {
+			r.err = err
+			return r
+		}
+		r.gained += max(0, f.done-before)
+		switch {
+		case errors.Is(err, errBusy):
+			r.busy = true
+		case errors.Is(err, errCorrupt):
+			r.gained = 0
+		case errors.Is(err, errTooSlow), errors.Is(err, errStalled):
+			f.slow[p.key()] = true
+		case errors.Is(err, errOtherBytes):
+			f.banned[p.key()] = true
+		}
+		r.err = fmt.Errorf("from %s: %w", cmp.Or(p.Name, p.HostID, p.Addr), err)
+	}
+	return r
+}
+
+// order sorts the candidates: nearest first and by chance within a class, but
+// those last who were slow or are suspected.
+func (f *fetch) order(candidates []Peer) []Peer {
+	peers := slices.DeleteFunc(slices.Clone(candidates), func(p Peer) bool { return f.banned[p.key()] })
+	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
+	rank := func(p Peer) int {
+		switch {
+		case f.suspect[p.key()]:
+			return 2
+		case f.slow[p.key()]:
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(peers, func(a, b Peer) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Class, b.Class))
+	})
+	return peers
+}
+
+// take reads what is missing from one peer; nil means the artifact is complete
+// and verified.
+func (f *fetch) take(ctx context.Context, p Peer) error {
+	attempts := 1
+	if f.alone {
+		attempts = aloneAttempts
+		if err := f.restart(); err != nil {
+			return err
+		}
+	}
+	for range attempts {
+		before := f.done
+		err := f.download(ctx, p)
+		if f.done == f.Size {
+			break
+		}
+		if err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+		if f.done == before || ctx.Err() != nil || isLocal(err) || attempts == 1 {
+			return err
+		}
+	}
+	if f.done < f.Size {
+		return fmt.Errorf("it broke off %d times", attempts)
+	}
+	return f.verify()
+}
+
+var errCorrupt = errors.New("the bytes do not have the signed digest")
+
+// verify tells whether the complete file has the signed digest. If not, all of
+// it is dropped. One source is to blame for its bytes; several are told apart by
+// taking all from one peer at a time from then on.
+func (f *fetch) verify() error {
+	if hex.EncodeToString(f.hash.Sum(nil)) == f.Digest {
+		return nil
+	}
+	if len(f.sources) == 1 && !f.resumed {
+		f.banned[f.sources[0].Peer.key()] = true
+	} else {
+		for _, s := range f.sources {
+			f.alone = true
+			f.suspect[s.Peer.key()] = true
+		}
+	}
+	if err := f.restart(); err != nil {
+		return err
+	}
+	return errCorrupt
+}
+
+// resume hashes what an earlier Fetch left. No more than the signed length may
+// count: what lies beyond it would follow the verified bytes to the final name.
+func (f *fetch) resume() error {
+	f.hash = sha256.New()
+	n, err := io.Copy(f.hash, io.LimitReader(f.file, f.Size))
+	if err != nil {
+		return f.restart()
+	}
+	if err := f.file.Truncate(n); err != nil {
+		return &localError{err}
+	}
+	f.done, f.resumed = n, n > 0
+	return nil
+}
+
+// restart drops all bytes.
+func (f *fetch) restart() error {
+	f.hash, f.done, f.sources, f.resumed = sha256.New(), 0, nil, false
+	if err := f.file.Truncate(0); err != nil {
+		return &localError{err}
+	}
+	return nil
+}
+
+// localError is this host's own trouble: no other peer helps.
+type localError struct{ err error }
+
+func (e *localError) Error() string { return e.err.Error() }
+func (e *localError) Unwrap() error { return e.err }
+
+func isLocal(err error) bool {
+	var l *localError
+	return errors.As(err, &l)
+}

@@ -1,0 +1,244 @@
+package updater
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"moult/updater/install"
+)
+
+// The environment of a supervised agent.
+const (
+	envSupervised = "MOULT_SUPERVISED"       // "1"
+	envPipes      = "MOULT_SUPERVISOR_PIPES" // "READ,WRITE"
+	envTrial      = "MOULT_TRIAL"            // "1": on trial
+	envTrialFile  = "MOULT_TRIAL_FILE"       // descriptor of the file that is executed
+)
+
+// message is one line between parent and child.
+type message struct {
+	Event   string `json:"event"`
+	Version string `json:"version,omitempty"`
+	Digest  string `json:"digest,omitempty"`
+}
+
+const (
+	eventJoined    = "joined"
+	eventCommitted = "committed"
+	// maxMessage bounds a line from a child that may be broken.
+	maxMessage = 64 << 10
+)
+
+// child is a running agent.
+type child struct {
+	proc  *os.Process
+	pid   int
+	trial bool
+	began time.Time
+
+	send *os.File // messages to the child; its end tells the child to stop
+	recv *os.File // messages from the child
+	out  *os.File // what the child prints
+
+	tail     *tail
+	messages chan message
+	exited   chan struct{} // closed when state is set and the output is read
+	state    *os.ProcessState
+
+	pumps   sync.WaitGroup
+	pending []byte // of recv: the beginning of a message; owned by its pump
+}
+
+// startInstalled starts the installed binary.
+func (s *supervisor) startInstalled() (*child, error) {
+	return s.start(nil, func(argv []string, attr *os.ProcAttr) (*os.Process, error) {
+		return os.StartProcess(s.Installed, argv, attr)
+	})
+}
+
+// startTrial starts the staged binary, verified through the descriptor that is
+// executed.
+func (s *supervisor) startTrial(m install.Marker) (*child, error) {
+	f, err := install.OpenVerified(m.StagedPath, m.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	env := []string{envTrial + "=1", envTrialFile + "=" + strconv.Itoa(trialFileNumber)}
+	c, err := s.start(env, func(argv []string, attr *os.ProcAttr) (*os.Process, error) {
+		p, _, err := install.StartVerified(f, argv, attr)
+		return p, err
+	})
+	if c != nil {
+		c.trial = true
+	}
+	return c, err
+}
+
+// start makes the pipes and starts a child on them.
+func (s *supervisor) start(env []string, start func([]string, *os.ProcAttr) (*os.Process, error)) (_ *child, err error) {
+	var files []*os.File
+	defer func() {
+		if err != nil {
+			closeAll(files...)
+		}
+	}()
+	pipe := func() (r, w *os.File) {
+		if err == nil {
+			r, w, err = os.Pipe()
+			files = append(files, r, w)
+		}
+		return r, w
+	}
+	childIn, send := pipe()
+	recv, childOut := pipe()
+	out, childPrint := pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make pipes: %w", err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	attr := &os.ProcAttr{Env: s.childEnv(env), Files: []*os.File{null, childPrint, childPrint}, Sys: childAttributes()}
+	if err := inherit(attr, childIn, childOut); err != nil {
+		return nil, fmt.Errorf("pass pipes on: %w", err)
+	}
+	p, err := start(append([]string{s.Installed}, s.Args...), attr)
+	if err != nil {
+		return nil, err
+	}
+	// The child's ends are its own now: held here as well, they would never end.
+	closeAll(childIn, childOut, childPrint)
+	c := &child{proc: p, pid: p.Pid, send: send, recv: recv, out: out}
+	s.watchOver(c)
+	return c, nil
+}
+
+// childEnv is the configured environment without an outer supervisor's words.
+func (s *supervisor) childEnv(extra []string) []string {
+	var env []string
+	for _, kv := range s.Env {
+		switch name, _, _ := strings.Cut(kv, "="); name {
+		case envSupervised, envPipes, envTrial, envTrialFile, envHandover:
+		default:
+			env = append(env, kv)
+		}
+	}
+	return append(append(env, envSupervised+"=1"), extra...)
+}
+
+// watchOver starts reading what the child says and prints, and waits for its end.
+func (s *supervisor) watchOver(c *child) {
+	c.began = time.Now()
+	if c.tail == nil {
+		c.tail = newTail(s.Output)
+	}
+	c.messages = make(chan message, 16)
+	c.exited = make(chan struct{})
+	c.startPumps()
+	go func() {
+		state, err := c.proc.Wait()
+		if err != nil {
+			s.log.Error("wait for agent", "pid", c.pid, "error", err)
+		}
+		c.killGroup() // what it left behind would hold its pipes, and its port
+		soon := time.Now().Add(500 * time.Millisecond)
+		_, _ = c.out.SetReadDeadline(soon), c.recv.SetReadDeadline(soon)
+		c.pumps.Wait()
+		closeAll(c.send, c.recv, c.out)
+		c.state = state
+		close(c.exited)
+	}()
+}
+
+// startPumps reads both pipes until they end or their read deadline passes.
+func (c *child) startPumps() {
+	c.pumps.Go(func() { _, _ = io.Copy(c.tail, c.out) })
+	c.pumps.Go(c.readMessages)
+}
+
+// stopPumps makes the pumps return with nothing lost: what is in the pipes
+// stays there.
+func (c *child) stopPumps() {
+	past := time.Unix(1, 0)
+	_, _ = c.out.SetReadDeadline(past), c.recv.SetReadDeadline(past)
+	c.pumps.Wait()
+	_, _ = c.out.SetReadDeadline(time.Time{}), c.recv.SetReadDeadline(time.Time{})
+}
+
+// readMessages takes the child's lines apart. Lines that do not parse, and those
+// nobody waits for, are dropped: a child must not be able to block its parent.
+func (c *child) readMessages() {
+	r := bufio.NewReader(c.recv)
+	buf := make([]byte, 4096)
+	for {
+		n, err := r.Read(buf)
+		c.pending = append(c.pending, buf[:n]...)
+		for {
+			line, rest, found := bytes.Cut(c.pending, []byte("\n"))
+			if !found {
+				break
+			}
+			c.pending = rest
+			var m message
+			if json.Unmarshal(line, &m) == nil {
+				select {
+				case c.messages <- m:
+				default:
+				}
+			}
+		}
+		if len(c.pending) > maxMessage {
+			c.pending = nil
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// say sends a message to the child.
+func (c *child) say(m message) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	// A child that does not read must not hold its supervisor.
+	if err := c.send.SetWriteDeadline(time.Now().Add(time.Second)); err != nil && !errors.Is(err, os.ErrNoDeadline) {
+		return err
+	}
+	_, err = c.send.Write(append(b, '\n'))
+	return err
+}
+
+// kill ends the child and what it started, at once.
+func (c *child) kill() {
+	c.killGroup()
+	_ = c.proc.Kill() // an error means that it has ended
+}
+
+// ending says how the child ended: "exit status 1: LAST LINE".
+func (c *child) ending() string {
+	how := "ended in an unknown way"
+	if c.state != nil {
+		how = c.state.String()
+	}
+	return how + colon(c.tail.last())
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,73 @@
+package updater
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+
+	"moult/mesh/identity"
+	"moult/updater/artifact"
+	"moult/updater/order"
+)
+
+// Mesh is how the updater is heard.
+type Mesh interface {
+	// Announce puts a phase and the job it is about into the host's record.
+	Announce(phase, jobID string)
+	// Report sends a report, with the record added, to the servers. It may block
+	// for as long as a send takes.
+	Report(Report)
+}
+
+// Config is what an Updater needs of its host.
+type Config struct {
+	HostID      string
+	Verifier    *identity.Verifier // of the servers that sign orders
+	ReleaseKeys func() []string    // the pinned minisign public keys
+	Fence       *order.Fence
+
+	DataDir   string // the agent's data directory
+	Installed string // path of the installed binary
+	Version   string // what this process is
+	Digest    string // sha256 of the running binary, 64 hex digits
+
+	Store      *artifact.Store
+	Candidates func(digest string) []artifact.Peer // who may have an artifact; asked again and again
+	HTTP       *http.Client                        // reaches peers' node ports
+
+	Mesh Mesh
+	// Link is the line to the supervisor; nil when there is none.
+	Link   *SupervisorLink
+	Logger *slog.Logger
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.HostID == "" || c.Verifier == nil || c.ReleaseKeys == nil || c.Fence == nil:
+		return errors.New("updater: host id, verifier, release keys and fence have to be given")
+	case c.DataDir == "" || c.Installed == "" || c.Version == "" || len(c.Digest) != 64:
+		return errors.New("updater: data directory, installed binary, version and digest have to be given")
+	case c.Store == nil || c.Candidates == nil || c.HTTP == nil || c.Mesh == nil:
+		return errors.New("updater: store, candidates, HTTP client and mesh have to be given")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// New returns an Updater; Run starts its work.
+func New(cfg Config) (*Updater, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make data directory: %w", err)
+	}
+	return &Updater{
+		cfg: cfg, slog: cfg.Logger.With("component", "updater"),
+		orders: make(chan []byte, 4), kick: make(chan struct{}, 1), acked: make(chan struct{}, 1),
+	}, nil
+}

@@ -1,0 +1,93 @@
+//go:build unix
+
+package updater
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// handOver replaces this process by the newly installed binary, which adopts the
+// running child: same process id, same child, new supervisor. When exec fails
+// this process goes on. It runs on the thread that started the child, which
+// becomes the new program's first thread: ending any other thread would be taken
+// for the parent's death.
+func (s *supervisor) handOver(c *child) *child {
+	c.stopPumps()
+	fds := []int{descriptor(c.send), descriptor(c.recv), descriptor(c.out)}
+	state, err := json.Marshal(handover{PID: c.pid, Send: fds[0], Recv: fds[1], Out: fds[2], Pending: c.pending})
+	if err == nil {
+		inheritAll(fds, true)
+		err = syscall.Exec(s.Installed, os.Args, append(withoutHandover(os.Environ()), envHandover+"="+string(state)))
+		inheritAll(fds, false)
+	}
+	s.log.Warn("the new binary does not take the supervisor over; this one goes on", "error", err)
+	c.startPumps()
+	return c
+}
+
+func withoutHandover(env []string) []string {
+	out := make([]string, 0, len(env)+1)
+	for _, kv := range env {
+		if !strings.HasPrefix(kv, envHandover+"=") {
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// descriptor returns f's number without making it blocking, as Fd would.
+func descriptor(f *os.File) int {
+	fd := -1
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
+
+func inheritAll(fds []int, inherit bool) {
+	flags := unix.FD_CLOEXEC
+	if inherit {
+		flags = 0
+	}
+	for _, fd := range fds {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
+	}
+}
+
+// adopt takes over the child of the supervisor that this process was before
+// exec, or returns nil.
+func (s *supervisor) adopt() *child {
+	text, found := os.LookupEnv(envHandover)
+	if !found {
+		return nil
+	}
+	_ = os.Unsetenv(envHandover)
+	var h handover
+	if err := json.Unmarshal([]byte(text), &h); err != nil || h.PID <= 1 || h.Send < 3 || h.Recv < 3 || h.Out < 3 {
+		s.log.Error("handover does not parse; starting afresh", "error", err)
+		return nil
+	}
+	if ended, err := syscall.Wait4(h.PID, nil, syscall.WNOHANG, nil); err != nil || ended != 0 {
+		s.log.Error("the handed over agent has ended or is not this process's child; starting afresh", "pid", h.PID, "error", err)
+		return nil
+	}
+	p, err := os.FindProcess(h.PID)
+	if err != nil {
+		s.log.Error("find the handed over agent; starting afresh", "pid", h.PID, "error", err)
+		return nil
+	}
+	c := &child{
+		proc: p, pid: h.PID, pending: h.Pending,
+		send: inheritedPipe(uintptr(h.Send), "agent"),
+		recv: inheritedPipe(uintptr(h.Recv), "agent"),
+		out:  inheritedPipe(uintptr(h.Out), "agent"),
+	}
+	s.watchOver(c)
+	s.log.Info("took the running agent over", "pid", h.PID)
+	return c
+}

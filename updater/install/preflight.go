@@ -1,0 +1,224 @@
+package install
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// Limits of Preflight.
+const (
+	// SelfTestTimeout is how long `NEW version --json` may take.
+	SelfTestTimeout = 10 * time.Second
+	// maxSelfTestOutput is how much of its output is read; the rest is discarded.
+	maxSelfTestOutput = 64 << 10
+	// spareSpace is kept free in each directory beyond what is written: a full
+	// disk harms more than a late update.
+	spareSpace = 1 << 20
+)
+
+// PreflightRequest names a verified, staged binary and the place it is for.
+type PreflightRequest struct {
+	Staged    string // path of the staged binary
+	Digest    string // its sha256, 64 hex digits
+	Installed string // path of the installed binary
+	DataDir   string // where marker, outcome and logs are written
+	Version   string // what the binary has to say it is
+	OS, Arch  string // this host's; empty: those this program was built for
+}
+
+func (r *PreflightRequest) validate() error {
+	if r.Staged == "" || r.Installed == "" || r.DataDir == "" || r.Version == "" || len(r.Digest) != 64 {
+		return errors.New("preflight needs the staged and the installed path, the data directory, a version and a digest")
+	}
+	if r.OS == "" {
+		r.OS = runtime.GOOS
+	}
+	if r.Arch == "" {
+		r.Arch = runtime.GOARCH
+	}
+	return nil
+}
+
+// Preflight tells whether this host can run the staged binary and put it in the
+// installed one's place. It changes nothing but the staged file's mode. Errors
+// wrap ErrPreflight (or ErrDigest) and name the next step.
+func Preflight(ctx context.Context, r PreflightRequest) error {
+	if err := r.validate(); err != nil {
+		return err
+	}
+	f, err := OpenVerified(r.Staged, r.Digest)
+	if err != nil {
+		return fmt.Errorf("%w; the staged copy was changed after it was verified: look at who can write to %s, then start the update again",
+			err, filepath.Dir(r.Staged))
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("stat staged binary: %w", err)
+	}
+	if err := checkPlatform(f, r.OS, r.Arch); err != nil {
+		return err
+	}
+	if err := checkInstalled(r.Installed, st.Size()); err != nil {
+		return err
+	}
+	if err := CheckSpace(r.DataDir, 0); err != nil {
+		return err
+	}
+	return selfTest(ctx, f, r)
+}
+
+// checkInstalled tells whether a swap would have the right and the room.
+func checkInstalled(installed string, size int64) error {
+	target, err := filepath.EvalSymlinks(installed)
+	if err != nil {
+		return fmt.Errorf("%w: the installed binary %s cannot be found (%w); name it with --binary", ErrPreflight, installed, err)
+	}
+	dir := filepath.Dir(target)
+	f, err := os.CreateTemp(dir, tempPrefix+"*")
+	if err != nil {
+		return fmt.Errorf("%w: directory %s cannot be written (%w); give the agent's user the right to write there, or install the agent to a directory of its own and name it with --binary",
+			ErrPreflight, dir, err)
+	}
+	f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return fmt.Errorf("%w: directory %s lets files be made but not removed: %w; correct its permissions", ErrPreflight, dir, err)
+	}
+	return CheckSpace(dir, size)
+}
+
+// CheckSpace tells whether dir's file system has room for size bytes more, and
+// one MiB to spare.
+func CheckSpace(dir string, size int64) error {
+	free, err := freeSpace(dir)
+	if err != nil {
+		return fmt.Errorf("%w: free space of %s: %w; check that the directory exists", ErrPreflight, dir, err)
+	}
+	if need := uint64(size) + spareSpace; free < need {
+		return fmt.Errorf("%w: %s has %d KiB free, %d KiB are needed; free %d KiB there and start the update again",
+			ErrPreflight, dir, free>>10, need>>10, (need-free)>>10+1)
+	}
+	return nil
+}
+
+// selfTest runs `NEW version --json` from the verified descriptor.
+func selfTest(ctx context.Context, f *os.File, r PreflightRequest) error {
+	out, err := runBounded(ctx, f, []string{r.Installed, "version", "--json"})
+	switch {
+	case errors.Is(err, errSelfTestTime):
+		return fmt.Errorf("%w: `version --json` of the new binary gave no answer within %v; try it by hand: %s version --json", ErrPreflight, SelfTestTimeout, r.Staged)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w: the new binary may not be executed from %s (%w); the file system is perhaps mounted noexec: give --data a directory on one that is not",
+			ErrPreflight, filepath.Dir(r.Staged), err)
+	case err != nil:
+		return fmt.Errorf("%w: `version --json` of the new binary ended with %w%s; try it by hand: %s version --json", ErrPreflight, err, quoteLast(out), r.Staged)
+	}
+	var said struct {
+		Version *string `json:"version"`
+	}
+	if err := json.Unmarshal(out, &said); err != nil || said.Version == nil {
+		return fmt.Errorf(`%w: "version --json" of the new binary did not print {"version":…}%s; publish a release made from a moult binary`, ErrPreflight, quoteLast(out))
+	}
+	if *said.Version != r.Version {
+		return fmt.Errorf("%w: the new binary says it is version %q, its manifest says %q; build it with that version, or correct the manifest, and publish again",
+			ErrPreflight, *said.Version, r.Version)
+	}
+	return nil
+}
+
+var errSelfTestTime = errors.New("timed out")
+
+// runBounded runs the verified file and returns the first 64 KiB of its standard
+// output; what it started is ended with it.
+func runBounded(ctx context.Context, f *os.File, argv []string) ([]byte, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer pr.Close()
+	p, _, err := StartVerified(f, argv, &os.ProcAttr{
+		Env: selfTestEnv(os.Environ()), Files: []*os.File{null, pw, pw}, Sys: ownGroup(),
+	})
+	pw.Close()
+	if err != nil {
+		return nil, err
+	}
+	// The reader ends when the last holder of the pipe does, or when it is closed.
+	read := make(chan []byte, 1)
+	go func() {
+		out, _ := io.ReadAll(io.LimitReader(pr, maxSelfTestOutput))
+		_, _ = io.Copy(io.Discard, pr) // let it print on; the limit is ours
+		read <- out
+	}()
+	type end struct {
+		st  *os.ProcessState
+		err error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		st, err := p.Wait()
+		ended <- end{st, err}
+	}()
+	ctx, cancel := context.WithTimeoutCause(ctx, SelfTestTimeout, errSelfTestTime)
+	defer cancel()
+	var e end
+	select {
+	case e = <-ended:
+	case <-ctx.Done():
+		killGroup(p)
+		<-ended
+		e.err = context.Cause(ctx)
+	}
+	killGroup(p)
+	_ = pr.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // a grandchild may hold the pipe
+	out := <-read
+	if e.err != nil {
+		return out, e.err
+	}
+	if !e.st.Success() {
+		return out, errors.New(e.st.String())
+	}
+	return out, nil
+}
+
+// selfTestEnv drops what would make the new binary take itself for a
+// supervised agent.
+func selfTestEnv(env []string) []string {
+	out := make([]string, 0, len(env))
+	for _, kv := range env {
+		if !strings.HasPrefix(kv, "MOULT_") {
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// quoteLast returns the last line of output for an error message.
+func quoteLast(out []byte) string {
+	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
+	last := strings.TrimSpace(string(lines[len(lines)-1]))
+	if last == "" {
+		return ""
+	}
+	if len(last) > 300 {
+		last = last[:300] + "…"
+	}
+	return fmt.Sprintf(" (it printed %q)", last)
+}

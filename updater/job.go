@@ -1,0 +1,188 @@
+package updater
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"time"
+
+	"moult/consensus/fleet"
+	"moult/updater/artifact"
+	"moult/updater/install"
+	"moult/updater/order"
+	"moult/updater/release"
+)
+
+// job carries one order out. It returns ErrRestart when the trial is due, nil
+// when the job has ended, whichever way, or is to be gone on with later.
+func (u *Updater) job(ctx context.Context, o order.Order, sealed []byte, resumes int) error {
+	out := install.Outcome{
+		JobID: o.JobID, Attempt: o.Attempt, Index: o.Index, Result: install.Running,
+		Version: o.Version, At: time.Now(), Order: sealed, Resumes: resumes,
+	}
+	u.openLog(o.JobID)
+	if resumes == 0 {
+		u.note(fmt.Sprintf("order accepted: update from version %s to %s", u.cfg.Version, o.Version))
+	}
+	// On disk before the first act: a restart must neither forget nor repeat it.
+	if err := install.SaveOutcome(u.cfg.DataDir, out); err != nil {
+		u.fail(out, err.Error())
+		return nil
+	}
+	u.enter(PhaseFetching, o.JobID)
+	m, err := u.prepare(ctx, o, &out)
+	switch {
+	case ctx.Err() != nil:
+		return nil // stopped from outside: resumed at the next start
+	case err != nil:
+		u.fail(out, err.Error())
+		return nil
+	case m == nil:
+		u.note("version " + o.Version + " runs already")
+		out.Result, out.Order = install.Committed, nil
+		if err := install.SaveOutcome(u.cfg.DataDir, out); err != nil {
+			u.slog.Error("save outcome", "job", o.JobID, "error", err)
+		}
+		u.settle()
+		return nil
+	}
+	u.note("restarting on trial")
+	u.mu.Lock()
+	if u.log != nil {
+		if err := u.log.sync(); err != nil {
+			u.slog.Warn("sync job log", "error", err)
+		}
+	}
+	u.mu.Unlock()
+	if err := install.SaveMarker(u.cfg.DataDir, *m); err != nil {
+		u.fail(out, err.Error())
+		return nil
+	}
+	u.enter(PhaseRestarting, o.JobID)
+	return ErrRestart
+}
+
+// prepare does everything up to the marker, in the order of trust. A nil marker
+// means that this host runs the release already.
+func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outcome) (*install.Marker, error) {
+	off, err := u.verify(o)
+	if err != nil {
+		return nil, err
+	}
+	out.Digest, out.Number, out.Floor = off.Digest, off.Number, off.Floor
+	t, err := loadTrust(u.cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	if off.Digest == u.cfg.Digest {
+		return nil, nil
+	}
+	if err := t.admit(off, time.Now()); err != nil {
+		return nil, err
+	}
+	if f, failed := install.FailedBefore(u.cfg.DataDir, o.JobID, off.Digest); failed {
+		return nil, fmt.Errorf("this binary was rolled back before in this job: %s", f.Reason)
+	}
+	u.note(fmt.Sprintf("manifest verified: release %s, number %d, %d bytes, sha256 %s", off.Version, off.Number, off.Size, off.Digest))
+	path, err := u.fetch(ctx, off)
+	if err != nil {
+		return nil, err
+	}
+	u.enter(PhasePreflight, o.JobID)
+	err = install.Preflight(ctx, install.PreflightRequest{
+		Staged: path, Digest: off.Digest, Installed: u.cfg.Installed, DataDir: u.cfg.DataDir, Version: off.Version,
+	})
+	if err != nil {
+		return nil, err
+	}
+	u.note("preflight passed")
+	return &install.Marker{
+		JobID: o.JobID, Attempt: o.Attempt, Index: o.Index, Version: off.Version, Digest: off.Digest,
+		Number: off.Number, Floor: off.Floor, StagedPath: path,
+		FromVersion: u.cfg.Version, FromDigest: u.cfg.Digest, State: install.Staged,
+	}, nil
+}
+
+// verify checks the release key's signature and picks this host's artifact.
+func (u *Updater) verify(o order.Order) (offer, error) {
+	m, err := release.Verify(u.cfg.ReleaseKeys(), o.Manifest, o.Signature)
+	if err != nil {
+		return offer{}, fmt.Errorf("verify the manifest of version %s: %w", o.Version, err)
+	}
+	if m.Version != o.Version {
+		return offer{}, fmt.Errorf("the order is for version %s, its manifest is of %s", o.Version, m.Version)
+	}
+	a, ok := m.Artifact(runtime.GOOS, runtime.GOARCH)
+	if !ok {
+		return offer{}, fmt.Errorf("release %s has no artifact for %s/%s; publish one that has", m.Version, runtime.GOOS, runtime.GOARCH)
+	}
+	off := offer{Version: m.Version, Number: m.Number, Floor: m.Floor, Rollback: m.Rollback, Digest: a.SHA256, Size: a.Size}
+	if m.Expires != nil {
+		off.Expires = *m.Expires
+	}
+	return off, nil
+}
+
+// fetch gets the artifact into the store and returns its path; its progress is
+// in the reports.
+func (u *Updater) fetch(ctx context.Context, off offer) (string, error) {
+	missing := off.Size
+	if u.cfg.Store.Has(off.Digest) {
+		missing = 0
+	}
+	if err := install.CheckSpace(u.cfg.DataDir, missing); err != nil {
+		return "", err
+	}
+	u.mu.Lock()
+	job := u.status.job
+	u.status.total, u.status.sources = off.Size, map[string]fleet.Source{}
+	u.mu.Unlock()
+	sources, err := artifact.Fetch(ctx, artifact.FetchRequest{
+		Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, HTTP: u.cfg.HTTP,
+		Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
+		Progress:   func(done int64, from artifact.Peer) { u.progress(job, off.Size, done, from) },
+	})
+	if err != nil {
+		return "", fmt.Errorf("fetch release: %w", err)
+	}
+	// The final count: bytes that proved bad are in none of these.
+	final := map[string]fleet.Source{}
+	for _, s := range sources {
+		final[s.Peer.HostID] = sourceOf(s.Peer, s.Bytes)
+		u.note(fmt.Sprintf("fetched %d bytes from %s", s.Bytes, nameOf(s.Peer)))
+	}
+	u.mu.Lock()
+	u.status.done, u.status.sources = off.Size, final
+	phase := u.status.phase
+	u.mu.Unlock()
+	if phase == PhaseFetching { // it was here already
+		u.enter(PhaseVerifying, job)
+	}
+	u.note("artifact verified")
+	return u.cfg.Store.Path(off.Digest), nil
+}
+
+// progress takes note of the bytes that are here, and of who sent the newest.
+func (u *Updater) progress(job string, size, done int64, from artifact.Peer) {
+	u.mu.Lock()
+	if added := done - u.status.done; added > 0 && from.HostID != "" {
+		u.status.sources[from.HostID] = sourceOf(from, u.status.sources[from.HostID].Bytes+added)
+	}
+	u.status.done = done
+	complete := done >= size && u.status.phase == PhaseFetching
+	u.mu.Unlock()
+	if complete {
+		u.enter(PhaseVerifying, job)
+	}
+}
+
+func sourceOf(p artifact.Peer, n int64) fleet.Source {
+	return fleet.Source{HostID: p.HostID, Name: p.Name, Role: p.Role, Bytes: n}
+}
+
+func nameOf(p artifact.Peer) string {
+	if p.Name != "" {
+		return p.Name
+	}
+	return p.HostID
+}

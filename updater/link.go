@@ -1,0 +1,123 @@
+package updater
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// SupervisorLink is the agent's end of the line to its supervisor. Safe for
+// concurrent use.
+type SupervisorLink struct {
+	trial     bool
+	committed chan struct{}
+	gone      chan struct{}
+	recv      *os.File
+
+	mu   sync.Mutex
+	send *os.File
+}
+
+// Supervised tells whether this process is a supervisor's child, and returns its
+// line to it. Call it once, first thing: it takes the environment variables away,
+// so that what the agent starts does not take itself for an agent. A child whose
+// pipes are unusable is told so by ParentGone at once.
+func Supervised() (*SupervisorLink, bool) {
+	if os.Getenv(envSupervised) != "1" {
+		return nil, false
+	}
+	pipes, trial, file := os.Getenv(envPipes), os.Getenv(envTrial) == "1", os.Getenv(envTrialFile)
+	for _, name := range []string{envSupervised, envPipes, envTrial, envTrialFile, envHandover} {
+		_ = os.Unsetenv(name)
+	}
+	if trial {
+		closeTrialFile(file)
+	}
+	l := &SupervisorLink{trial: trial, committed: make(chan struct{}), gone: make(chan struct{})}
+	recv, send, err := openPipes(pipes)
+	if err != nil {
+		close(l.gone)
+		return l, true
+	}
+	l.recv, l.send = recv, send
+	go l.read()
+	return l, true
+}
+
+func openPipes(numbers string) (recv, send *os.File, err error) {
+	r, w, ok := strings.Cut(numbers, ",")
+	if !ok {
+		return nil, nil, fmt.Errorf("%s is %q", envPipes, numbers)
+	}
+	rn, err := strconv.ParseUint(r, 10, 63)
+	if err != nil {
+		return nil, nil, err
+	}
+	wn, err := strconv.ParseUint(w, 10, 63)
+	if err != nil {
+		return nil, nil, err
+	}
+	return inheritedPipe(uintptr(rn), "supervisor"), inheritedPipe(uintptr(wn), "supervisor"), nil
+}
+
+// read takes the parent's messages until the pipe ends.
+func (l *SupervisorLink) read() {
+	defer close(l.gone)
+	committed := false
+	lines := bufio.NewScanner(l.recv)
+	for lines.Scan() {
+		var m message
+		if json.Unmarshal(lines.Bytes(), &m) != nil {
+			continue
+		}
+		if m.Event == eventCommitted && !committed {
+			committed = true
+			close(l.committed)
+		}
+	}
+}
+
+// OnTrial tells whether this process was started on trial.
+func (l *SupervisorLink) OnTrial() bool { return l.trial }
+
+// Joined tells the supervisor that a live peer answered, and what this process
+// is: its version and the sha256 of its binary in hex.
+func (l *SupervisorLink) Joined(version, digest string) error {
+	b, err := json.Marshal(message{Event: eventJoined, Version: version, Digest: digest})
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.send == nil {
+		return fmt.Errorf("tell supervisor: %w", os.ErrClosed)
+	}
+	if _, err := l.send.Write(append(b, '\n')); err != nil {
+		return fmt.Errorf("tell supervisor: %w", err)
+	}
+	return nil
+}
+
+// Committed is closed when a trial has become the installed binary.
+func (l *SupervisorLink) Committed() <-chan struct{} { return l.committed }
+
+// ParentGone is closed when the supervisor has ended, or wants this process to:
+// stop.
+func (l *SupervisorLink) ParentGone() <-chan struct{} { return l.gone }
+
+// Close ends the line; ParentGone is closed soon after.
+func (l *SupervisorLink) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.send == nil {
+		return nil
+	}
+	err := l.send.Close()
+	l.send = nil
+	l.recv.Close()
+	return err
+}

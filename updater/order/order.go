@@ -1,0 +1,187 @@
+// Package order is what a server tells a host to do: signed with the server's
+// key, bound to one host, one job and one index of the replicated log.
+//
+// The leader calls Seal after the dispatch is committed and sends the result
+// again and again; the host calls Open, then Fence.Accept. A sealed order is
+//
+//	{"order": base64 of the order's JSON, "cert": DER, "sig": ed25519}
+//
+// and the signature is over "moult order 1\n" and the order's JSON, byte for
+// byte. The certificate travels along; who signed is read out of it, never out
+// of the order. A field that is not known is ignored: servers are newer than the
+// hosts they update. What an older host must not overlook takes a new number in
+// the domain line, which older hosts refuse.
+//
+// The index is the fencing token: the index of the log entry behind the order.
+// A host remembers on disk the highest one it accepted (Fence); what is lower is
+// stale and has no effect, whoever sends it and however often.
+package order
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"moult/mesh/identity"
+)
+
+// Why an order is refused. All are wrapped with what was found.
+var (
+	// ErrMalformed: the bytes are no order.
+	ErrMalformed = errors.New("the order does not parse")
+	// ErrUntrusted: no server of this cluster signed the order.
+	ErrUntrusted = errors.New("the order is not signed by a server of this cluster")
+	// ErrOtherHost: the order is for another host, or another cluster.
+	ErrOtherHost = errors.New("the order is not for this host")
+	// ErrExpired: the order came too late.
+	ErrExpired = errors.New("the order expired")
+	// ErrStale: the order's index is not above one that was accepted before.
+	ErrStale = errors.New("the order is older than one that was accepted before")
+	// ErrRepeated: the order's job was accepted before.
+	ErrRepeated = errors.New("the order's job was accepted before")
+)
+
+// ActionUpdate is the only action: bring the host to the manifest's release.
+const ActionUpdate = "update"
+
+// Limits of an order.
+const (
+	MaxSealedBytes = 1 << 20
+	MaxLifetime    = 24 * time.Hour // from opening to Expires
+	maxIDBytes     = 128
+)
+
+// domain keeps a signature over an order from meaning anything else.
+const domain = "moult order 1\n"
+
+// Order is one order.
+type Order struct {
+	Cluster   string    `json:"cluster"`
+	HostID    string    `json:"host_id"`
+	JobID     string    `json:"job_id"` // at most 128 bytes
+	Attempt   int       `json:"attempt"`
+	Action    string    `json:"action"`
+	Version   string    `json:"version"` // that the manifest must name
+	Manifest  []byte    `json:"manifest"`
+	Signature []byte    `json:"signature"` // of the manifest, by a release key
+	Index     uint64    `json:"index"`     // of the committed dispatch
+	Expires   time.Time `json:"expires"`
+}
+
+type sealed struct {
+	Order       []byte `json:"order"` // JSON of an Order
+	Certificate []byte `json:"cert"`  // DER, of the server that signed
+	Signature   []byte `json:"sig"`   // ed25519, over domain and Order
+}
+
+// Seal signs an order with a server's key. It refuses an order that no host
+// would open.
+func Seal(o Order, key ed25519.PrivateKey, certDER []byte) ([]byte, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	if len(key) != ed25519.PrivateKeySize {
+		return nil, fmt.Errorf("the server's key is %d bytes, not %d", len(key), ed25519.PrivateKeySize)
+	}
+	text, err := json.Marshal(o)
+	if err != nil {
+		return nil, err
+	}
+	out, err := json.Marshal(sealed{Order: text, Certificate: certDER, Signature: ed25519.Sign(key, signed(text))})
+	if err != nil {
+		return nil, err
+	}
+	if len(out) > MaxSealedBytes {
+		return nil, fmt.Errorf("the order is %d bytes; at most %d", len(out), MaxSealedBytes)
+	}
+	return out, nil
+}
+
+// Open returns an order if a server of the verifier's cluster signed it, for
+// this host, and it has not expired. What the manifest in it is worth, and
+// whether the order is a repetition, it leaves to release.Verify and Fence. The
+// error wraps ErrMalformed, ErrUntrusted, ErrOtherHost or ErrExpired.
+func Open(b []byte, v *identity.Verifier, hostID string, now time.Time) (Order, error) {
+	if len(b) > MaxSealedBytes {
+		return Order{}, fmt.Errorf("%w: it is %d bytes, at most %d are read", ErrMalformed, len(b), MaxSealedBytes)
+	}
+	var s sealed
+	if err := decode(b, &s); err != nil {
+		return Order{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	id, pub, err := v.Verify(s.Certificate, now)
+	if err != nil {
+		return Order{}, fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
+	if id.Role != identity.RoleServer {
+		return Order{}, fmt.Errorf("%w: host %s signed it, whose role is %s", ErrUntrusted, id.HostID, id.Role)
+	}
+	if !ed25519.Verify(pub, signed(s.Order), s.Signature) {
+		return Order{}, fmt.Errorf("%w: the signature does not hold", ErrUntrusted)
+	}
+	var o Order
+	if err := decode(s.Order, &o); err != nil {
+		return Order{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	if o.Cluster != id.Cluster {
+		return Order{}, fmt.Errorf("%w: it is for cluster %q", ErrOtherHost, o.Cluster)
+	}
+	if o.HostID != hostID {
+		return Order{}, fmt.Errorf("%w: it is for host %q", ErrOtherHost, o.HostID)
+	}
+	if err := o.validate(); err != nil {
+		return Order{}, err
+	}
+	if err := o.inTime(now); err != nil {
+		return Order{}, err
+	}
+	return o, nil
+}
+
+func signed(text []byte) []byte { return append([]byte(domain), text...) }
+
+func (o Order) validate() error {
+	switch {
+	case o.Cluster == "" || o.HostID == "":
+		return fmt.Errorf("%w: it names no cluster or no host", ErrMalformed)
+	case o.JobID == "" || len(o.JobID) > maxIDBytes:
+		return fmt.Errorf("%w: its job id has %d bytes, not 1 to %d", ErrMalformed, len(o.JobID), maxIDBytes)
+	case o.Index == 0 || o.Attempt < 1:
+		return fmt.Errorf("%w: it has no index or no attempt", ErrMalformed)
+	case o.Action != ActionUpdate:
+		return fmt.Errorf("%w: the action %q is not known here; this host runs an older version than its servers", ErrMalformed, o.Action)
+	case o.Version == "" || len(o.Manifest) == 0 || len(o.Signature) == 0:
+		return fmt.Errorf("%w: it carries no signed release", ErrMalformed)
+	}
+	return nil
+}
+
+// inTime: an order lives for minutes, so one that is far from its expiry in
+// either direction tells of a clock that is wrong.
+func (o Order) inTime(now time.Time) error {
+	const clocks = "are the clocks of this host and the servers right?"
+	if !now.Before(o.Expires) {
+		return fmt.Errorf("%w at %s; %s", ErrExpired, o.Expires.UTC().Format(time.RFC3339), clocks)
+	}
+	if o.Expires.Sub(now) > MaxLifetime {
+		return fmt.Errorf("%w: it is good until %s, longer than the %s any order may live; %s",
+			ErrMalformed, o.Expires.UTC().Format(time.RFC3339), MaxLifetime, clocks)
+	}
+	return nil
+}
+
+// decode decodes one JSON value with nothing after it.
+func decode(b []byte, into any) error {
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if err := dec.Decode(into); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there are bytes after its end")
+	}
+	return nil
+}

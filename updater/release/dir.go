@@ -1,0 +1,268 @@
+package release
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"moult/updater/internal/durable"
+)
+
+// The files of a release directory.
+const (
+	ManifestFile  = "manifest.json"
+	SignatureFile = "manifest.json.minisig"
+)
+
+// FileName is the name of an artifact in a release directory.
+func FileName(version string, p Platform) string {
+	name := fmt.Sprintf("%s-%s-%s-%s", Product, version, p.OS, p.Arch)
+	if p.OS == "windows" {
+		name += ".exe"
+	}
+	return name
+}
+
+// BuildOptions says what Build makes a release of.
+type BuildOptions struct {
+	Dir       string // made by Build
+	Version   string
+	Number    uint64
+	Floor     uint64 // 0: none
+	Rollback  bool
+	Notes     string
+	Expires   *time.Time // nil: never
+	Created   time.Time
+	SecretKey string              // minisign, unlocked
+	Files     map[Platform]string // the binaries
+	// Progress is told how far a binary has been copied. May be nil.
+	Progress func(p Platform, done, total int64)
+}
+
+// Build makes a release directory. The signature is written last: a directory
+// that has one is complete. When Build fails, it takes away what it wrote. It
+// returns ErrWrongPlatform, wrapped, for a binary of another platform than it is
+// given for, and refuses a directory that holds a signed release.
+func Build(o BuildOptions) (Manifest, error) {
+	m := Manifest{
+		Product: Product, Version: o.Version, Number: o.Number, Floor: o.Floor, Rollback: o.Rollback,
+		Notes: o.Notes, Created: o.Created.UTC().Truncate(time.Second), Expires: o.Expires,
+	}
+	platforms, total, err := o.check()
+	if err != nil {
+		return Manifest{}, err
+	}
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return Manifest{}, err
+	}
+	b := builder{BuildOptions: o}
+	for _, p := range platforms {
+		a, err := b.artifact(p, total[p])
+		if err != nil {
+			return Manifest{}, b.undo(fmt.Errorf("artifact %s: %w", p, err))
+		}
+		m.Artifacts = append(m.Artifacts, a)
+	}
+	if err := b.sign(m); err != nil {
+		return Manifest{}, b.undo(err)
+	}
+	return m, nil
+}
+
+// check refuses what cannot become a release before anything is written, and
+// returns the platforms in order and the size of each one's binary.
+func (o BuildOptions) check() ([]Platform, map[Platform]int64, error) {
+	if !ValidVersion(o.Version) {
+		return nil, nil, fmt.Errorf("--version %q: give 1 to %d of A-Z a-z 0-9 . _ + -", o.Version, maxVersionBytes)
+	}
+	if _, err := parseSecretKey(o.SecretKey); err != nil {
+		return nil, nil, err
+	}
+	if len(o.Files) == 0 {
+		return nil, nil, errors.New("the release has no binary; give at least one, as linux/amd64=PATH")
+	}
+	if _, err := os.Stat(filepath.Join(o.Dir, SignatureFile)); err == nil {
+		return nil, nil, fmt.Errorf("%s holds a release already; give another --out", o.Dir)
+	}
+	var platforms []Platform
+	total := map[Platform]int64{}
+	for p, path := range o.Files {
+		if !p.valid() {
+			return nil, nil, fmt.Errorf("%q is not a platform; give it as linux/amd64", p)
+		}
+		st, err := os.Stat(path)
+		if err != nil {
+			return nil, nil, fmt.Errorf("the binary for %s: %w; build it first", p, err)
+		}
+		if !st.Mode().IsRegular() {
+			return nil, nil, fmt.Errorf("the binary for %s: %s is not a file", p, path)
+		}
+		if st.Size() == 0 || st.Size() > MaxArtifactBytes {
+			return nil, nil, fmt.Errorf("the binary for %s: %s is %d bytes; it must have 1 to %d", p, path, st.Size(), MaxArtifactBytes)
+		}
+		if err := p.Check(path); err != nil {
+			return nil, nil, err
+		}
+		platforms, total[p] = append(platforms, p), st.Size()
+	}
+	slices.SortFunc(platforms, func(a, b Platform) int {
+		return cmp.Or(cmp.Compare(a.OS, b.OS), cmp.Compare(a.Arch, b.Arch))
+	})
+	return platforms, total, nil
+}
+
+// builder writes a release directory and remembers what to take away again.
+type builder struct {
+	BuildOptions
+	written []string
+}
+
+func (b *builder) artifact(p Platform, total int64) (Artifact, error) {
+	src, err := os.Open(b.Files[p])
+	if err != nil {
+		return Artifact{}, err
+	}
+	defer src.Close()
+	h := sha256.New()
+	var n int64
+	err = b.write(FileName(b.Version, p), 0o755, func(w io.Writer) (err error) {
+		n, err = io.Copy(io.MultiWriter(w, h), &meter{io.LimitReader(src, total+1), 0, func(done int64) {
+			if b.Progress != nil {
+				b.Progress(p, min(done, total), total)
+			}
+		}})
+		return err
+	})
+	if err != nil {
+		return Artifact{}, err
+	}
+	if n != total {
+		return Artifact{}, fmt.Errorf("%s changed while it was copied; wait until its build has ended", b.Files[p])
+	}
+	return Artifact{OS: p.OS, Arch: p.Arch, Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
+}
+
+func (b *builder) sign(m Manifest) error {
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	text = append(text, '\n')
+	signature, err := Sign(b.SecretKey, text)
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name    string
+		content []byte
+	}{{ManifestFile, text}, {SignatureFile, signature}} {
+		err := b.write(f.name, 0o644, func(w io.Writer) error {
+			_, err := w.Write(f.content)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *builder) write(name string, mode os.FileMode, write func(io.Writer) error) error {
+	path := filepath.Join(b.Dir, name)
+	b.written = append(b.written, path)
+	return durable.Replace(path, mode, write)
+}
+
+// undo takes away what was written, newest first.
+func (b *builder) undo(err error) error {
+	for _, path := range slices.Backward(b.written) {
+		os.Remove(path)
+	}
+	return err
+}
+
+// meter tells how many bytes were read so far.
+type meter struct {
+	r    io.Reader
+	done int64
+	tell func(done int64)
+}
+
+func (m *meter) Read(b []byte) (int, error) {
+	n, err := m.r.Read(b)
+	m.done += int64(n)
+	if n > 0 {
+		m.tell(m.done)
+	}
+	return n, err
+}
+
+// Dir is a release directory that was read.
+type Dir struct {
+	Path      string
+	Manifest  []byte
+	Signature []byte
+	Parsed    Manifest
+}
+
+// ReadDir reads a release directory for publishing. Every artifact must be
+// there, have the signed length and be of its platform; neither digests nor the
+// signature are checked, which whoever receives the release does. Returns
+// os.ErrNotExist, wrapped, for a missing file, and ErrWrongPlatform.
+func ReadDir(path string) (Dir, error) {
+	d := Dir{Path: path}
+	var err error
+	if d.Manifest, err = readBounded(filepath.Join(path, ManifestFile), MaxManifestBytes); err != nil {
+		return Dir{}, fmt.Errorf("%s is not a release: %w; make one with: moult release create", path, err)
+	}
+	if d.Signature, err = readBounded(filepath.Join(path, SignatureFile), MaxSignatureBytes); err != nil {
+		return Dir{}, fmt.Errorf("the release is not signed: %w; sign it with: minisign -Sm %s", err, filepath.Join(path, ManifestFile))
+	}
+	if d.Parsed, err = Parse(d.Manifest); err != nil {
+		return Dir{}, fmt.Errorf("%s: %w", filepath.Join(path, ManifestFile), err)
+	}
+	for _, a := range d.Parsed.Artifacts {
+		if err := d.check(a); err != nil {
+			return Dir{}, err
+		}
+	}
+	return d, nil
+}
+
+// ArtifactPath is where an artifact of the release lies.
+func (d Dir) ArtifactPath(a Artifact) string {
+	return filepath.Join(d.Path, FileName(d.Parsed.Version, Platform{a.OS, a.Arch}))
+}
+
+func (d Dir) check(a Artifact) error {
+	path := d.ArtifactPath(a)
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("the release is incomplete: %w; create it again", err)
+	}
+	if st.Size() != a.Size {
+		return fmt.Errorf("%s is %d bytes, the manifest says %d; create the release again", path, st.Size(), a.Size)
+	}
+	return Platform{a.OS, a.Arch}.Check(path)
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(content)) > limit {
+		err = fmt.Errorf("%s has more than the %d bytes allowed", path, limit)
+	}
+	return content, err
+}

@@ -1,0 +1,146 @@
+package updater
+
+import (
+	"context"
+	"time"
+
+	"moult/consensus/fleet"
+)
+
+// The phases that the updater announces in the host's record.
+const (
+	PhaseIdle       = "idle"
+	PhaseFetching   = "fetching"
+	PhaseVerifying  = "verifying"
+	PhasePreflight  = "preflight"
+	PhaseRestarting = "restarting"
+	PhaseTrial      = "trial"
+	PhaseFailed     = "failed"
+	PhaseRolledBack = "rolled_back"
+)
+
+// Report is what a host tells the servers beyond its record. Its sender is in
+// the envelope, never in it.
+type Report struct {
+	// Record is the host's raw signed record, filled in by the mesh's side.
+	Record []byte `json:"record,omitempty"`
+	JobID  string `json:"job_id,omitempty"`
+	// Done and Total are bytes of the artifact.
+	Done  int64 `json:"done,omitempty"`
+	Total int64 `json:"total,omitempty"`
+	// Error is why the job failed or was rolled back; LastOutput is the last line
+	// that the new binary printed.
+	Error      string         `json:"error,omitempty"`
+	LastOutput string         `json:"last_output,omitempty"`
+	Sources    []fleet.Source `json:"sources,omitempty"`
+	// First is the host's number of the first of Lines; it counts a job's lines
+	// from 1. Lines repeat until they are acknowledged (HandleAck).
+	First uint64          `json:"first,omitempty"`
+	Lines []fleet.LogLine `json:"lines,omitempty"`
+}
+
+// The reporter's rhythm. Orders and acknowledgements may be lost, so everything
+// is said again until it is acknowledged or old.
+const (
+	progressEvery = 500 * time.Millisecond
+	resendEvery   = time.Second
+	settledEvery  = 5 * time.Second // the verdict, again: a new leader may have missed it
+	settledFor    = 2 * time.Minute
+	// maxReportBytes bounds the lines of one report: a mesh message holds 256 KiB,
+	// JSON and the envelope included.
+	maxReportBytes = 64 << 10
+)
+
+// report sends reports until ctx ends: at once on kick, on progress, while lines
+// are unacknowledged, and the verdict for a while.
+func (u *Updater) report(ctx context.Context) {
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	var sent time.Time
+	var sentDone int64
+	for {
+		kicked := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-u.kick:
+			kicked = true
+		case <-tick.C:
+		}
+		r, since := u.compose()
+		if r.JobID == "" {
+			continue
+		}
+		now := time.Now()
+		ago := now.Sub(sent)
+		due := kicked || r.Done != sentDone ||
+			(len(r.Lines) > 0 && ago >= resendEvery-progressEvery/5) ||
+			(ago >= settledEvery && now.Sub(since) < settledFor)
+		if !due {
+			continue
+		}
+		sent, sentDone = now, r.Done
+		u.cfg.Mesh.Report(r)
+	}
+}
+
+// compose makes a report of the present state; since is when the phase began.
+func (u *Updater) compose() (r Report, since time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	st := u.status
+	r = Report{
+		JobID: st.job, Done: st.done, Total: st.total,
+		Error: st.reason, LastOutput: st.lastOutput, Sources: st.namedSources(),
+	}
+	if u.log != nil && u.log.job == st.job {
+		r.First, r.Lines = u.log.unstored(maxReportBytes)
+	}
+	return r, st.since
+}
+
+// HandleAck takes a server's word that the first `stored` lines of a job's log
+// are committed. Safe for concurrent use.
+func (u *Updater) HandleAck(jobID string, stored uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.log != nil && u.log.job == jobID {
+		u.log.acknowledge(stored)
+		if u.log.settled() {
+			select {
+			case u.acked <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// wake makes the reporter report now.
+func (u *Updater) wake() {
+	select {
+	case u.kick <- struct{}{}:
+	default:
+	}
+}
+
+// flush waits until the servers have the job's log, at most for d.
+func (u *Updater) flush(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		u.mu.Lock()
+		done := u.log == nil || u.log.settled()
+		u.mu.Unlock()
+		if done {
+			return
+		}
+		u.wake()
+		select {
+		case <-u.acked:
+		case <-t.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}

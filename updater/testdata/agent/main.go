@@ -1,0 +1,171 @@
+// Command agent is what the supervisor's tests supervise. One build plays every
+// part: its version and behaviour are in the last line of its own file,
+//
+//	MOULT-TEST {"version":"1.1.0","behave":"good"}
+//
+// so that a variant is a copy with another line at its end, and another digest.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"moult/updater"
+)
+
+type part struct {
+	Version string `json:"version"`
+	Behave  string `json:"behave"`
+}
+
+func main() {
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		fatal(err)
+	}
+	var p part
+	if i := bytes.LastIndex(self, []byte("\nMOULT"+"-TEST ")); i >= 0 {
+		if err := json.Unmarshal(bytes.TrimSpace(self[i+12:]), &p); err != nil {
+			fatal(err)
+		}
+	}
+	if len(os.Args) > 1 && os.Args[1] == "version" {
+		fmt.Printf("{\"version\":%q}\n", p.Version)
+		return
+	}
+	link, supervised := updater.Supervised()
+	if !supervised {
+		supervise(p)
+		return
+	}
+	sum := sha256.Sum256(self)
+	agent(p, link, hex.EncodeToString(sum[:]))
+}
+
+func supervise(p part) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	data := os.Getenv("TEST_DATA")
+	note(data, "supervisor "+p.Version)
+	err := updater.RunSupervisor(ctx, updater.SupervisorConfig{
+		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Args: []string{"agent"},
+		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", 20*time.Second), Soak: duration("TEST_SOAK", 100*time.Millisecond),
+		RestartDelay: 20 * time.Millisecond, MaxRestartDelay: 200 * time.Millisecond, StopTimeout: 3 * time.Second,
+		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		SwapStep: func(step string) error {
+			if step == os.Getenv("TEST_KILL_AT") {
+				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {}
+			}
+			return nil
+		},
+	})
+	note(data, "supervisor ended")
+	switch {
+	case errors.Is(err, updater.ErrGaveUp):
+		os.Exit(updater.ExitGiveUp)
+	case err != nil:
+		fatal(err)
+	}
+}
+
+// agent writes down what happens and plays its part. An agent that is not on
+// trial restarts when the file DATA/restart appears.
+func agent(p part, link *updater.SupervisorLink, digest string) {
+	data := os.Getenv("TEST_DATA")
+	trial := ""
+	if link.OnTrial() {
+		trial = " on trial"
+	}
+	note(data, "agent "+p.Version+" pid "+strconv.Itoa(os.Getpid())+trial)
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	if link.OnTrial() {
+		switch p.Behave {
+		case "crash":
+			fmt.Println("panic: cannot find libmoult")
+			os.Exit(3)
+		case "hang", "silent":
+			fmt.Println("waiting for a peer that never answers")
+		case "lie":
+			say(link, "9.9.9", digest)
+		case "joins-and-dies":
+			say(link, p.Version, digest)
+			fmt.Println("out of cheese")
+			os.Exit(4)
+		default:
+			say(link, p.Version, digest)
+		}
+	}
+	if p.Behave == "gives-up" {
+		fmt.Println("token refused")
+		os.Exit(updater.ExitGiveUp)
+	}
+	if p.Behave == "hang" {
+		signal.Ignore(syscall.SIGTERM)
+	}
+	committed, parentGone := link.Committed(), link.ParentGone()
+	if p.Behave == "deaf" {
+		parentGone = nil
+	}
+	poll := time.NewTicker(10 * time.Millisecond)
+	for {
+		select {
+		case <-term:
+			note(data, "agent "+p.Version+" stopped")
+			return
+		case <-parentGone:
+			note(data, "agent "+p.Version+" lost its parent")
+			return
+		case <-committed:
+			committed = nil
+			note(data, "agent "+p.Version+" committed")
+		case <-poll.C:
+			if os.Remove(filepath.Join(data, "restart")) == nil {
+				os.Exit(updater.ExitRestart)
+			}
+			if b, err := os.ReadFile(filepath.Join(data, "print")); err == nil && os.Remove(filepath.Join(data, "print")) == nil {
+				fmt.Println(string(b))
+			}
+		}
+	}
+}
+
+func say(link *updater.SupervisorLink, version, digest string) {
+	if err := link.Joined(version, digest); err != nil {
+		fatal(err)
+	}
+}
+
+func note(data, line string) {
+	f, err := os.OpenFile(filepath.Join(data, "events"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		fatal(err)
+	}
+	defer f.Close()
+	fmt.Fprintln(f, line)
+}
+
+func duration(name string, d time.Duration) time.Duration {
+	if v, err := time.ParseDuration(os.Getenv(name)); err == nil {
+		return v
+	}
+	return d
+}
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "agent:", err)
+	os.Exit(1)
+}

@@ -1,0 +1,327 @@
+package updater
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"moult/consensus/fleet"
+	"moult/mesh/identity"
+	"moult/updater/install"
+	"moult/updater/order"
+)
+
+// Updater carries out orders on this host. Methods are safe for concurrent use.
+type Updater struct {
+	cfg  Config
+	slog *slog.Logger
+
+	orders chan []byte
+	kick   chan struct{} // the reporter
+	acked  chan struct{}
+
+	mu     sync.Mutex
+	status status
+	log    *jobLog
+	busy   bool // a job runs
+}
+
+// status is what the host shows of its present or last job.
+type status struct {
+	job, phase         string
+	since              time.Time
+	done, total        int64
+	reason, lastOutput string
+	sources            map[string]fleet.Source
+}
+
+func (s status) namedSources() []fleet.Source {
+	out := slices.Collect(maps.Values(s.sources))
+	slices.SortFunc(out, func(a, b fleet.Source) int { return int(b.Bytes - a.Bytes) })
+	return out
+}
+
+// maxResumes is how often a job goes on after the agent was restarted in it.
+const maxResumes = 3
+
+// flushTimeout is how long a restart waits for the servers to have the job's log.
+const flushTimeout = 2 * time.Second
+
+// HandleOrder takes a sealed order that came from a server. It does not block: the
+// order is opened and judged by Run. One job runs at a time; an order for the
+// running or the last job makes the host say again how it stands, any other one
+// waits for its resend.
+func (u *Updater) HandleOrder(from identity.Identity, sealed []byte) {
+	if from.Role != identity.RoleServer {
+		u.slog.Warn("order refused: its sender is no server", "host", from.HostID)
+		return
+	}
+	select {
+	case u.orders <- sealed:
+	default: // the server sends it again
+	}
+}
+
+// Run works until ctx ends (nil) or a trial is due (ErrRestart). First it says
+// how the last job ended, and goes on with one that was interrupted.
+func (u *Updater) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer func() {
+		cancel()
+		running.Wait()
+		u.closeLog()
+	}()
+	ended := make(chan error, 1)
+	begin := func(o order.Order, sealed []byte, resumes int) {
+		u.setBusy(true)
+		running.Go(func() { ended <- u.job(ctx, o, sealed, resumes) })
+	}
+	committed := u.recall(begin)
+	running.Go(func() { u.report(ctx) })
+	u.wake()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-committed:
+			committed = nil
+			u.settle()
+		case sealed := <-u.orders:
+			if o, ok := u.judge(sealed); ok {
+				begin(o, sealed, 0)
+			}
+		case err := <-ended:
+			u.setBusy(false)
+			if errors.Is(err, ErrRestart) {
+				u.flush(ctx, flushTimeout)
+				return ErrRestart
+			}
+		}
+	}
+}
+
+// judge opens and fences an order; ok: it is a new job for this host.
+func (u *Updater) judge(sealed []byte) (o order.Order, ok bool) {
+	o, err := order.Open(sealed, u.cfg.Verifier, u.cfg.HostID, time.Now())
+	if err != nil {
+		u.slog.Warn("order refused", "error", err)
+		return o, false
+	}
+	job, phase, busy := u.standing()
+	if o.JobID == job {
+		u.announce(phase, job)
+		return o, false
+	}
+	if busy || (u.cfg.Link != nil && u.cfg.Link.OnTrial() && phase == PhaseTrial) {
+		u.slog.Info("order waits: another job runs", "job", o.JobID, "running", job)
+		return o, false
+	}
+	if err := u.cfg.Fence.Accept(o); err != nil {
+		u.slog.Warn("order refused", "job", o.JobID, "index", o.Index, "error", err)
+		return o, false
+	}
+	return o, true
+}
+
+// StartPhase returns the phase and the job to announce before the mesh is
+// joined, so that no peer ever sees a trial as idle.
+func StartPhase(dataDir string, link *SupervisorLink) (phase, jobID string) {
+	if link != nil && link.OnTrial() {
+		if m, err := install.LoadMarker(dataDir); err == nil {
+			return PhaseTrial, m.JobID
+		}
+		// No marker: committed between the start and this line.
+	}
+	o, err := install.LoadOutcome(dataDir)
+	if err != nil {
+		return PhaseIdle, ""
+	}
+	return phaseOf(o.Result), o.JobID
+}
+
+func phaseOf(r install.Result) string {
+	switch r {
+	case install.Running:
+		return PhaseFetching
+	case install.RolledBack, install.Interrupted:
+		return PhaseRolledBack
+	case install.Failed:
+		return PhaseFailed
+	default:
+		return PhaseIdle
+	}
+}
+
+// recall says what the files say: a trial under way (the returned channel tells
+// its commit), how the last job ended, or a job to go on with.
+func (u *Updater) recall(begin func(order.Order, []byte, int)) (committed <-chan struct{}) {
+	if u.cfg.Link != nil && u.cfg.Link.OnTrial() {
+		if m, err := install.LoadMarker(u.cfg.DataDir); err == nil {
+			u.openLog(m.JobID)
+			u.note(fmt.Sprintf("version %s runs on trial (start %d)", m.Version, m.Starts))
+			u.enter(PhaseTrial, m.JobID)
+			return u.cfg.Link.Committed()
+		}
+	} else if err := install.RemoveMarker(u.cfg.DataDir); err != nil {
+		// The supervisor has dealt with a due trial before it started this one.
+		u.slog.Warn("remove stale trial marker", "error", err)
+	}
+	o, err := install.LoadOutcome(u.cfg.DataDir)
+	if errors.Is(err, install.ErrNoOutcome) {
+		u.enter(PhaseIdle, "")
+		return nil
+	}
+	if err != nil {
+		u.slog.Error("the last job's outcome is lost", "error", err)
+		u.enter(PhaseIdle, "")
+		return nil
+	}
+	u.openLog(o.JobID)
+	if o.Result == install.Running {
+		u.resume(o, begin)
+		return nil
+	}
+	u.settle()
+	return nil
+}
+
+// resume goes on with a job that the agent was stopped in.
+func (u *Updater) resume(o install.Outcome, begin func(order.Order, []byte, int)) {
+	if o.Resumes >= maxResumes {
+		u.fail(o, fmt.Sprintf("the agent was restarted %d times during the update; look at its log", o.Resumes+1))
+		return
+	}
+	// Judged by the time it was accepted: it was in time then.
+	opened, err := order.Open(o.Order, u.cfg.Verifier, u.cfg.HostID, o.At)
+	if err != nil {
+		u.fail(o, "the agent was restarted during the update and cannot go on: "+err.Error())
+		return
+	}
+	u.note("the agent was restarted; going on with the update")
+	begin(opened, o.Order, o.Resumes+1)
+}
+
+// settle says how the last job ended, by its outcome.
+func (u *Updater) settle() {
+	o, err := install.LoadOutcome(u.cfg.DataDir)
+	if err != nil {
+		u.slog.Error("the last job's outcome is lost", "error", err)
+		job, _, _ := u.standing()
+		u.enter(PhaseIdle, job)
+		return
+	}
+	if o.Result == install.Committed {
+		if err := raiseTrust(u.cfg.DataDir, o.Number, o.Floor); err != nil {
+			u.slog.Error("remember installed release", "error", err)
+		}
+	}
+	text := map[install.Result]string{
+		install.Committed: "committed: version " + o.Version + " is installed",
+		install.Failed:    "failed: " + o.Reason,
+	}[o.Result]
+	if text == "" {
+		text = "rolled back: " + o.Reason
+	}
+	u.mu.Lock()
+	u.status.reason = o.Reason
+	if n := len(o.LastOutput); n > 0 {
+		u.status.lastOutput = o.LastOutput[n-1]
+	}
+	known := u.log != nil && u.log.has(fleet.StreamAgent, text)
+	u.mu.Unlock()
+	if !known {
+		for _, line := range o.LastOutput {
+			u.noteStream(fleet.StreamOutput, line)
+		}
+		u.note(text)
+	}
+	u.enter(phaseOf(o.Result), o.JobID)
+}
+
+// fail ends a job that never came to a trial.
+func (u *Updater) fail(o install.Outcome, reason string) {
+	o.Result, o.Reason, o.Order, o.At = install.Failed, reason, nil, time.Now()
+	if err := install.SaveOutcome(u.cfg.DataDir, o); err != nil {
+		u.slog.Error("save outcome", "job", o.JobID, "error", err)
+		u.mu.Lock()
+		u.status.reason = reason
+		u.mu.Unlock()
+		u.note("failed: " + reason)
+		u.enter(PhaseFailed, o.JobID)
+		return
+	}
+	u.settle()
+}
+
+// enter moves to a phase of a job and says so.
+func (u *Updater) enter(phase, job string) {
+	u.mu.Lock()
+	if u.status.job != job {
+		u.status = status{job: job, reason: u.status.reason, lastOutput: u.status.lastOutput}
+	}
+	u.status.phase, u.status.since = phase, time.Now()
+	u.mu.Unlock()
+	u.announce(phase, job)
+}
+
+func (u *Updater) announce(phase, job string) {
+	u.cfg.Mesh.Announce(phase, job)
+	u.wake()
+}
+
+func (u *Updater) standing() (job, phase string, busy bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.status.job, u.status.phase, u.busy
+}
+
+func (u *Updater) setBusy(b bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.busy = b
+}
+
+// note adds a line to the job's log.
+func (u *Updater) note(text string) { u.noteStream(fleet.StreamAgent, text) }
+
+func (u *Updater) noteStream(stream, text string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.log == nil {
+		return
+	}
+	u.slog.Info(text, "job", u.log.job, "stream", stream)
+	if err := u.log.add(time.Now(), stream, text); err != nil {
+		u.slog.Warn("write job log", "job", u.log.job, "error", err)
+	}
+}
+
+// openLog makes job's log the current one. Without it the job goes on, silently.
+func (u *Updater) openLog(job string) {
+	l, err := openJobLog(u.cfg.DataDir, job)
+	if err != nil {
+		u.slog.Error("open job log", "job", job, "error", err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.log != nil {
+		_ = u.log.close() // all lines were written through
+	}
+	u.log = l
+	u.status = status{job: job, phase: u.status.phase, since: time.Now()}
+}
+
+func (u *Updater) closeLog() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.log != nil {
+		_ = u.log.close() // all lines were written through
+		u.log = nil
+	}
+}
