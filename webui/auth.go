@@ -1,0 +1,133 @@
+package webui
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"moult/consensus/fleet"
+)
+
+// Sessions of browsers.
+const (
+	sessionCookie   = "moult_session"
+	sessionLifetime = 12 * time.Hour
+)
+
+// caller is who sent a request.
+type caller struct {
+	Name  string // "alice", or the token's name
+	Actor string // "user:alice" or "token:ci", as the audit has it
+	Role  fleet.UserRole
+}
+
+type callerKey struct{}
+
+// callerOf returns who sent a request that came through guard.
+func callerOf(r *http.Request) caller {
+	c, _ := r.Context().Value(callerKey{}).(caller)
+	return c
+}
+
+// guard lets a request through to next if its sender has the role.
+func (u *ui) guard(role fleet.UserRole, next handler) http.Handler {
+	var origin http.CrossOriginProtection
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who, known := u.authenticate(r)
+		err := func() error {
+			switch {
+			case role != public && !known && !wantsJSON(r) && r.URL.Path != "/fragments/live":
+				http.Redirect(w, r, "/login?next="+url.QueryEscape(r.URL.RequestURI()), http.StatusSeeOther)
+				return nil
+			case role != public && !known:
+				return refuse(codeUnauthenticated, "sign in, or send a valid API token as \"Authorization: Bearer TOKEN\"")
+			case !hasBearer(r) && origin.Check(r) != nil:
+				return refuse(codeCrossOrigin, "the request came from another site; use this server's own pages")
+			case role != public && !who.Role.Includes(role):
+				return refuse(codeForbidden, "this takes the role "+string(role)+", and "+who.Name+" is "+string(who.Role)+"; ask an admin")
+			}
+			return next(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, who)))
+		}()
+		if err != nil {
+			u.render(w, r, err)
+		}
+	})
+}
+
+func hasBearer(r *http.Request) bool { return r.Header.Get("Authorization") != "" }
+
+// authenticate finds out who sent a request. A request with an Authorization
+// header is judged by that alone: the cookie counts only where the cross-origin
+// check is made.
+func (u *ui) authenticate(r *http.Request) (caller, bool) {
+	v, now := u.View(), u.Now()
+	if hasBearer(r) {
+		scheme, secret, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		if !strings.EqualFold(scheme, "Bearer") {
+			return caller{}, false
+		}
+		t, ok := v.APITokenByHash(hashSecret(strings.TrimSpace(secret)))
+		if !ok || t.ExpiresAt != nil && !now.Before(*t.ExpiresAt) {
+			return caller{}, false
+		}
+		return caller{Name: t.Name, Actor: "token:" + t.Name, Role: t.Role}, true
+	}
+	cookie, err := r.Cookie(sessionCookie)
+	if err != nil {
+		return caller{}, false
+	}
+	session, ok := v.Session(hashSecret(cookie.Value))
+	if !ok || !now.Before(session.ExpiresAt) {
+		return caller{}, false
+	}
+	user, ok := v.User(session.UserID)
+	if !ok {
+		return caller{}, false
+	}
+	return caller{Name: user.Name, Actor: "user:" + user.Name, Role: user.Role}, true
+}
+
+// hashSecret is how the state knows secrets: sha256, hex. They are random and
+// long, so a plain hash is enough, unlike for passwords.
+func hashSecret(secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:])
+}
+
+// openSession signs a user in and sets the cookie.
+func (u *ui) openSession(w http.ResponseWriter, r *http.Request, user fleet.User) error {
+	secret, expires := rand.Text(), u.Now().Add(sessionLifetime)
+	err := u.proposeAs(r.Context(), "user:"+user.Name, fleet.SessionCreated{
+		Session: fleet.Session{Hash: hashSecret(secret), UserID: user.ID, ExpiresAt: expires},
+	})
+	if err != nil {
+		return err
+	}
+	setSessionCookie(w, r, secret, int(sessionLifetime.Seconds()))
+	return nil
+}
+
+// closeSession signs the browser out.
+func (u *ui) closeSession(w http.ResponseWriter, r *http.Request) error {
+	if cookie, err := r.Cookie(sessionCookie); err == nil {
+		if who, known := u.authenticate(r); known {
+			if err := u.proposeAs(r.Context(), who.Actor, fleet.SessionEnded{Hash: hashSecret(cookie.Value)}); err != nil {
+				return err
+			}
+		}
+	}
+	setSessionCookie(w, r, "", -1)
+	return nil
+}
+
+func setSessionCookie(w http.ResponseWriter, r *http.Request, value string, maxAge int) {
+	http.SetCookie(w, &http.Cookie{
+		Name: sessionCookie, Value: value, Path: "/", MaxAge: maxAge,
+		HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteLaxMode,
+	})
+}

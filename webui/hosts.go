@@ -1,0 +1,130 @@
+package webui
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/google/uuid"
+
+	"moult/consensus/fleet"
+)
+
+// quoted quotes what a person typed, cut to a length that fits into a message.
+func quoted(s string) string {
+	const limit = 80
+	if len(s) > limit {
+		s = s[:limit] + "…"
+	}
+	return strconv.Quote(s)
+}
+
+// hostFilter is the query of a host list.
+type hostFilter struct {
+	Status  string // "online", "offline" or ""
+	Updates string // "behind" or ""
+	Segment string
+	Q       string // part of a name or an id, whatever the case
+}
+
+func readHostFilter(r *http.Request) (f hostFilter, err error) {
+	if f.Status, err = queryChoice(r, "status", "online", "offline"); err != nil {
+		return f, err
+	}
+	if f.Updates, err = queryChoice(r, "updates", "behind"); err != nil {
+		return f, err
+	}
+	f.Segment, f.Q = r.URL.Query().Get("segment"), r.URL.Query().Get("q")
+	return f, nil
+}
+
+func (f hostFilter) matches(h hostJSON) bool {
+	q := strings.ToLower(f.Q)
+	switch {
+	case f.Status != "" && h.Online != (f.Status == "online"):
+		return false
+	case f.Updates != "" && !h.UpdateAvailable:
+		return false
+	case f.Segment != "" && h.Segment != f.Segment:
+		return false
+	}
+	return strings.Contains(strings.ToLower(h.Name), q) || strings.Contains(strings.ToLower(h.ID), q)
+}
+
+func (p picture) filtered(f hostFilter) []hostJSON {
+	out := []hostJSON{}
+	for _, h := range p.agents() {
+		if row := p.host(h); f.matches(row) {
+			out = append(out, row)
+		}
+	}
+	return out
+}
+
+func (u *ui) listHosts(w http.ResponseWriter, r *http.Request) error {
+	f, err := readHostFilter(r)
+	if err != nil {
+		return err
+	}
+	return ok(w, map[string]any{"hosts": u.picture().filtered(f)})
+}
+
+func (u *ui) getHost(w http.ResponseWriter, r *http.Request) error {
+	p := u.picture()
+	h, err := p.agent(chi.URLParam(r, "id"))
+	if err != nil {
+		return err
+	}
+	return ok(w, p.host(h))
+}
+
+func (u *ui) removeHost(w http.ResponseWriter, r *http.Request) error {
+	if err := noBody(w, r); err != nil {
+		return err
+	}
+	h, err := u.picture().agent(chi.URLParam(r, "id"))
+	if err != nil {
+		return err
+	}
+	if err := u.propose(r, fleet.HostRemoved{HostID: h.ID}); err != nil {
+		return err
+	}
+	return done(w)
+}
+
+// updateHost queues a job for one host. The order of its checks is part of the
+// contract: a host that is offline and up to date is reported as offline.
+func (u *ui) updateHost(w http.ResponseWriter, r *http.Request) error {
+	var in struct {
+		TargetVersion string `json:"target_version"`
+	}
+	if err := decode(w, r, &in); err != nil {
+		return err
+	}
+	p := u.picture()
+	h, err := p.agent(chi.URLParam(r, "id"))
+	if err != nil {
+		return err
+	}
+	target := p.target
+	if in.TargetVersion != "" {
+		target = in.TargetVersion
+	}
+	switch {
+	case p.inProgress[h.ID]:
+		return refuse(fleet.CodeUpdateInProgress, h.Name+" is being updated, or waits for its turn in the running fleet update; wait for the end of that")
+	case !p.observed[h.ID].Online:
+		return refuse(codeHostOffline, h.Name+" is offline; start it, or look at its agent's log")
+	case !p.behind(h.ID, target):
+		return refuse(codeUpToDate, h.Name+" runs "+target+" already")
+	}
+	if err := p.requireRelease(target); err != nil {
+		return err
+	}
+	job := fleet.JobCreated{JobID: uuid.NewString(), HostID: h.ID, TargetVersion: target}
+	if err := u.propose(r, job); err != nil {
+		return err
+	}
+	return ok(w, map[string]string{"job_id": job.JobID})
+}

@@ -1,0 +1,111 @@
+package webui
+
+import (
+	"time"
+
+	"moult/consensus/fleet"
+)
+
+// picture joins what was decided with what is observed, at one moment.
+type picture struct {
+	fleet.View
+	observed   map[string]Observation
+	target     string          // the version that hosts are meant to run
+	inProgress map[string]bool // hosts with an unfinished job or a turn to come, by id
+}
+
+func (u *ui) picture() picture {
+	p := picture{View: u.View(), observed: u.Observed(), target: u.Version, inProgress: map[string]bool{}}
+	if newest, exists := p.NewestRelease(); exists {
+		p.target = newest.Version
+	}
+	for _, j := range p.OpenJobs() {
+		p.inProgress[j.HostID] = true
+	}
+	if active, exists := p.ActiveFleetUpdate(); exists {
+		for _, turn := range active.Hosts {
+			if turn.Status == fleet.TurnPending || turn.Status == fleet.TurnRunning {
+				p.inProgress[turn.HostID] = true
+			}
+		}
+	}
+	return p
+}
+
+// hostJSON is a host as the API shows it.
+type hostJSON struct {
+	ID               string            `json:"id"`
+	Name             string            `json:"name"`
+	Segment          string            `json:"segment"`
+	OS               string            `json:"os"`
+	Arch             string            `json:"arch"`
+	AgentVersion     string            `json:"agent_version"` // "" until it was seen
+	TargetVersion    string            `json:"target_version"`
+	UpdateAvailable  bool              `json:"update_available"`
+	Online           bool              `json:"online"`
+	LastSeen         *time.Time        `json:"last_seen"`
+	Phase            string            `json:"phase"`
+	UpdateInProgress bool              `json:"update_in_progress"`
+	Labels           map[string]string `json:"labels"`
+	Progress         *progressJSON     `json:"progress"`
+}
+
+// progressJSON is how far a download is, in bytes.
+type progressJSON struct {
+	Done  int64 `json:"done"`
+	Total int64 `json:"total"`
+}
+
+func (p picture) host(h fleet.Host) hostJSON {
+	o := p.observed[h.ID]
+	out := hostJSON{
+		ID: h.ID, Name: h.Name, Segment: h.Segment, OS: h.OS, Arch: h.Arch,
+		AgentVersion: o.Version, TargetVersion: p.target, UpdateAvailable: p.behind(h.ID, p.target),
+		Online: o.Online, Phase: o.Phase, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels,
+	}
+	if !o.LastSeen.IsZero() {
+		seen := o.LastSeen.UTC()
+		out.LastSeen = &seen
+	}
+	if out.Labels == nil {
+		out.Labels = map[string]string{}
+	}
+	if o.Total > 0 {
+		out.Progress = &progressJSON{Done: o.Done, Total: o.Total}
+	}
+	return out
+}
+
+// behind tells whether a host is known to run something else than target.
+func (p picture) behind(hostID, target string) bool {
+	o := p.observed[hostID]
+	return o.Version != "" && o.Version != target
+}
+
+// agents returns the hosts that run agents, by name.
+func (p picture) agents() []fleet.Host {
+	var out []fleet.Host
+	for _, h := range p.Hosts() {
+		if h.Role == fleet.RoleAgent {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// agent returns one of them.
+func (p picture) agent(id string) (fleet.Host, error) {
+	h, exists := p.Host(id)
+	if !exists || h.Role != fleet.RoleAgent {
+		return fleet.Host{}, refuse(fleet.CodeHostNotFound, "no host has the id "+quoted(id)+"; GET /api/hosts lists them")
+	}
+	return h, nil
+}
+
+// requireRelease refuses a version that is not an available release.
+func (p picture) requireRelease(version string) error {
+	if r, exists := p.Release(version); !exists || r.Withdrawn {
+		return refuse(fleet.CodeReleaseNotFound, "there is no release "+quoted(version)+"; publish it first with: moult release publish")
+	}
+	return nil
+}

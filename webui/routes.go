@@ -1,0 +1,128 @@
+package webui
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
+
+	"moult/consensus/fleet"
+)
+
+// public is the role of routes that need no login.
+const public fleet.UserRole = ""
+
+// route is one operation and the least role that may call it.
+type route struct {
+	method, pattern string
+	role            fleet.UserRole
+	handle          handler
+}
+
+// routes is the whole surface of the server, and its role matrix.
+func (u *ui) routes() []route {
+	return []route{
+		{"GET", "/api/version", public, u.getVersion},
+		{"GET", "/api/openapi.json", fleet.Viewer, getOpenAPI},
+		{"GET", "/healthz", public, getHealth},
+		{"GET", "/readyz", public, u.getReady},
+		{"GET", "/metrics", fleet.Viewer, u.metrics()},
+		{"GET", "/agent/binary", public, u.getBinary},
+
+		{"GET", "/api/hosts", fleet.Viewer, u.listHosts},
+		{"GET", "/api/hosts/{id}", fleet.Viewer, u.getHost},
+		{"DELETE", "/api/hosts/{id}", fleet.Admin, u.removeHost},
+		{"POST", "/api/hosts/{id}/update", fleet.Admin, u.updateHost},
+		{"GET", "/api/jobs/{id}", fleet.Viewer, u.getJob},
+		{"GET", "/api/jobs/{id}/log", fleet.Viewer, u.getJobLog},
+
+		{"POST", "/api/fleet/update", fleet.Admin, u.startFleetUpdate},
+		{"GET", "/api/fleet-updates", fleet.Viewer, u.listFleetUpdates},
+		{"GET", "/api/fleet-updates/{id}", fleet.Viewer, u.getFleetUpdate},
+		{"POST", "/api/fleet-updates/{id}/cancel", fleet.Admin, u.cancelFleetUpdate},
+		{"POST", "/api/fleet-updates/{id}/pause", fleet.Operator, u.pauseFleetUpdate},
+		{"POST", "/api/fleet-updates/{id}/resume", fleet.Operator, u.resumeFleetUpdate},
+
+		{"GET", "/api/releases", fleet.Viewer, u.listReleases},
+		{"POST", "/api/releases", fleet.Admin, u.publishRelease},
+		{"DELETE", "/api/releases/{version}", fleet.Admin, u.withdrawRelease},
+
+		{"GET", "/api/alerts", fleet.Viewer, u.listAlerts},
+		{"POST", "/api/alerts/{id}/acknowledge", fleet.Operator, u.acknowledgeAlert},
+		{"GET", "/api/audit", fleet.Viewer, u.listAudit},
+
+		{"GET", "/api/users", fleet.Viewer, u.listUsers},
+		{"POST", "/api/users", fleet.Admin, u.createUser},
+		{"PATCH", "/api/users/{id}", fleet.Admin, u.changeUser},
+		{"DELETE", "/api/users/{id}", fleet.Admin, u.deleteUser},
+		{"GET", "/api/tokens", fleet.Viewer, u.listTokens},
+		{"POST", "/api/tokens", fleet.Admin, u.createToken},
+		{"DELETE", "/api/tokens/{id}", fleet.Admin, u.revokeToken},
+		{"POST", "/api/join-tokens", fleet.Admin, u.createJoinToken},
+
+		{"GET", "/api/servers", fleet.Viewer, u.listServers},
+		{"POST", "/api/servers/{id}/remove", fleet.Admin, u.removeServer},
+		{"POST", "/api/servers/transfer-leadership", fleet.Admin, u.transferLeadership},
+
+		{"GET", "/api/events", fleet.Viewer, u.streamEvents},
+
+		{"GET", "/login", public, u.loginPage},
+		{"POST", "/login", public, u.login},
+		{"POST", "/logout", public, u.logout},
+		{"GET", "/", fleet.Viewer, u.dashboard},
+		{"GET", "/fragments/live", fleet.Viewer, u.liveFragment},
+		{"GET", "/static/{name}", public, u.pages.static},
+	}
+}
+
+func (u *ui) router() *chi.Mux {
+	mux := chi.NewRouter()
+	mux.Use(secureHeaders, middleware.GetHead)
+	for _, rt := range u.routes() {
+		mux.Method(rt.method, rt.pattern, u.guard(rt.role, rt.handle))
+	}
+	mux.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		u.render(w, r, refuse(codeNotFound, "there is nothing at "+r.URL.Path))
+	})
+	mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		allowed := allowedMethods(mux, r.URL.Path)
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		u.render(w, r, refuse(codeMethodNotAllowed, r.URL.Path+" takes "+strings.Join(allowed, ", ")+", not "+r.Method))
+	})
+	return mux
+}
+
+func allowedMethods(mux *chi.Mux, path string) []string {
+	var allowed []string
+	for _, m := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
+		if mux.Match(chi.NewRouteContext(), m, path) {
+			allowed = append(allowed, m)
+		}
+	}
+	if slices.Contains(allowed, "GET") {
+		allowed = append(allowed, "HEAD")
+	}
+	return allowed
+}
+
+// contentSecurityPolicy allows what the pages use: their own script, style and
+// requests. Nothing inline, nothing foreign, no framing.
+const contentSecurityPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+
+func secureHeaders(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", contentSecurityPolicy)
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("X-Content-Type-Options", "nosniff")
+		// Not "no-referrer": with it browsers send "Origin: null" with forms, and on
+		// plain HTTP the origin is all that the cross-origin check has to go by.
+		h.Set("Referrer-Policy", "same-origin")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,204 @@
+// Package webui is what people and programs see of a server: the HTTP API under
+// /api, the pages in the browser, the event stream that keeps them live, and the
+// public download of the current agent.
+//
+// The server's wiring calls New once and serves the handler. The package decides
+// nothing that lasts: it reads the replicated state (fleet.View), joins it with
+// what the mesh observes (Observation), and turns a request into a fleet.Change
+// that the Proposer has committed. Any server answers any request.
+//
+// # Who may do what
+//
+// Each route names the least role that may call it, in one table (routes.go).
+// A program signs in with "Authorization: Bearer TOKEN"; a browser with a
+// password and then a session cookie. Sessions are part of the replicated state,
+// so a browser stays signed in whichever server it talks to. A request that
+// carries no bearer token and would change something must come from the same
+// origin.
+//
+// # Errors
+//
+// A handler returns an error; render (errors.go) turns it into
+//
+//	{"error":{"code":"host_offline","message":"…"}}
+//
+// with the right status under /api, and into a page elsewhere. Codes are stable,
+// messages are sentences for people that say what to do next. A change that
+// could not be committed is 503 "unavailable".
+//
+// # Events
+//
+// GET /api/events is a stream of server-sent events, each
+//
+//	event: change
+//	data: {"index":17,"topics":["hosts","host:ID"]}
+//
+// It says what changed, never how: the reader fetches that again. The topics are
+// those of fleet.Event; "hosts" stands for observed changes too, and "*", which
+// is also the first event of each stream, for anything.
+//
+// The API is described by the OpenAPI document at /api/openapi.json, which is
+// written by hand; a test holds the routes and the answers to it.
+package webui
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"moult/consensus/fleet"
+)
+
+// Config is what New needs. All fields are required but Now.
+type Config struct {
+	Version, Commit string // of the running program
+
+	View      func() fleet.View
+	Subscribe func() (events <-chan fleet.Event, end func())
+	Proposer  Proposer
+
+	Observed func() map[string]Observation // by host id
+	Changed  func() <-chan struct{}        // closed at the next change of what Observed returns
+
+	Servers   Servers
+	Publisher Publisher
+	Binaries  Binaries
+	Ready     func() error // nil when this server has a leader and is caught up
+
+	Logger *slog.Logger
+	Now    func() time.Time // time.Now if nil
+}
+
+// Proposer has changes committed. When Propose returns nil, View shows the
+// change; a refusal by the state is an *fleet.Error.
+type Proposer interface {
+	Propose(ctx context.Context, actor string, c fleet.Change) (fleet.Result, error)
+}
+
+// Observation is what the mesh saw of a host last.
+type Observation struct {
+	Online, Left bool
+	Version      string
+	Digest       string // sha256 of the running binary, at least its first 16 hex digits
+	Phase, JobID string
+	Done, Total  int64 // bytes of the download under way; Total is 0 when there is none
+	LastSeen     time.Time
+	Segment      string
+	OS, Arch     string
+}
+
+// Servers knows the Raft group. A refusal is an *fleet.Error.
+type Servers interface {
+	Servers(ctx context.Context) []ServerStatus
+	RemoveServer(ctx context.Context, id string) error
+	TransferLeadership(ctx context.Context) error
+}
+
+// ServerStatus is how one server is.
+type ServerStatus struct {
+	ID           string `json:"id"`
+	Name         string `json:"name"`
+	Address      string `json:"address"`
+	Version      string `json:"version"`
+	Leader       bool   `json:"leader"`
+	Voter        bool   `json:"voter"`
+	AppliedIndex uint64 `json:"applied_index"`
+	Healthy      bool   `json:"healthy"`
+}
+
+// Publisher takes release uploads. Begin checks the manifest's signature before
+// any artifact is read. Refusals are *fleet.Error with the codes CodeBadSignature,
+// CodeDigestMismatch, fleet.CodeReleaseExists and fleet.CodeBadRequest.
+type Publisher interface {
+	Begin(ctx context.Context, manifest, signature []byte) (Upload, error)
+}
+
+// Upload is one release on its way in. It ends with Commit or Abort.
+type Upload interface {
+	// Artifact reads one artifact to its end. Name is the uploader's file name, for
+	// messages only: the digest of what was read tells which artifact it is.
+	Artifact(ctx context.Context, name string, r io.Reader) error
+	// Commit publishes once a majority of the servers hold the bytes.
+	Commit(ctx context.Context, actor string) error
+	Abort()
+}
+
+// Binaries opens binaries of the current release; before any release exists, of
+// the running program itself.
+type Binaries interface {
+	// Open returns ErrNoSuchBuild when there is none for the platform.
+	Open(os, arch string) (Binary, error)
+}
+
+// Binary is an agent binary; whoever opened it closes Content.
+type Binary struct {
+	Content io.ReadSeekCloser
+	Size    int64
+	SHA256  string // 64 hex digits
+	Version string
+}
+
+// ErrNoSuchBuild is returned by Binaries for a platform without a binary.
+var ErrNoSuchBuild = errors.New("no such build")
+
+func (c *Config) validate() error {
+	for name, missing := range map[string]bool{
+		"Version": c.Version == "", "View": c.View == nil, "Subscribe": c.Subscribe == nil,
+		"Proposer": c.Proposer == nil, "Observed": c.Observed == nil, "Changed": c.Changed == nil,
+		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Binaries": c.Binaries == nil,
+		"Ready": c.Ready == nil, "Logger": c.Logger == nil,
+	} {
+		if missing {
+			return fmt.Errorf("webui: Config.%s is not set", name)
+		}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return nil
+}
+
+// ui is the parts that the handlers share.
+type ui struct {
+	Config
+	pages    *pages
+	logins   *throttle
+	streams  slots // open event streams
+	binaries slots // open downloads of /agent/binary
+}
+
+// New returns the handler of all routes. It starts no goroutines; streams end
+// with their requests' contexts.
+func New(c Config) (http.Handler, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	pages, err := loadPages()
+	if err != nil {
+		return nil, err
+	}
+	u := &ui{
+		Config: c, pages: pages, logins: newThrottle(c.Now),
+		streams: make(slots, maxStreams), binaries: make(slots, maxDownloads),
+	}
+	return u.router(), nil
+}
+
+// slots bounds how many of something are open at a time.
+type slots chan struct{}
+
+// take returns false when all are taken; otherwise the caller must give it back.
+func (s slots) take() bool {
+	select {
+	case s <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s slots) give() { <-s }
