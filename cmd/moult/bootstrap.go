@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"moult/consensus/fleet"
+	"moult/mesh/identity"
+	"moult/updater/release"
+	"moult/webui"
+)
+
+const (
+	// bootstrapFile holds the cluster's first entry until it is committed, so
+	// that a bootstrap that was interrupted goes on where it stopped.
+	bootstrapFile = "bootstrap.json"
+
+	certificateLifetime = 365 * 24 * time.Hour
+	gossipKeyBytes      = 32
+)
+
+// enrol returns this host's credentials, getting them first when it has none:
+// by making a cluster, or by joining one.
+func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr string, bootstrap func(hostID string) error) (identity.Credentials, error) {
+	if store.Enrolled() {
+		return store.Load()
+	}
+	hostID, _, err := store.HostKey()
+	if err != nil {
+		return identity.Credentials{}, err
+	}
+	if bootstrap != nil {
+		if err := bootstrap(hostID); err != nil {
+			return identity.Credentials{}, fmt.Errorf("bootstrap: %w", err)
+		}
+		return store.Load()
+	}
+	if len(o.join) == 0 {
+		return identity.Credentials{}, fmt.Errorf("%s belongs to no cluster yet; make a token on a server with `moult token create` and give --join and --token-file", o.data)
+	}
+	text, err := o.joinToken()
+	if err != nil {
+		return identity.Credentials{}, err
+	}
+	if text == "" {
+		return identity.Credentials{}, errors.New("joining takes a token; make one on a server with `moult token create` and give it by --token-file or MOULT_TOKEN")
+	}
+	token, err := identity.ParseToken(text)
+	if err != nil {
+		return identity.Credentials{}, err
+	}
+	req := identity.JoinRequest{
+		HostID: hostID, Name: o.name, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version,
+		GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: httpAddr,
+	}
+	var errs []error
+	for _, addr := range o.join {
+		creds, err := identity.Join(ctx, addr, token, store, req)
+		if err == nil {
+			return creds, nil
+		}
+		errs = append(errs, fmt.Errorf("join through %s: %w", addr, err))
+	}
+	return identity.Credentials{}, errors.Join(errs...)
+}
+
+// bootstrapCluster makes a cluster: its CA, keys, first admin, and this
+// server's own identity. Nothing is in Raft yet; see finishBootstrap.
+func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, stdout io.Writer) error {
+	now := time.Now()
+	clusterID := uuid.NewString()
+	ca, err := identity.NewCA(clusterID, now)
+	if err != nil {
+		return err
+	}
+	_, key, err := store.HostKey()
+	if err != nil {
+		return err
+	}
+	id := identity.Identity{Cluster: clusterID, HostID: hostID, Name: o.name, Role: identity.RoleServer}
+	public := publicKey(key)
+	cert, err := ca.Issue(id, public, now, certificateLifetime)
+	if err != nil {
+		return err
+	}
+	gossipKey := make([]byte, gossipKeyBytes)
+	rand.Read(gossipKey) // never fails
+	releaseKeys, err := pinnedReleaseKeys(o)
+	if err != nil {
+		return err
+	}
+	password, tokenSecret := rand.Text()[:16], "moult_"+rand.Text()
+	hash, err := webui.HashPassword(password)
+	if err != nil {
+		return err
+	}
+	first := fleet.ClusterInitialized{
+		Cluster: fleet.Cluster{
+			ID: clusterID, CACert: ca.CertPEM(), CAKey: ca.KeyPEM(),
+			GossipKeys: [][]byte{gossipKey}, ReleaseKeys: releaseKeys, CreatedAt: now,
+		},
+		Server: fleet.Host{
+			ID: hostID, Name: o.name, Role: fleet.RoleServer, Segment: fleet.DefaultSegment,
+			OS: runtime.GOOS, Arch: runtime.GOARCH, PublicKey: public,
+			GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http, EnrolledAt: now,
+		},
+		Admin: fleet.User{ID: uuid.NewString(), Name: "admin", Role: fleet.Admin, PasswordHash: hash, CreatedAt: now},
+		Token: fleet.APIToken{ID: uuid.NewString(), Name: "bootstrap", Role: fleet.Admin, Hash: sha256Hex(tokenSecret), CreatedAt: now, CreatedBy: "system"},
+	}
+	text, err := json.Marshal(first)
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{
+		bootstrapFile:     text,
+		adminTokenFile:    []byte(tokenSecret + "\n"),
+		adminPasswordFile: []byte(password + "\n"),
+	} {
+		if err := writeFileAtomic(filepath.Join(o.data, name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	// Last: from here on the directory belongs to the new cluster.
+	err = store.Save(identity.Enrolment{
+		Identity: id, CertPEM: cert, CAPEM: ca.CertPEM(), Segment: fleet.DefaultSegment,
+		GossipKeys: first.Cluster.GossipKeys, ReleaseKeys: releaseKeys,
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "login:     admin / %s\nAPI token: in %s\n", password, filepath.Join(o.data, adminTokenFile))
+	if len(o.releaseKeyFile) == 0 {
+		fmt.Fprintf(stdout, "release key (secret): %s — move it off this server\n", filepath.Join(o.data, releaseKeyFile))
+	}
+	return nil
+}
+
+// pinnedReleaseKeys reads the public keys given, or makes a pair.
+func pinnedReleaseKeys(o serverOptions) ([]string, error) {
+	var keys []string
+	for _, path := range o.releaseKeyFile {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("read --release-key: %w", err)
+		}
+		key, err := release.ParsePublicKey(string(text))
+		if err != nil {
+			return nil, fmt.Errorf("--release-key %s: %w", path, err)
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) > 0 {
+		return keys, nil
+	}
+	public, secret, err := release.GenerateKey()
+	if err != nil {
+		return nil, err
+	}
+	key, err := release.ParsePublicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeFileAtomic(filepath.Join(o.data, releaseKeyFile), []byte(secret), 0o600); err != nil {
+		return nil, err
+	}
+	return []string{key}, nil
+}
+
+// pendingBootstrap returns the first entry that is still to be committed.
+func pendingBootstrap(dataDir string) (*fleet.ClusterInitialized, error) {
+	text, err := os.ReadFile(filepath.Join(dataDir, bootstrapFile))
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var first fleet.ClusterInitialized
+	if err := json.Unmarshal(text, &first); err != nil {
+		return nil, fmt.Errorf("%s: %w; remove the data directory and bootstrap again", bootstrapFile, err)
+	}
+	return &first, nil
+}
+
+func sha256Hex(s string) string {
+	sum := sha256.Sum256([]byte(strings.TrimSpace(s)))
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,416 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The end-to-end tests run real processes: `moult dev` with binaries that were
+// built for the purpose. The verbs of this file are what the stories are told in.
+
+const (
+	versionA = "1.0.0"
+	versionB = "2.0.0"
+)
+
+// builtAnything tells whether there is something to remove at the end.
+var builtAnything atomic.Bool
+
+// binariesOnce builds the versions, once for all tests.
+var binariesOnce = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "moult-e2e-bin-")
+	if err != nil {
+		return "", err
+	}
+	for _, v := range []string{versionA, versionB} {
+		if err := build(dir, v, "."); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if builtAnything.Load() {
+		if dir, err := binariesOnce(); err == nil {
+			os.RemoveAll(dir)
+		}
+	}
+	os.Exit(code)
+}
+
+func build(dir, version, pkg string) error {
+	out := filepath.Join(dir, "moult-"+version)
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+version+" -X main.commit=test", "-o", out, pkg)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", version, err, text)
+	}
+	return nil
+}
+
+// binary returns the path of the binary of a version.
+func binary(t testing.TB, version string) string {
+	t.Helper()
+	builtAnything.Store(true)
+	dir, err := binariesOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "moult-"+version)
+}
+
+// testCluster is a running `moult dev`.
+type testCluster struct {
+	t      testing.TB
+	dir    string
+	dev    *exec.Cmd
+	done   chan struct{}
+	client *client
+	out    *bytes.Buffer
+}
+
+// startCluster runs `moult dev` on version A until the test ends.
+func startCluster(t testing.TB, servers, agents int, args ...string) *testCluster {
+	t.Helper()
+	c := &testCluster{t: t, dir: filepath.Join(t.TempDir(), "cluster")}
+	c.start(append([]string{
+		"--servers", strconv.Itoa(servers), "--agents", strconv.Itoa(agents), "--http", "127.0.0.1:0", "--data", c.dir,
+		"--agent-arg=--soak=500ms",
+	}, args...))
+	t.Cleanup(func() {
+		c.stop()
+		if t.Failed() {
+			c.dumpLogs()
+		}
+	})
+	return c
+}
+
+func (c *testCluster) start(args []string) {
+	c.t.Helper()
+	c.out = &bytes.Buffer{}
+	var mu sync.Mutex
+	c.dev = exec.Command(binary(c.t, versionA), append([]string{"dev"}, args...)...)
+	w := &lockedBuffer{mu: &mu, b: c.out}
+	c.dev.Stdout, c.dev.Stderr = w, w
+	if err := c.dev.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.done = make(chan struct{})
+	go func() {
+		_ = c.dev.Wait()
+		close(c.done)
+	}()
+	c.await(2*time.Minute, "the cluster to come up", func() error {
+		select {
+		case <-c.done:
+			c.t.Fatalf("moult dev ended: %s", w.String())
+		default:
+		}
+		if !strings.Contains(w.String(), "Ctrl-C ends it") {
+			return errors.New(w.String())
+		}
+		return nil
+	})
+	addresses := c.read("addresses")
+	c.client = &client{addrs: strings.Fields(addresses), token: strings.TrimSpace(c.read("admin.token")), http: &http.Client{Timeout: 20 * time.Second}}
+}
+
+type lockedBuffer struct {
+	mu *sync.Mutex
+	b  *bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// stop ends the cluster as Ctrl-C does.
+func (c *testCluster) stop() {
+	if c.dev == nil {
+		return
+	}
+	_ = c.dev.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-c.done:
+	case <-time.After(40 * time.Second):
+		c.t.Error("moult dev does not end on SIGTERM")
+		_ = c.dev.Process.Kill()
+		<-c.done
+	}
+	c.dev = nil
+}
+
+func (c *testCluster) dumpLogs() {
+	logs, _ := filepath.Glob(filepath.Join(c.dir, "*", "log"))
+	for _, path := range logs {
+		text, _ := os.ReadFile(path)
+		lines := strings.Split(string(text), "\n")
+		c.t.Logf("--- %s\n%s", path, strings.Join(lines[max(0, len(lines)-40):], "\n"))
+	}
+}
+
+func (c *testCluster) read(name string) string {
+	c.t.Helper()
+	text, err := os.ReadFile(filepath.Join(c.dir, name))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// await polls until ready returns nil.
+func (c *testCluster) await(patience time.Duration, what string, ready func() error) {
+	c.t.Helper()
+	deadline := time.Now().Add(patience)
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		err := ready()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("gave up waiting for %s: %v", what, err)
+		}
+		<-ticker.C
+	}
+}
+
+// try calls the API; the cluster may just be losing a server.
+func (c *testCluster) try(method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	return c.client.call(ctx, method, path, in, out)
+}
+
+func (c *testCluster) get(path string, out any) {
+	c.t.Helper()
+	c.await(20*time.Second, "GET "+path, func() error { return c.try(http.MethodGet, path, nil, out) })
+}
+
+// refused calls the API and wants this refusal.
+func (c *testCluster) refused(status int, code, method, path string, in any) {
+	c.t.Helper()
+	err := c.try(method, path, in, nil)
+	var e *apiError
+	if !errors.As(err, &e) || e.Status != status || e.Code != code {
+		c.t.Errorf("%s %s: got %v, want %d %s", method, path, err, status, code)
+	}
+}
+
+func (c *testCluster) hosts() map[string]apiHost {
+	c.t.Helper()
+	var out struct{ Hosts []apiHost }
+	c.get("/api/hosts", &out)
+	byName := map[string]apiHost{}
+	for _, h := range out.Hosts {
+		byName[h.Name] = h
+	}
+	return byName
+}
+
+// publish makes a release of a binary and publishes it with the command line.
+func (c *testCluster) publish(version, path string) {
+	c.t.Helper()
+	dir := filepath.Join(c.t.TempDir(), "release-"+version)
+	c.moult("release", "create", "--version", version, "--key", filepath.Join(c.dir, "release.key"), "--out", dir, runtime.GOOS+"/"+runtime.GOARCH+"="+path)
+	c.moult("release", "publish", dir)
+}
+
+// moult runs a client command and returns its standard output.
+func (c *testCluster) moult(args ...string) string {
+	c.t.Helper()
+	cmd := exec.Command(binary(c.t, versionA), args...)
+	cmd.Env = append(os.Environ(), "MOULT_ADDR="+strings.Join(c.client.addrs, ","), "MOULT_TOKEN="+c.client.token)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		c.t.Fatalf("moult %s: %v\n%s%s", strings.Join(args, " "), err, out, stderr.String())
+	}
+	return string(out)
+}
+
+// startFleetUpdate starts one and returns its id.
+func (c *testCluster) startFleetUpdate(body map[string]any) string {
+	c.t.Helper()
+	var out struct {
+		ID string `json:"fleet_update_id"`
+	}
+	if err := c.try(http.MethodPost, "/api/fleet/update", body, &out); err != nil {
+		c.t.Fatalf("start fleet update: %v", err)
+	}
+	return out.ID
+}
+
+func (c *testCluster) fleetUpdate(id string) apiFleetUpdate {
+	c.t.Helper()
+	var u apiFleetUpdate
+	c.get("/api/fleet-updates/"+id, &u)
+	return u
+}
+
+// awaitFleetUpdate waits for a fleet update's end and returns it.
+func (c *testCluster) awaitFleetUpdate(id, status string, patience time.Duration) apiFleetUpdate {
+	c.t.Helper()
+	var u apiFleetUpdate
+	c.await(patience, "fleet update to be "+status, func() error {
+		if err := c.try(http.MethodGet, "/api/fleet-updates/"+id, nil, &u); err != nil {
+			return err
+		}
+		if u.Status != status {
+			text, _ := json.Marshal(u)
+			if u.Status != "running" {
+				c.t.Fatalf("fleet update is %s, want %s: %s", u.Status, status, text)
+			}
+			return errors.New(string(text))
+		}
+		return nil
+	})
+	return u
+}
+
+// awaitTurn waits until a host's turn is in a state.
+func (c *testCluster) awaitTurn(id string, position int, status string) apiTurn {
+	c.t.Helper()
+	var turn apiTurn
+	c.await(time.Minute, fmt.Sprintf("turn %d to be %s", position, status), func() error {
+		turn = c.fleetUpdate(id).Hosts[position-1]
+		if turn.Status != status {
+			return fmt.Errorf("turn is %s %s", turn.Status, turn.FailedReason)
+		}
+		return nil
+	})
+	return turn
+}
+
+// awaitPhase waits until a host shows a phase.
+func (c *testCluster) awaitPhase(name string, phases ...string) {
+	c.t.Helper()
+	c.await(time.Minute, name+" to be in phase "+strings.Join(phases, " or "), func() error {
+		phase := c.hosts()[name].Phase
+		for _, p := range phases {
+			if p == phase {
+				return nil
+			}
+		}
+		return fmt.Errorf("phase %s", phase)
+	})
+}
+
+func (c *testCluster) leader() string {
+	c.t.Helper()
+	name := ""
+	c.await(20*time.Second, "a leader", func() error {
+		servers, err := c.client.servers(context.Background())
+		if err != nil {
+			return err
+		}
+		for _, s := range servers {
+			if s.Leader && s.Healthy {
+				name = s.Name
+				return nil
+			}
+		}
+		return errors.New("none")
+	})
+	return name
+}
+
+func (c *testCluster) pid(name string) int {
+	c.t.Helper()
+	pid, err := strconv.Atoi(strings.TrimSpace(c.read(name + "/pid")))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return pid
+}
+
+// kill ends a process of the cluster with kill -9.
+func (c *testCluster) kill(name string) {
+	c.t.Helper()
+	if err := syscall.Kill(c.pid(name), syscall.SIGKILL); err != nil {
+		c.t.Fatalf("kill %s: %v", name, err)
+	}
+}
+
+// starts counts how often an agent started in a version, by its log.
+func (c *testCluster) starts(name, version string) int {
+	c.t.Helper()
+	n := 0
+	for line := range strings.SplitSeq(c.read(name+"/log"), "\n") {
+		if strings.Contains(line, `msg="agent is up"`) && strings.Contains(line, "version="+version+" ") {
+			n++
+		}
+	}
+	return n
+}
+
+// allOn fails unless each agent runs a version, was started in it once, and
+// has it installed.
+func (c *testCluster) allOn(version string) {
+	c.t.Helper()
+	want, err := fileDigest(binary(c.t, version))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for name, h := range c.hosts() {
+		if h.AgentVersion != version || !h.Online {
+			c.t.Errorf("%s runs %s, online %v", name, h.AgentVersion, h.Online)
+		}
+		if n := c.starts(name, version); n != 1 {
+			c.t.Errorf("%s started %d times in %s, want once", name, n, version)
+		}
+		if got, err := fileDigest(filepath.Join(c.dir, name, "moult")); err != nil || got != want {
+			c.t.Errorf("%s: the installed binary is not %s (%v)", name, version, err)
+		}
+	}
+}
+
+// badRelease publishes a release whose binary misbehaves.
+func (c *testCluster) badRelease(version, mode string) {
+	c.t.Helper()
+	path := filepath.Join(c.t.TempDir(), "bad-"+mode)
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version="+version+" -X main.mode="+mode, "-o", path, "moult/testdata/badagent")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		c.t.Fatalf("build the bad release: %v\n%s", err, text)
+	}
+	c.publish(version, path)
+}
+
+// buildVersion builds moult in a version of its own.
+func buildVersion(t testing.TB, version string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := build(dir, version, "."); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "moult-"+version)
+}

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+func newFleetCommand() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{Use: "fleet", Short: "Update the fleet, host by host"}
+	f.register(cmd)
+	cmd.AddCommand(newFleetUpdateCommand(&f), newFleetSummaryCommand(&f))
+
+	cmd.AddCommand(&cobra.Command{
+		Use: "status [ID]", Short: "Show the running or last fleet update", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			u, err := findFleetUpdate(cmd.Context(), c, args)
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), u)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "fleet update %s to %s: %s\n", u.ID, printable(u.TargetVersion), u.Status)
+			if u.HaltedReason != "" {
+				fmt.Fprintf(cmd.OutOrStdout(), "halted: %s\n", printable(u.HaltedReason))
+			}
+			var rows [][]string
+			for _, t := range u.Hosts {
+				rows = append(rows, []string{fmt.Sprint(t.Position), printable(t.Name), t.Status, dash(t.JobID), dash(t.FailedReason)})
+			}
+			return printTable(cmd.OutOrStdout(), []string{"#", "HOST", "STATUS", "JOB", "REASON"}, rows)
+		},
+	})
+	cmd.AddCommand(&cobra.Command{
+		Use: "watch [ID]", Short: "Watch a fleet update to its end", Args: cobra.MaximumNArgs(1),
+		Long: "Watch the running (or last) fleet update until it ends. Exits 0 when it completed, 1 when it was halted or cancelled.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			u, err := findFleetUpdate(cmd.Context(), c, args)
+			if err != nil {
+				return err
+			}
+			return watchFleetUpdate(cmd.Context(), c, u.ID, cmd.OutOrStdout(), f.json)
+		},
+	})
+	for verb, short := range map[string]string{
+		"pause":  "Stop after the present host",
+		"resume": "Go on after a pause",
+		"cancel": "Start no further host; the present one goes on to its end",
+	} {
+		cmd.AddCommand(&cobra.Command{
+			Use: verb + " [ID]", Short: short, Args: cobra.MaximumNArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				c, err := f.client()
+				if err != nil {
+					return err
+				}
+				u, err := findFleetUpdate(cmd.Context(), c, args)
+				if err != nil {
+					return err
+				}
+				if err := c.call(cmd.Context(), http.MethodPost, "/api/fleet-updates/"+u.ID+"/"+verb, nil, nil); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "done; see it with: moult fleet status\n")
+				return nil
+			},
+		})
+	}
+	return cmd
+}
+
+// findFleetUpdate returns the one named, or the newest.
+func findFleetUpdate(ctx context.Context, c *client, args []string) (apiFleetUpdate, error) {
+	if len(args) > 0 {
+		var u apiFleetUpdate
+		err := c.call(ctx, http.MethodGet, "/api/fleet-updates/"+args[0], nil, &u)
+		return u, err
+	}
+	all, err := c.fleetUpdates(ctx)
+	if err != nil {
+		return apiFleetUpdate{}, err
+	}
+	if len(all) == 0 {
+		return apiFleetUpdate{}, errors.New("there was no fleet update yet; start one with: moult fleet update")
+	}
+	return all[0], nil
+}
+
+func newFleetUpdateCommand(f *clientFlags) *cobra.Command {
+	var to string
+	var yes, watch bool
+	var hostNames []string
+	cmd := &cobra.Command{
+		Use:   "update",
+		Short: "Start a fleet update",
+		Long: `Start a fleet update: the hosts that are online and behind are brought to the
+target one after the other; the first failure halts it.`,
+		Example: "  moult fleet update\n  moult fleet update --to 1.4.2 --yes --watch",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			in := map[string]any{}
+			if to != "" {
+				in["target_version"] = to
+			}
+			if len(hostNames) > 0 {
+				ids, err := hostIDs(cmd.Context(), c, hostNames)
+				if err != nil {
+					return err
+				}
+				in["host_ids"] = ids
+			}
+			if !yes {
+				if err := confirmFleetUpdate(cmd, c, to, len(hostNames)); err != nil {
+					return err
+				}
+			}
+			var out struct {
+				ID string `json:"fleet_update_id"`
+			}
+			if err := c.call(cmd.Context(), http.MethodPost, "/api/fleet/update", in, &out); err != nil {
+				return err
+			}
+			if f.json {
+				if err := printJSON(cmd.OutOrStdout(), out); err != nil {
+					return err
+				}
+			} else {
+				fmt.Fprintln(cmd.OutOrStdout(), out.ID)
+			}
+			if watch {
+				return watchFleetUpdate(cmd.Context(), c, out.ID, cmd.ErrOrStderr(), false)
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "started; watch it with: moult fleet watch")
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "target version (default: the newest release)")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&watch, "watch", false, "watch it to its end")
+	cmd.Flags().StringSliceVar(&hostNames, "host", nil, "only these hosts, in this order")
+	return cmd
+}
+
+func hostIDs(ctx context.Context, c *client, names []string) ([]string, error) {
+	hosts, err := c.hosts(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	byName := map[string]string{}
+	for _, h := range hosts {
+		byName[h.Name], byName[h.ID] = h.ID, h.ID
+	}
+	var ids []string
+	for _, n := range names {
+		id, ok := byName[n]
+		if !ok {
+			return nil, fmt.Errorf("no host is called %q; `moult hosts` lists them", n)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// confirmFleetUpdate asks the person to type the number of hosts.
+func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int) error {
+	if in, ok := cmd.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
+		return errors.New("this starts an update of the fleet; give --yes to start it without being asked")
+	}
+	hosts, err := c.hosts(cmd.Context(), "?updates=behind&status=online")
+	if err != nil {
+		return err
+	}
+	n := len(hosts)
+	if named > 0 {
+		n = named
+	} else if to != "" {
+		// The list counts those behind the default target; a named one may differ.
+		all, err := c.hosts(cmd.Context(), "?status=online")
+		if err != nil {
+			return err
+		}
+		n = 0
+		for _, h := range all {
+			if h.AgentVersion != to {
+				n++
+			}
+		}
+	}
+	if to == "" && len(hosts) > 0 {
+		to = hosts[0].TargetVersion
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "This updates %d hosts to %s, one after the other.\nType the number of hosts to go on: ", n, printable(to))
+	line, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+	if strings.TrimSpace(line) != fmt.Sprint(n) {
+		return errors.New("not confirmed; nothing was started")
+	}
+	return nil
+}

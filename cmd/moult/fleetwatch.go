@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// watchInterval is how often a watched fleet update is asked for.
+const watchInterval = 400 * time.Millisecond
+
+// watchPatience is how long a watch goes on while no server answers.
+const watchPatience = 60 * time.Second
+
+// watchFleetUpdate shows a fleet update until it ends: a live table on a
+// terminal, a line per change elsewhere. A server that dies meanwhile only
+// costs a pause, as long as another address answers.
+func watchFleetUpdate(ctx context.Context, c *client, id string, w io.Writer, asJSON bool) error {
+	var view watchView = &plainWatch{w: w, seen: map[string]string{}}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && !asJSON {
+		view = &liveWatch{w: w, colour: os.Getenv("NO_COLOR") == ""}
+	}
+	if asJSON {
+		view = &jsonWatch{w: w}
+	}
+	lastAnswer := time.Now()
+	for {
+		u, hosts, err := watchOnce(ctx, c, id)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case isFinal(err):
+			return err
+		case err != nil && time.Since(lastAnswer) > watchPatience:
+			return err
+		case err == nil:
+			lastAnswer = time.Now()
+			view.show(u, hosts)
+			switch u.Status {
+			case "completed":
+				return nil
+			case "halted":
+				return fmt.Errorf("halted: %s", printable(u.HaltedReason))
+			case "cancelled":
+				if u.CurrentHostID == "" {
+					return errors.New("cancelled")
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(watchInterval):
+		}
+	}
+}
+
+func watchOnce(ctx context.Context, c *client, id string) (apiFleetUpdate, map[string]apiHost, error) {
+	var u apiFleetUpdate
+	if err := c.call(ctx, http.MethodGet, "/api/fleet-updates/"+id, nil, &u); err != nil {
+		return u, nil, err
+	}
+	list, err := c.hosts(ctx, "")
+	hosts := map[string]apiHost{}
+	for _, h := range list {
+		hosts[h.ID] = h
+	}
+	return u, hosts, err
+}
+
+// isFinal tells an answer that waiting does not change: 4xx.
+func isFinal(err error) bool {
+	var e *apiError
+	return errors.As(err, &e) && e.Status < 500
+}
+
+type watchView interface {
+	show(apiFleetUpdate, map[string]apiHost)
+}
+
+// plainWatch prints a line for each change of a host's turn.
+type plainWatch struct {
+	w    io.Writer
+	seen map[string]string
+}
+
+func (p *plainWatch) show(u apiFleetUpdate, hosts map[string]apiHost) {
+	for _, t := range u.Hosts {
+		state := turnState(t, hosts[t.HostID])
+		if t.Status == "pending" || p.seen[t.HostID] == state {
+			continue
+		}
+		p.seen[t.HostID] = state
+		fmt.Fprintf(p.w, "%s %d/%d %s: %s\n", time.Now().Format("15:04:05"), t.Position, len(u.Hosts), printable(t.Name), state)
+	}
+	if p.seen[""] != u.Status {
+		p.seen[""] = u.Status
+		fmt.Fprintf(p.w, "%s fleet update to %s: %s\n", time.Now().Format("15:04:05"), printable(u.TargetVersion), u.Status)
+	}
+}
+
+func turnState(t apiTurn, h apiHost) string {
+	s := t.Status
+	if t.Status == "running" && h.Phase != "" && h.Phase != "idle" {
+		s += ", " + h.Phase
+	}
+	if t.FailedReason != "" {
+		s += ": " + printable(t.FailedReason)
+	}
+	return s
+}
+
+// jsonWatch prints the fleet update as it stands, whenever it changed.
+type jsonWatch struct {
+	w    io.Writer
+	last string
+}
+
+func (j *jsonWatch) show(u apiFleetUpdate, _ map[string]apiHost) {
+	var b strings.Builder
+	if printJSON(&b, u) == nil && b.String() != j.last {
+		j.last = b.String()
+		io.WriteString(j.w, j.last) //nolint:errcheck // a closed pipe ends the watch by its signal
+	}
+}
+
+// liveWatch redraws one table.
+type liveWatch struct {
+	w      io.Writer
+	colour bool
+	lines  int
+}
+
+const barWidth = 24
+
+func (l *liveWatch) show(u apiFleetUpdate, hosts map[string]apiHost) {
+	var b strings.Builder
+	if l.lines > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", l.lines)
+	}
+	done := 0
+	width := 4
+	for _, t := range u.Hosts {
+		width = max(width, len(t.Name))
+		if t.Status != "pending" && t.Status != "running" {
+			done++
+		}
+	}
+	fmt.Fprintf(&b, "\x1b[2KFleet update to %s: %s, %d of %d hosts\n", printable(u.TargetVersion), l.paint(u.Status), done, len(u.Hosts))
+	for _, t := range u.Hosts {
+		h := hosts[t.HostID]
+		extra := printable(t.FailedReason)
+		if t.Status == "running" {
+			extra = h.Phase
+			if h.Progress != nil && h.Progress.Total > 0 && h.Phase == "fetching" {
+				extra += " " + progressBar(h.Progress.Done, h.Progress.Total)
+			}
+		}
+		fmt.Fprintf(&b, "\x1b[2K %3d  %-*s  %s  %s\n", t.Position, width, printable(t.Name), l.paint(fmt.Sprintf("%-9s", t.Status)), extra)
+	}
+	l.lines = 1 + len(u.Hosts)
+	io.WriteString(l.w, b.String()) //nolint:errcheck // a terminal that went away ends the watch by its signal
+}
+
+func progressBar(done, total int64) string {
+	full := int(done * barWidth / total)
+	return fmt.Sprintf("[%s%s] %s of %s", strings.Repeat("█", full), strings.Repeat("░", barWidth-full), byteCount(done), byteCount(total))
+}
+
+func (l *liveWatch) paint(status string) string {
+	if !l.colour {
+		return status
+	}
+	colours := map[string]string{"running": "36", "succeeded": "32", "completed": "32", "failed": "31", "halted": "31", "skipped": "33", "paused": "33", "cancelled": "33"}
+	if c, ok := colours[strings.TrimSpace(status)]; ok {
+		return "\x1b[" + c + "m" + status + "\x1b[0m"
+	}
+	return status
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+
+	"github.com/spf13/cobra"
+)
+
+func newHostsCommand() *cobra.Command {
+	var f clientFlags
+	var status, segment, query string
+	var behind bool
+	cmd := &cobra.Command{
+		Use:   "hosts",
+		Short: "List the hosts and what they run",
+		Example: `  moult hosts
+  moult hosts --behind
+  moult hosts --status offline --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			q := url.Values{}
+			for k, v := range map[string]string{"status": status, "segment": segment, "q": query} {
+				if v != "" {
+					q.Set(k, v)
+				}
+			}
+			if behind {
+				q.Set("updates", "behind")
+			}
+			hosts, err := c.hosts(cmd.Context(), "?"+q.Encode())
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), map[string]any{"hosts": hosts})
+			}
+			var rows [][]string
+			for _, h := range hosts {
+				rows = append(rows, []string{printable(h.Name), onlineWord(h.Online), dash(h.AgentVersion), target(h), dash(h.Phase), h.Segment, ago(h.LastSeen)})
+			}
+			return printTable(cmd.OutOrStdout(), []string{"NAME", "STATUS", "VERSION", "TARGET", "PHASE", "SEGMENT", "SEEN"}, rows)
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().StringVar(&status, "status", "", "online or offline")
+	cmd.Flags().StringVar(&segment, "segment", "", "only this segment")
+	cmd.Flags().StringVarP(&query, "query", "q", "", "part of a name")
+	cmd.Flags().BoolVar(&behind, "behind", false, "only hosts whose version is not the target")
+	return cmd
+}
+
+func onlineWord(online bool) string {
+	if online {
+		return "online"
+	}
+	return "offline"
+}
+
+func target(h apiHost) string {
+	if !h.UpdateAvailable {
+		return "up to date"
+	}
+	return "→ " + printable(h.TargetVersion)
+}
+
+func newHostCommand() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{Use: "host", Short: "Show, update or remove one host"}
+	f.register(cmd)
+
+	show := &cobra.Command{
+		Use: "show NAME", Short: "Show one host", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			h, err := c.hostByName(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), h)
+			}
+			return printTable(cmd.OutOrStdout(), []string{"NAME", printable(h.Name)}, [][]string{
+				{"ID", h.ID},
+				{"STATUS", onlineWord(h.Online) + ", seen " + ago(h.LastSeen)},
+				{"VERSION", dash(h.AgentVersion)},
+				{"TARGET", target(h)},
+				{"PHASE", dash(h.Phase)},
+				{"PLATFORM", h.OS + "/" + h.Arch},
+				{"SEGMENT", h.Segment},
+			})
+		},
+	}
+
+	var wait bool
+	update := &cobra.Command{
+		Use: "update NAME", Short: "Update one host to the target", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			h, err := c.hostByName(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			var out struct {
+				JobID string `json:"job_id"`
+			}
+			if err := c.call(cmd.Context(), http.MethodPost, "/api/hosts/"+h.ID+"/update", nil, &out); err != nil {
+				return err
+			}
+			if f.json {
+				if err := printJSON(cmd.OutOrStdout(), out); err != nil {
+					return err
+				}
+			} else {
+				fmt.Fprintln(cmd.OutOrStdout(), out.JobID)
+			}
+			if !wait {
+				fmt.Fprintf(cmd.ErrOrStderr(), "queued; follow it with: moult job log --follow %s\n", out.JobID)
+				return nil
+			}
+			return followJob(cmd.Context(), c, out.JobID, cmd.ErrOrStderr(), false)
+		},
+	}
+	update.Flags().BoolVar(&wait, "wait", false, "wait for the end, showing the log")
+
+	remove := &cobra.Command{
+		Use: "remove NAME", Short: "Remove a host from the cluster", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			h, err := c.hostByName(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if err := c.call(cmd.Context(), http.MethodDelete, "/api/hosts/"+h.ID, nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "removed %s; to let it back in, make a token with: moult token create\n", printable(h.Name))
+			return nil
+		},
+	}
+	cmd.AddCommand(show, update, remove)
+	return cmd
+}

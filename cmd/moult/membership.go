@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"moult/consensus"
+	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/updater/artifact"
+	"moult/webui"
+)
+
+// membership tells who the servers are and adds new ones.
+type membership struct {
+	raft     *consensus.Node
+	observer *observer
+	servers  *serverClient
+	self     string
+}
+
+// add has a joined server become a member of the Raft group.
+func (m *membership) add(ctx context.Context, from identity.Identity, in addServerRequest) (struct{}, error) {
+	if in.ID != from.HostID {
+		return struct{}{}, errors.New("a server can only add itself")
+	}
+	return struct{}{}, m.raft.AddServer(ctx, in.ID, in.Address)
+}
+
+// status tells the others how this server is.
+func (m *membership) status(context.Context, identity.Identity, struct{}) (nodeStatus, error) {
+	return nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil}, nil
+}
+
+// Servers asks every server how it is, all at once.
+func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
+	list := m.raft.Servers()
+	out := make([]webui.ServerStatus, len(list))
+	v := m.raft.State().View()
+	var asked sync.WaitGroup
+	for i, s := range list {
+		st := webui.ServerStatus{ID: s.ID, Name: s.ID, Address: s.Address, Leader: s.Leader, Voter: s.Voter}
+		if h, ok := v.Host(s.ID); ok {
+			st.Name = h.Name
+		}
+		asked.Go(func() {
+			answer, err := nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil}, error(nil)
+			if s.ID != m.self {
+				answer, err = m.servers.status(ctx, s.Address)
+			}
+			st.Version, st.AppliedIndex, st.Healthy = answer.Version, answer.AppliedIndex, err == nil && answer.Ready
+			out[i] = st
+		})
+	}
+	asked.Wait()
+	return out
+}
+
+// RemoveServer takes a server out of the Raft group.
+func (m *membership) RemoveServer(ctx context.Context, id string) error {
+	return m.raft.RemoveServer(ctx, id)
+}
+
+// TransferLeadership lets another server lead.
+func (m *membership) TransferLeadership(ctx context.Context) error {
+	return m.raft.TransferLeadership(ctx)
+}
+
+// enrolment lets hosts in: it uses up the token, then issues the certificate.
+type enrolment struct {
+	raft   *consensus.Node
+	node   *mesh.Node
+	logger *slog.Logger
+}
+
+func (e *enrolment) enrol(ctx context.Context, req identity.JoinRequest, secretHash string) (identity.Enrolment, error) {
+	host := fleet.Host{
+		ID: req.HostID, Name: req.Name, OS: req.OS, Arch: req.Arch, PublicKey: req.PublicKey,
+		GossipAddr: req.GossipAddr, PeerAddr: req.PeerAddr, HTTPAddr: req.HTTPAddr,
+	}
+	_, err := e.raft.Propose(ctx, "host:"+req.Name, fleet.HostEnrolled{TokenHash: secretHash, Host: host})
+	var refused *fleet.Error
+	if errors.As(err, &refused) {
+		return identity.Enrolment{}, &identity.CodedError{Code: refused.Code, Message: refused.Message, Status: 403}
+	}
+	if err != nil {
+		return identity.Enrolment{}, &identity.CodedError{Code: "unavailable", Message: fmt.Sprintf("the cluster cannot take new hosts now (%v); try again when a majority of the servers is up", err), Status: 503}
+	}
+	v := e.raft.State().View()
+	cluster, _ := v.Cluster()
+	host, ok := v.Host(req.HostID)
+	if !ok {
+		return identity.Enrolment{}, &identity.CodedError{Code: fleet.CodeHostNotFound, Message: "the host was removed while it joined; make a new token", Status: 403}
+	}
+	ca, err := identity.LoadCA(cluster.CACert, cluster.CAKey)
+	if err != nil {
+		return identity.Enrolment{}, err
+	}
+	id := identity.Identity{Cluster: cluster.ID, HostID: host.ID, Name: host.Name, Role: roleOf(host.Role)}
+	cert, err := ca.Issue(id, req.PublicKey, time.Now(), certificateLifetime)
+	if err != nil {
+		return identity.Enrolment{}, err
+	}
+	e.logger.Info("host joined", "host", host.ID, "name", host.Name, "role", host.Role, "segment", host.Segment)
+	out := identity.Enrolment{
+		Identity: id, CertPEM: cert, CAPEM: cluster.CACert, Segment: host.Segment,
+		GossipKeys: cluster.GossipKeys, ReleaseKeys: cluster.ReleaseKeys,
+	}
+	for _, h := range v.Hosts() {
+		if h.Role == fleet.RoleServer && h.ID != host.ID {
+			out.Servers = append(out.Servers, h.PeerAddr)
+			out.GossipJoin = append(out.GossipJoin, h.GossipAddr)
+		}
+	}
+	return out, nil
+}
+
+// binaries opens the current release's binaries for /agent/binary.
+type binaries struct {
+	raft  *consensus.Node
+	store *artifact.Store
+	self  self
+}
+
+// Open returns the newest release's binary for a platform, or before any
+// release exists this server's own.
+func (b *binaries) Open(goos, goarch string) (webui.Binary, error) {
+	rel, ok := b.raft.State().View().NewestRelease()
+	if !ok {
+		return b.own(goos, goarch)
+	}
+	a, ok := rel.Artifact(goos, goarch)
+	if !ok {
+		return webui.Binary{}, webui.ErrNoSuchBuild
+	}
+	content, size, err := b.store.Open(a.SHA256)
+	if err != nil {
+		return webui.Binary{}, fmt.Errorf("open release %s: %w", rel.Version, err)
+	}
+	return webui.Binary{Content: content, Size: size, SHA256: a.SHA256, Version: rel.Version}, nil
+}
+
+func (b *binaries) own(goos, goarch string) (webui.Binary, error) {
+	if goos != runtime.GOOS || goarch != runtime.GOARCH {
+		return webui.Binary{}, webui.ErrNoSuchBuild
+	}
+	f, err := os.Open(b.self.executable)
+	if err != nil {
+		return webui.Binary{}, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return webui.Binary{}, err
+	}
+	return webui.Binary{Content: f, Size: size, SHA256: b.self.digest, Version: version}, nil
+}

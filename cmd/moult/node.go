@@ -1,0 +1,181 @@
+package main
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"moult/consensus"
+	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/updater/artifact"
+)
+
+// newLogger logs to stderr: text for people, JSON when asked for.
+func newLogger(o nodeOptions, w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if o.logDebug {
+		opts.Level = slog.LevelDebug
+	}
+	if o.logJSON {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// self is what a process knows of itself.
+type self struct {
+	executable string
+	digest     string // sha256 of the executable, 64 hex digits
+	boot       uint64
+	certDER    []byte
+}
+
+func describeSelf(dataDir string, creds identity.Credentials) (self, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return self{}, fmt.Errorf("find this binary: %w", err)
+	}
+	digest, err := fileDigest(exe)
+	if err != nil {
+		return self{}, fmt.Errorf("hash this binary: %w", err)
+	}
+	boot, err := nextBoot(dataDir)
+	if err != nil {
+		return self{}, fmt.Errorf("count this start: %w", err)
+	}
+	block, _ := pem.Decode(creds.CertPEM)
+	if block == nil {
+		return self{}, errors.New("the certificate in the data directory is damaged; remove the data directory and join again")
+	}
+	return self{executable: exe, digest: digest, boot: boot, certDER: block.Bytes}, nil
+}
+
+func fileDigest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// nextBoot returns the number of this start. It rises even when the file was
+// lost, as long as the clock did not fall behind it.
+func nextBoot(dataDir string) (uint64, error) {
+	path := filepath.Join(dataDir, "boot")
+	var last uint64
+	if text, err := os.ReadFile(path); err == nil {
+		last, _ = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	}
+	boot := max(last+1, uint64(time.Now().Unix()))
+	return boot, writeFileAtomic(path, fmt.Appendf(nil, "%d\n", boot), 0o600)
+}
+
+func publicKey(key ed25519.PrivateKey) ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }
+
+// leaveAndClose tells the others that this host goes, then closes the mesh.
+func leaveAndClose(node *mesh.Node, logger *slog.Logger) {
+	if err := node.Leave(leaveTimeout); err != nil {
+		logger.Debug("leave the mesh", "error", err)
+	}
+	if err := node.Close(); err != nil {
+		logger.Warn("close the mesh", "error", err)
+	}
+}
+
+// artifactPeers lists who may have an artifact, nearest first: hosts of the own
+// segment that run or hold it, then servers, which hold every release.
+func artifactPeers(node *mesh.Node, selfID string) func(digest string) []artifact.Peer {
+	return func(digest string) []artifact.Peer {
+		own := node.Record().Segments
+		var peers []artifact.Peer
+		for _, m := range node.Roster().Members() {
+			if m.HostID == selfID || m.Liveness != mesh.Online {
+				continue
+			}
+			server := m.Role == string(identity.RoleServer)
+			if !server && !m.HasArtifact(digest) {
+				continue
+			}
+			p := artifact.Peer{HostID: m.HostID, Role: m.Role, Addr: m.Addr}
+			if server {
+				p.Class = 2
+			} else if len(m.Segments) > 0 && len(own) > 0 && m.Segments[0] != own[0] {
+				p.Class = 1
+			}
+			peers = append(peers, p)
+		}
+		return peers
+	}
+}
+
+// enrolledKey looks a host's key up in the replicated state.
+func enrolledKey(raft *consensus.Node) func(hostID string) (ed25519.PublicKey, bool) {
+	return func(hostID string) (ed25519.PublicKey, bool) {
+		h, ok := raft.State().View().Host(hostID)
+		return ed25519.PublicKey(h.PublicKey), ok
+	}
+}
+
+// memberGate decides who may speak on a server's node port. It lets nobody in
+// before Raft is open.
+type memberGate struct {
+	raft atomic.Pointer[consensus.Node]
+}
+
+func (g *memberGate) open(raft *consensus.Node) { g.raft.Store(raft) }
+
+// allow holds a certificate against the replicated state. A server that has no
+// state yet, because it is just being added, believes other servers' certificates.
+func (g *memberGate) allow(alpn string, id identity.Identity) error {
+	raft := g.raft.Load()
+	if raft == nil {
+		return errors.New("this server is starting")
+	}
+	fresh := !raft.Configured()
+	if alpn == identity.ALPNRaft {
+		if id.Role != identity.RoleServer {
+			return errors.New("only servers speak Raft")
+		}
+		if !fresh && !raft.IsMember(id.HostID) {
+			return errors.New("this server is not in the Raft configuration")
+		}
+		return nil
+	}
+	v := raft.State().View()
+	if _, initialized := v.Cluster(); !initialized {
+		if id.Role == identity.RoleServer {
+			return nil
+		}
+		return errors.New("this server is starting")
+	}
+	if _, known := v.Host(id.HostID); !known {
+		return errors.New("this host was removed; join it again with a new token")
+	}
+	return nil
+}
+
+// roleOf converts between the two packages' names of the same thing.
+func roleOf(r fleet.HostRole) identity.Role {
+	if r == fleet.RoleServer {
+		return identity.RoleServer
+	}
+	return identity.RoleAgent
+}

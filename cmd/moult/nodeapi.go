@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"moult/mesh/identity"
+	"moult/mesh/nodeport"
+)
+
+// The servers' own protocol on the node port (HTTP over mutual TLS). All paths
+// but the artifacts' take role=server.
+const (
+	pathPropose   = "/node/propose"  // POST: a forwarded proposal, to the leader
+	pathAddServer = "/node/servers"  // POST: add me to the Raft configuration
+	pathStatus    = "/node/status"   // GET: nodeStatus
+	pathRelease   = "/node/releases" // POST: get a release's bytes from the sender
+)
+
+// Limits of the node protocol.
+const (
+	maxNodeBody     = 4 << 20 // bytes
+	nodeCallTimeout = 15 * time.Second
+	statusTimeout   = 700 * time.Millisecond
+)
+
+// nodeStatus is what a server tells the others about itself.
+type nodeStatus struct {
+	Version      string `json:"version"`
+	AppliedIndex uint64 `json:"applied_index"`
+	Ready        bool   `json:"ready"`
+}
+
+// addServerRequest asks to become a member of the Raft group.
+type addServerRequest struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+}
+
+// requireServer lets only servers' certificates through.
+func requireServer(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if nodeport.PeerFrom(r.Context()).Role != identity.RoleServer {
+			http.Error(w, "only servers may call this", http.StatusForbidden)
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, maxNodeBody)
+		next(w, r)
+	}
+}
+
+// jsonEndpoint decodes In, calls f, and answers Out or an error as text.
+func jsonEndpoint[In, Out any](f func(ctx context.Context, from identity.Identity, in In) (Out, error)) http.HandlerFunc {
+	return requireServer(func(w http.ResponseWriter, r *http.Request) {
+		var in In
+		if r.Method != http.MethodGet {
+			if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+		}
+		out, err := f(r.Context(), nodeport.PeerFrom(r.Context()), in)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(out) // the caller is gone if this errs
+	})
+}
+
+// bytesEndpoint is the same for a body that is passed on as it is.
+func bytesEndpoint(f func(ctx context.Context, body []byte) ([]byte, error)) http.HandlerFunc {
+	return requireServer(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		out, err := f(r.Context(), body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Write(out)
+	})
+}
+
+// serverClient calls the other servers' node ports.
+type serverClient struct{ http *http.Client }
+
+func newServerClient(creds identity.Credentials) *serverClient {
+	return &serverClient{http: nodeport.Client(creds, func(id identity.Identity) error {
+		if id.Role != identity.RoleServer {
+			return errors.New("the other side is not a server")
+		}
+		return nil
+	})}
+}
+
+// post sends body to a server's node port and returns the answer.
+func (c *serverClient) post(ctx context.Context, addr, path string, body []byte) ([]byte, error) {
+	return c.send(ctx, http.MethodPost, addr, path, body)
+}
+
+func (c *serverClient) send(ctx context.Context, method, addr, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+addr+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	out, err := io.ReadAll(io.LimitReader(resp.Body, maxNodeBody))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s%s answers %s: %s", addr, path, resp.Status, bytes.TrimSpace(out))
+	}
+	return out, nil
+}
+
+// postJSON is post with JSON on both sides; out may be nil.
+func (c *serverClient) postJSON(ctx context.Context, addr, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	answer, err := c.post(ctx, addr, path, body)
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(answer, out)
+}
+
+// status asks a server how it is.
+func (c *serverClient) status(ctx context.Context, addr string) (nodeStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	var st nodeStatus
+	answer, err := c.send(ctx, http.MethodGet, addr, pathStatus, nil)
+	if err == nil {
+		err = json.Unmarshal(answer, &st)
+	}
+	return st, err
+}

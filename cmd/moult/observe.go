@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"sync"
+
+	"moult/consensus/coordinator"
+	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/updater"
+	"moult/webui"
+)
+
+// observer joins the two halves of what a server sees of a host: its record in
+// the roster, and the last report that it sent (progress, errors, sources).
+type observer struct {
+	roster *mesh.Roster
+
+	mu      sync.Mutex
+	reports map[string]updater.Report // by host id
+	changed chan struct{}             // closed at the next change, then replaced
+}
+
+func newObserver(roster *mesh.Roster) *observer {
+	return &observer{roster: roster, reports: map[string]updater.Report{}, changed: make(chan struct{})}
+}
+
+// run passes the roster's changes on until ctx ends.
+func (o *observer) run(ctx context.Context) {
+	for {
+		changed := o.roster.Changed()
+		o.notify()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+func (o *observer) notify() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(o.changed)
+	o.changed = make(chan struct{})
+}
+
+// Changed returns a channel that is closed at the next change.
+func (o *observer) Changed() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.changed
+}
+
+// store keeps a host's newest report.
+func (o *observer) store(hostID string, r updater.Report) {
+	r.Record, r.Lines = nil, nil
+	o.mu.Lock()
+	o.reports[hostID] = r
+	o.mu.Unlock()
+	o.notify()
+}
+
+func (o *observer) snapshot() map[string]updater.Report {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.reports)
+}
+
+// Observations returns what the coordinator judges by.
+func (o *observer) Observations() map[string]coordinator.Observation {
+	reports := o.snapshot()
+	out := map[string]coordinator.Observation{}
+	for _, m := range o.roster.Members() {
+		ob := coordinator.Observation{
+			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left,
+			Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
+			Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen,
+		}
+		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
+			ob.Done, ob.Total = r.Done, r.Total
+			ob.Error, ob.LastOutput = r.Error, r.LastOutput
+			ob.Sources = r.Sources
+		}
+		out[m.HostID] = ob
+	}
+	return out
+}
+
+// observed returns what the UI shows.
+func (o *observer) observed() map[string]webui.Observation {
+	reports := o.snapshot()
+	out := map[string]webui.Observation{}
+	for _, m := range o.roster.Members() {
+		ob := webui.Observation{
+			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left,
+			Version: m.Version, Digest: m.Digest, Phase: string(m.Phase), JobID: m.JobID,
+			LastSeen: m.LastSeen, OS: m.OS, Arch: m.Arch,
+		}
+		if len(m.Segments) > 0 {
+			ob.Segment = m.Segments[0]
+		}
+		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
+			ob.Done, ob.Total = r.Done, r.Total
+		}
+		out[m.HostID] = ob
+	}
+	return out
+}
+
+// namedSources fills in the names that only servers know.
+func namedSources(v fleet.View, sources []fleet.Source) []fleet.Source {
+	for i, s := range sources {
+		if h, ok := v.Host(s.HostID); ok {
+			sources[i].Name, sources[i].Role = h.Name, string(h.Role)
+		}
+	}
+	return sources
+}

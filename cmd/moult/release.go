@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"moult/updater/release"
+)
+
+func newReleaseCommand() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{Use: "release", Short: "Make, publish and list releases"}
+	f.register(cmd)
+	cmd.AddCommand(newReleaseCreateCommand(&f), newReleasePublishCommand(&f), newReleaseListCommand(&f), newReleaseWithdrawCommand(&f))
+	return cmd
+}
+
+func newReleaseCreateCommand(f *clientFlags) *cobra.Command {
+	var o release.BuildOptions
+	var key string
+	cmd := &cobra.Command{
+		Use:   "create --version V --key FILE --out DIR OS/ARCH=PATH …",
+		Short: "Make a signed release directory",
+		Long: `Make a release directory: manifest.json, its signature and the binaries.
+
+Without --number it is one more than the newest that the cluster knows, or, when
+no server is asked or answers, the seconds since 1970. The directory can be made
+on a machine that reaches no server, and published from another.`,
+		Example: "  moult release create --version 1.4.2 --key release.key --out rel linux/amd64=bin/agent linux/arm64=bin/agent-arm64",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.Version == "" || key == "" || o.Dir == "" {
+				return errors.New("--version, --key and --out have to be given")
+			}
+			o.Files = map[release.Platform]string{}
+			for _, a := range args {
+				platform, path, ok := strings.Cut(a, "=")
+				if !ok {
+					return fmt.Errorf("%q: give each binary as OS/ARCH=PATH, such as linux/amd64=bin/agent", a)
+				}
+				p, err := release.ParsePlatform(platform)
+				if err != nil {
+					return err
+				}
+				if _, twice := o.Files[p]; twice {
+					return fmt.Errorf("%s is given twice", p)
+				}
+				o.Files[p] = path
+			}
+			secret, err := os.ReadFile(key)
+			if err != nil {
+				return fmt.Errorf("read --key: %w; make one with: moult key generate", err)
+			}
+			o.SecretKey, o.Created = string(secret), time.Now()
+			if o.Number == 0 {
+				o.Number = nextReleaseNumber(cmd.Context(), f)
+			}
+			m, err := release.Build(o)
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), m)
+			}
+			for _, a := range m.Artifacts {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s/%s  %s  sha256 %s\n", a.OS, a.Arch, byteCount(a.Size), a.SHA256)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "release %s, number %d, in %s; publish it with: moult release publish %s\n", m.Version, m.Number, o.Dir, o.Dir)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&o.Version, "version", "", "version that the binaries report")
+	cmd.Flags().Uint64Var(&o.Number, "number", 0, "rises with each release")
+	cmd.Flags().StringVar(&key, "key", "", "file with the release secret key (minisign format)")
+	cmd.Flags().StringVar(&o.Dir, "out", "", "directory to make")
+	cmd.Flags().StringVar(&o.Notes, "notes", "", "what is new, for the admins")
+	cmd.Flags().Uint64Var(&o.Floor, "floor", 0, "hosts that took this release go below this number no more")
+	cmd.Flags().BoolVar(&o.Rollback, "rollback", false, "this release may replace one with a higher number")
+	return cmd
+}
+
+// nextReleaseNumber is one more than the newest that a server tells of.
+func nextReleaseNumber(ctx context.Context, f *clientFlags) uint64 {
+	now := uint64(time.Now().Unix())
+	c, err := f.client()
+	if err != nil || c.token == "" {
+		return now
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	list, err := c.releases(ctx)
+	if err != nil || len(list) == 0 {
+		return now
+	}
+	newest := uint64(0)
+	for _, r := range list {
+		newest = max(newest, r.Number)
+	}
+	return newest + 1
+}
+
+func (c *client) releases(ctx context.Context) ([]apiRelease, error) {
+	var out struct{ Releases []apiRelease }
+	err := c.call(ctx, http.MethodGet, "/api/releases", nil, &out)
+	return out.Releases, err
+}
+
+func newReleaseListCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the releases, the newest first", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			list, err := c.releases(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), map[string]any{"releases": list})
+			}
+			var rows [][]string
+			for _, r := range list {
+				var platforms []string
+				for _, a := range r.Artifacts {
+					platforms = append(platforms, a.OS+"/"+a.Arch)
+				}
+				state := "available"
+				if !r.Available {
+					state = "withdrawn"
+				}
+				rows = append(rows, []string{printable(r.Version), fmt.Sprint(r.Number), state, strings.Join(platforms, " ")})
+			}
+			return printTable(cmd.OutOrStdout(), []string{"VERSION", "NUMBER", "STATE", "PLATFORMS"}, rows)
+		},
+	}
+}
+
+func newReleaseWithdrawCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "withdraw VERSION", Short: "Take a release out of choice", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			return c.call(cmd.Context(), http.MethodDelete, "/api/releases/"+args[0], nil, nil)
+		},
+	}
+}
+
+func newReleasePublishCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "publish DIR",
+		Short: "Publish a release: it returns once a majority of the servers hold the bytes",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := release.ReadDir(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			var out apiRelease
+			if err := publishRelease(cmd.Context(), c, d, cmd.ErrOrStderr(), &out); err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "published %s; update the fleet with: moult fleet update\n", d.Parsed.Version)
+			return nil
+		},
+	}
+}
+
+// publishRelease uploads a release directory, streaming the artifacts.
+func publishRelease(ctx context.Context, c *client, d release.Dir, progress io.Writer, out *apiRelease) error {
+	var total int64
+	for _, a := range d.Parsed.Artifacts {
+		total += a.Size
+	}
+	return c.try(ctx, func(addr string) error {
+		body, w := io.Pipe()
+		defer func() { _ = body.Close() }() // ends writeRelease too; it never fails
+		form := multipart.NewWriter(w)
+		meter := &uploadMeter{w: progress, total: total}
+		go func() { w.CloseWithError(writeRelease(form, d, meter)) }()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, addr+"/api/releases", body)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", form.FormDataContentType())
+		return c.do(req, out)
+	})
+}
+
+func writeRelease(form *multipart.Writer, d release.Dir, meter *uploadMeter) error {
+	for _, p := range []struct {
+		name    string
+		content []byte
+	}{{"manifest", d.Manifest}, {"signature", d.Signature}} {
+		part, err := form.CreateFormFile(p.name, p.name)
+		if err != nil {
+			return err
+		}
+		if _, err := part.Write(p.content); err != nil {
+			return err
+		}
+	}
+	for _, a := range d.Parsed.Artifacts {
+		path := d.ArtifactPath(a)
+		part, err := form.CreateFormFile("artifact", filepath.Base(path))
+		if err != nil {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(part, io.TeeReader(f, meter))
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	meter.end()
+	return form.Close()
+}
+
+// uploadMeter shows the progress of an upload on a terminal.
+type uploadMeter struct {
+	w           io.Writer
+	done, total int64
+	shown       time.Time
+}
+
+func (m *uploadMeter) Write(b []byte) (int, error) {
+	m.done += int64(len(b))
+	if f, ok := m.w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && m.total > 0 && time.Since(m.shown) > 100*time.Millisecond {
+		m.shown = time.Now()
+		fmt.Fprintf(m.w, "\r\x1b[Kuploading %s", progressBar(m.done, m.total))
+	}
+	return len(b), nil
+}
+
+func (m *uploadMeter) end() {
+	if !m.shown.IsZero() {
+		fmt.Fprintf(m.w, "\r\x1b[Kuploaded %s; waiting until a majority of the servers hold it\n", byteCount(m.done))
+	}
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"time"
+
+	"moult/consensus"
+	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/updater"
+)
+
+// The topics of mesh messages.
+const (
+	topicOrder     = "order"      // server to agent: a sealed order
+	topicReport    = "report"     // agent to servers: updater.Report as JSON
+	topicReportAck = "report-ack" // server to agent: reportAck as JSON
+)
+
+// reportAck tells an agent which lines of a job's log are committed.
+type reportAck struct {
+	JobID  string `json:"job_id"`
+	Stored uint64 `json:"stored"` // the highest number of the host's own count
+}
+
+// reportTimeout bounds the commit of a report's log lines.
+const reportTimeout = 10 * time.Second
+
+// reportInbox takes the agents' reports on a server. Each server keeps what it
+// observes; only the leader commits log lines, and tells the agent so.
+type reportInbox struct {
+	node     *mesh.Node
+	raft     *consensus.Node
+	observer *observer
+	logger   *slog.Logger
+}
+
+// handle takes one report; from is who signed it.
+func (in *reportInbox) handle(from identity.Identity, payload []byte) {
+	var r updater.Report
+	if err := json.Unmarshal(payload, &r); err != nil {
+		in.logger.Warn("report does not parse", "host", from.HostID, "error", err)
+		return
+	}
+	if len(r.Record) > 0 {
+		if err := in.node.Offer(r.Record); err != nil {
+			in.logger.Debug("reported record refused", "host", from.HostID, "error", err)
+		}
+	}
+	if r.JobID == "" {
+		return
+	}
+	v := in.raft.State().View()
+	job, ok := v.Job(r.JobID)
+	if !ok || job.HostID != from.HostID {
+		return // not this host's to report about
+	}
+	r.Sources = namedSources(v, r.Sources)
+	lines, first := r.Lines, r.First
+	in.observer.store(from.HostID, r)
+	if len(lines) == 0 || !in.raft.IsLeader() {
+		return
+	}
+	in.commit(from, r.JobID, first, lines)
+}
+
+// commit adds the lines that are new and acknowledges all that are stored.
+func (in *reportInbox) commit(from identity.Identity, jobID string, first uint64, lines []fleet.LogLine) {
+	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
+	defer cancel()
+	last := first + uint64(len(lines)) - 1
+	stored := in.raft.State().View().JobLogHostSeq(jobID)
+	if last > stored {
+		_, err := in.raft.Propose(ctx, "host:"+from.Name, fleet.JobLogAppended{JobID: jobID, First: first, Lines: lines})
+		if err != nil {
+			in.logger.Warn("commit job log", "host", from.HostID, "job", jobID, "error", err)
+			return
+		}
+		stored = in.raft.State().View().JobLogHostSeq(jobID)
+	}
+	ack, err := json.Marshal(reportAck{JobID: jobID, Stored: max(stored, last)})
+	if err != nil {
+		return
+	}
+	if err := in.node.Send(ctx, from.HostID, topicReportAck, ack); err != nil {
+		in.logger.Debug("acknowledge report", "host", from.HostID, "error", err)
+	}
+}

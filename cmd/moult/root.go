@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// exitError carries an exit code other than 1; a nil err prints nothing.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// run executes one command line and returns its exit code: stdout is data,
+// stderr is progress and errors.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var exit *exitError
+	if errors.As(err, &exit) {
+		if exit.err != nil {
+			fmt.Fprintf(stderr, "moult: %v\n", exit.err)
+		}
+		return exit.code
+	}
+	fmt.Fprintf(stderr, "moult: %v\n", err)
+	return 1
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "moult",
+		Short: "Keep a fleet of agents up to date, from peer to peer",
+		Long: `moult keeps a fleet of agents up to date without a download server in the middle.
+
+Try it:            moult dev
+Add a host:        moult token create            (prints the join command)
+Release a binary:  moult release create … && moult release publish DIR
+Update the fleet:  moult fleet update && moult fleet watch
+
+Client commands find the cluster by --addr or MOULT_ADDR (several addresses,
+separated by commas, are tried in turn) and sign in by --token or MOULT_TOKEN.
+Each flag can also be set as MOULT_FLAG_NAME in the environment or as flag_name
+in the TOML file that --config names; the flag wins, then the environment.`,
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return loadSettings(cmd) },
+	}
+	root.PersistentFlags().String("config", "", "TOML file with settings (also MOULT_CONFIG)")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
+	})
+	root.AddCommand(
+		newVersionCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
+		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
+		newHostsCommand(), newHostCommand(), newFleetCommand(), newJobCommand(),
+		newAlertsCommand(), newServersCommand(), newStatusCommand(),
+	)
+	return root
+}
+
+func newVersionCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this binary",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version, "commit": commit})
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "moult %s (%s)\n", version, commit)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

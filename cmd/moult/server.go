@@ -1,0 +1,161 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// nodeOptions are what a server and an agent have in common.
+type nodeOptions struct {
+	data, name         string
+	gossip, peer       string
+	advertise          string
+	join               []string
+	token, tokenFile   string
+	logJSON, logDebug  bool
+	segment            string
+	gossipAdv, peerAdv string // computed: what others dial
+}
+
+// The addresses that hosts listen on when nothing else is said.
+const (
+	defaultGossipAddr = "0.0.0.0:7946"
+	defaultPeerAddr   = "0.0.0.0:7947"
+)
+
+func (o *nodeOptions) register(cmd *cobra.Command) {
+	host, _ := os.Hostname()
+	f := cmd.Flags()
+	f.StringVar(&o.data, "data", "/var/lib/moult", "data directory")
+	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster")
+	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
+	f.StringVar(&o.peer, "peer", defaultPeerAddr, "node port: Raft, artifacts and joining, mutual TLS (TCP)")
+	f.StringVar(&o.advertise, "advertise", "", "IP address that others reach this host at (default: found out)")
+	f.StringArrayVar(&o.join, "join", nil, "node port of a server to join through; may be repeated")
+	f.StringVar(&o.token, "token", "", "join token (better: --token-file or MOULT_TOKEN, the process list does not show them)")
+	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
+	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines")
+	f.BoolVar(&o.logDebug, "log-debug", false, "log more")
+}
+
+func (o *nodeOptions) validate() error {
+	var errs []error
+	if o.name == "" {
+		errs = append(errs, errors.New("--name is empty; give a name that is unique in the cluster"))
+	}
+	if o.data == "" {
+		errs = append(errs, errors.New("--data is empty; give a directory"))
+	}
+	for flag, addr := range map[string]*string{"--gossip": &o.gossip, "--peer": &o.peer} {
+		if !strings.Contains(*addr, ":") {
+			errs = append(errs, fmt.Errorf("%s %q: give HOST:PORT", flag, *addr))
+		}
+	}
+	if o.token != "" && o.tokenFile != "" {
+		errs = append(errs, errors.New("--token and --token-file are both given; give one"))
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	var err error
+	if o.gossipAdv, err = o.advertised(o.gossip); err != nil {
+		return fmt.Errorf("--gossip: %w", err)
+	}
+	if o.peerAdv, err = o.advertised(o.peer); err != nil {
+		return fmt.Errorf("--peer: %w", err)
+	}
+	return nil
+}
+
+// advertised returns the address that others dial for one that we listen on.
+func (o *nodeOptions) advertised(listen string) (string, error) {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", fmt.Errorf("%q: give HOST:PORT", listen)
+	}
+	if o.advertise != "" {
+		return net.JoinHostPort(o.advertise, port), nil
+	}
+	if ip := net.ParseIP(host); ip == nil && host != "" || ip != nil && !ip.IsUnspecified() {
+		return listen, nil
+	}
+	toward := "192.0.2.1:9" // documentation address: nothing is sent, the kernel only chooses a source
+	if len(o.join) > 0 {
+		toward = o.join[0]
+	}
+	conn, err := net.Dial("udp", toward)
+	if err != nil {
+		return "", fmt.Errorf("find out this host's address: %w; give it with --advertise", err)
+	}
+	defer conn.Close()
+	return net.JoinHostPort(conn.LocalAddr().(*net.UDPAddr).IP.String(), port), nil
+}
+
+// joinToken returns the token given, "" when none was.
+func (o *nodeOptions) joinToken() (string, error) {
+	if o.tokenFile == "" {
+		return strings.TrimSpace(o.token), nil
+	}
+	b, err := os.ReadFile(o.tokenFile)
+	if err != nil {
+		return "", fmt.Errorf("read --token-file: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+type serverOptions struct {
+	nodeOptions
+	http           string
+	bootstrap      bool
+	releaseKeyFile []string
+	timeouts       coordinatorTimeouts
+}
+
+func newServerCommand() *cobra.Command {
+	var o serverOptions
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run a server: it holds what was decided and may coordinate",
+		Long: `Run a server. The first one makes the cluster with --bootstrap; further ones join
+with a token from "moult token create --role server". Three or five make a cluster
+that survives the loss of one or two. Once it has joined, a server needs neither
+--bootstrap nor --join nor --token; giving them again changes nothing.
+
+At bootstrap the server prints the login of the first admin, and leaves in the data
+directory: admin.token (an API token), admin.password and, unless --release-key
+named a public key, release.key (the key that signs releases). Take them away.`,
+		Example: `  moult server --data /var/lib/moult --name s1 --bootstrap --release-key release.key.pub
+  moult server --data /var/lib/moult --name s2 --join 10.0.0.1:7947 --token-file token`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.validate(); err != nil {
+				return err
+			}
+			return runServer(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	o.register(cmd)
+	cmd.Flags().StringVar(&o.http, "http", defaultAddr, "address of the UI and the API")
+	cmd.Flags().BoolVar(&o.bootstrap, "bootstrap", false, "make a new cluster, if this data directory holds none")
+	cmd.Flags().StringArrayVar(&o.releaseKeyFile, "release-key", nil, "at bootstrap: file with a public key that may sign releases; may be repeated")
+	o.timeouts.register(cmd)
+	return cmd
+}
+
+func (o *serverOptions) validate() error {
+	if err := o.nodeOptions.validate(); err != nil {
+		return err
+	}
+	if o.bootstrap && len(o.join) > 0 {
+		return errors.New("--bootstrap and --join are both given; the first server bootstraps, the others join")
+	}
+	if _, _, err := net.SplitHostPort(o.http); err != nil {
+		return fmt.Errorf("--http %q: give HOST:PORT", o.http)
+	}
+	return o.timeouts.validate()
+}

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes of `moult status`.
+const (
+	exitDegraded    = 1
+	exitUnreachable = 2
+)
+
+func newStatusCommand() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell whether the cluster is healthy",
+		Long: `Tell whether the cluster is healthy.
+
+Exit code 0: healthy. 1: degraded (a server down or no leader, hosts offline, open
+alerts, or a halted fleet update). 2: no server answers.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			s, err := clusterStatus(cmd, c)
+			if errors.Is(err, errUnreachable) {
+				return &exitError{code: exitUnreachable, err: err}
+			}
+			if err != nil {
+				return err
+			}
+			if f.json {
+				err = printJSON(cmd.OutOrStdout(), s)
+			} else {
+				fmt.Fprintf(cmd.OutOrStdout(), "servers  %d of %d healthy, leader %s\nhosts    %d of %d online, %d behind\nalerts   %d open\n",
+					s.ServersHealthy, s.Servers, dash(s.Leader), s.HostsOnline, s.Hosts, s.HostsBehind, s.AlertsOpen)
+				if s.FleetUpdate != "" {
+					fmt.Fprintf(cmd.OutOrStdout(), "fleet    update to %s is %s\n", printable(s.FleetUpdateTarget), s.FleetUpdate)
+				}
+				for _, p := range s.Problems {
+					fmt.Fprintf(cmd.OutOrStdout(), "problem  %s\n", printable(p))
+				}
+			}
+			if err == nil && len(s.Problems) > 0 {
+				return &exitError{code: exitDegraded}
+			}
+			return err
+		},
+	}
+	f.register(cmd)
+	return cmd
+}
+
+type statusReport struct {
+	Healthy           bool     `json:"healthy"`
+	Problems          []string `json:"problems"`
+	Servers           int      `json:"servers"`
+	ServersHealthy    int      `json:"servers_healthy"`
+	Leader            string   `json:"leader"`
+	Hosts             int      `json:"hosts"`
+	HostsOnline       int      `json:"hosts_online"`
+	HostsBehind       int      `json:"hosts_behind"`
+	AlertsOpen        int      `json:"alerts_open"`
+	FleetUpdate       string   `json:"fleet_update,omitempty"`
+	FleetUpdateTarget string   `json:"fleet_update_target,omitempty"`
+}
+
+func clusterStatus(cmd *cobra.Command, c *client) (statusReport, error) {
+	ctx := cmd.Context()
+	s := statusReport{Problems: []string{}}
+	servers, err := c.servers(ctx)
+	if err != nil {
+		return s, err
+	}
+	for _, srv := range servers {
+		s.Servers++
+		if srv.Healthy {
+			s.ServersHealthy++
+		} else {
+			s.Problems = append(s.Problems, fmt.Sprintf("server %s does not answer; look at its log, or start it again", srv.Name))
+		}
+		if srv.Leader {
+			s.Leader = srv.Name
+		}
+	}
+	if s.Leader == "" {
+		s.Problems = append(s.Problems, "no leader; a majority of the servers must be up")
+	}
+	hosts, err := c.hosts(ctx, "")
+	if err != nil {
+		return s, err
+	}
+	for _, h := range hosts {
+		s.Hosts++
+		if h.UpdateAvailable {
+			s.HostsBehind++
+		}
+		if h.Online {
+			s.HostsOnline++
+		} else {
+			s.Problems = append(s.Problems, fmt.Sprintf("host %s is offline, seen %s", h.Name, ago(h.LastSeen)))
+		}
+	}
+	var alerts struct{ Alerts []apiAlert }
+	if err := c.call(ctx, http.MethodGet, "/api/alerts", nil, &alerts); err != nil {
+		return s, err
+	}
+	for _, a := range alerts.Alerts {
+		if a.Status == "open" {
+			s.AlertsOpen++
+			s.Problems = append(s.Problems, "alert: "+a.Message)
+		}
+	}
+	updates, err := c.fleetUpdates(ctx)
+	if err != nil {
+		return s, err
+	}
+	if len(updates) > 0 {
+		s.FleetUpdate, s.FleetUpdateTarget = updates[0].Status, updates[0].TargetVersion
+		if updates[0].Status == "halted" && s.AlertsOpen > 0 {
+			s.Problems = append(s.Problems, "fleet update halted: "+updates[0].HaltedReason)
+		}
+	}
+	s.Healthy = len(s.Problems) == 0
+	return s, nil
+}
+
+func newServersCommand() *cobra.Command {
+	var f clientFlags
+	list := func(cmd *cobra.Command, _ []string) error {
+		c, err := f.client()
+		if err != nil {
+			return err
+		}
+		servers, err := c.servers(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if f.json {
+			return printJSON(cmd.OutOrStdout(), map[string]any{"servers": servers})
+		}
+		var rows [][]string
+		for _, s := range servers {
+			role := "non-voter"
+			if s.Voter {
+				role = "voter"
+			}
+			if s.Leader {
+				role = "leader"
+			}
+			health := "healthy"
+			if !s.Healthy {
+				health = "unhealthy"
+			}
+			rows = append(rows, []string{printable(s.Name), role, health, s.Address, dash(s.Version), fmt.Sprint(s.AppliedIndex)})
+		}
+		return printTable(cmd.OutOrStdout(), []string{"NAME", "ROLE", "HEALTH", "ADDRESS", "VERSION", "APPLIED"}, rows)
+	}
+	cmd := &cobra.Command{Use: "servers", Short: "List the servers", Args: cobra.NoArgs, RunE: list}
+	f.register(cmd)
+	cmd.AddCommand(&cobra.Command{
+		Use: "transfer-leadership", Short: "Let another server lead", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			return c.call(cmd.Context(), http.MethodPost, "/api/servers/transfer-leadership", nil, nil)
+		},
+	})
+	return cmd
+}
+
+func newAlertsCommand() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use: "alerts", Short: "List the alerts", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			var out struct{ Alerts []apiAlert }
+			if err := c.call(cmd.Context(), http.MethodGet, "/api/alerts", nil, &out); err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			var rows [][]string
+			for _, a := range out.Alerts {
+				rows = append(rows, []string{a.ID, a.Status, a.Kind, ago(a.OpenedAt), printable(a.Message)})
+			}
+			return printTable(cmd.OutOrStdout(), []string{"ID", "STATUS", "KIND", "OPENED", "MESSAGE"}, rows)
+		},
+	}
+	f.register(cmd)
+	cmd.AddCommand(&cobra.Command{
+		Use: "acknowledge ID", Short: "Close an alert", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			return c.call(cmd.Context(), http.MethodPost, "/api/alerts/"+args[0]+"/acknowledge", nil, nil)
+		},
+	})
+	return cmd
+}

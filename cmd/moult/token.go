@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newTokenCommand() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{Use: "token", Short: "Let hosts join"}
+	f.register(cmd)
+	var role, segment string
+	var ttl time.Duration
+	create := &cobra.Command{
+		Use:   "create",
+		Short: "Make a join token and print the whole join command",
+		Long:  "Make a join token. It lets one host in, once, until it expires. Prints the command to run on that host.",
+		Example: `  moult token create
+  moult token create --role server
+  moult token create --segment dmz --ttl 1h`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			var out struct {
+				ID        string    `json:"id"`
+				Token     string    `json:"token"`
+				Command   string    `json:"command"`
+				ExpiresAt time.Time `json:"expires_at"`
+			}
+			in := map[string]any{"role": role, "segment": segment, "ttl": ttl.String()}
+			if err := c.call(cmd.Context(), http.MethodPost, "/api/join-tokens", in, &out); err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "Works once, until %s. Run on the new host:\n", out.ExpiresAt.Local().Format("15:04:05 on 2 Jan"))
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), out.Command)
+			return err
+		},
+	}
+	create.Flags().StringVar(&role, "role", "agent", "agent or server")
+	create.Flags().StringVar(&segment, "segment", "default", "segment of the new host")
+	create.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long it can be used")
+	cmd.AddCommand(create)
+	return cmd
+}

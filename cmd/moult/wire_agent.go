@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/mesh/nodeport"
+	"moult/updater"
+	"moult/updater/artifact"
+	"moult/updater/order"
+)
+
+// leaveTimeout bounds telling the mesh that this host goes.
+const leaveTimeout = 2 * time.Second
+
+// runAgent is the supervisor, or in its child the agent itself.
+func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) error {
+	if link, ok := updater.Supervised(); ok {
+		return runSupervisedAgent(ctx, o, link, stderr)
+	}
+	logger := newLogger(o.nodeOptions, stderr).With("host", o.name, "component", "supervisor")
+	if err := os.MkdirAll(o.data, 0o700); err != nil {
+		return fmt.Errorf("make --data: %w", err)
+	}
+	unlock, err := lockDataDir(o.data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Joining needs no trial, and its errors are for the person who typed the
+	// command: done here, not in a child that would be restarted over them.
+	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))
+	if err != nil {
+		return err
+	}
+	creds, err := enrol(ctx, ids, o.nodeOptions, "", nil)
+	if err != nil {
+		return err
+	}
+	if creds.Role != identity.RoleAgent {
+		return fmt.Errorf("%s belongs to a server; run `moult server` on it, or give another --data", o.data)
+	}
+	return updater.RunSupervisor(ctx, updater.SupervisorConfig{
+		Installed: o.binary, DataDir: o.data, Args: os.Args[1:], Env: os.Environ(),
+		TrialTimeout: o.trialTimeout, MaxStarts: o.trialStarts, Soak: o.soak,
+		Output: stderr, Logger: logger,
+	})
+}
+
+// runSupervisedAgent is the agent process:
+//
+//	orders ──▶ mesh (--gossip) ──▶ updater ── fetch ──▶ peers' node ports
+//	             ▲    │               │
+//	   records, reports ◀─────────────┘ stage, trial marker, exit 75
+//	                                        │
+//	node port (--peer) ── /artifact ──▶ artifact store
+//
+// It ends with updater.ErrRestart when a trial is staged: the supervisor takes
+// it from there.
+func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.SupervisorLink, stderr io.Writer) error {
+	logger := newLogger(o.nodeOptions, stderr).With("host", o.name)
+	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))
+	if err != nil {
+		return err
+	}
+	creds, err := ids.Load()
+	if err != nil {
+		return err
+	}
+	me, err := describeSelf(o.data, creds)
+	if err != nil {
+		return err
+	}
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return creds, true }, onlyHTTP, logger.With("component", "nodeport"))
+	if err != nil {
+		return err
+	}
+	defer closeWithin(port.Close, logger, "node port")
+	store, err := artifact.OpenStore(filepath.Join(o.data, "artifacts"), me.digest, me.executable)
+	if err != nil {
+		return err
+	}
+	api := http.NewServeMux()
+	api.Handle("/artifact/", artifact.Handler(store, artifact.DefaultLimits))
+	port.ServeHTTP(api, http.NotFoundHandler())
+
+	pools, err := agentPools(o, creds)
+	if err != nil {
+		return err
+	}
+	node, err := mesh.Start(ctx, mesh.Config{
+		Identity: creds.Identity, Key: creds.Key, CertDER: me.certDER, Verifier: creds.Verifier(), Boot: me.boot,
+		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
+		Pools: pools, Logger: logger.With("component", "mesh"),
+	})
+	if err != nil {
+		return err
+	}
+	defer leaveAndClose(node, logger)
+	phase, jobID := updater.StartPhase(o.data, link)
+	node.Announce(mesh.Phase(phase), jobID)
+
+	fence, err := order.OpenFence(filepath.Join(o.data, "fence.json"))
+	if err != nil {
+		return err
+	}
+	up, err := updater.New(updater.Config{
+		HostID: creds.HostID, Verifier: creds.Verifier(), Fence: fence,
+		ReleaseKeys: func() []string { return creds.ReleaseKeys },
+		DataDir:     o.data, Installed: o.binary, Version: version, Digest: me.digest,
+		Store: store, Candidates: artifactPeers(node, creds.HostID), HTTP: nodeport.Client(creds, anyMember),
+		Mesh: &agentMesh{node: node, logger: logger.With("component", "reports")},
+		Link: link, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	node.Handle(topicOrder, up.HandleOrder)
+	node.Handle(topicReportAck, func(from identity.Identity, payload []byte) {
+		var ack reportAck
+		if from.Role == identity.RoleServer && json.Unmarshal(payload, &ack) == nil {
+			up.HandleAck(ack.JobID, ack.Stored)
+		}
+	})
+
+	var tasks sync.WaitGroup
+	ctx, stop := context.WithCancel(ctx)
+	defer tasks.Wait()
+	defer stop()
+	tasks.Go(func() { proveHealth(ctx, node, link, me.digest, logger) })
+	tasks.Go(func() {
+		select {
+		case <-link.ParentGone():
+			logger.Error("the supervisor is gone; stopping")
+			stop()
+		case <-ctx.Done():
+		}
+	})
+	logger.Info("agent is up", "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link.OnTrial())
+	err = up.Run(ctx)
+	if errors.Is(err, updater.ErrRestart) {
+		return &exitError{code: updater.ExitRestart}
+	}
+	return err
+}
+
+// proveHealth tells the supervisor once a live peer has answered: the agent
+// works as a member of the mesh. Not reaching a server is no reason to go back.
+func proveHealth(ctx context.Context, node *mesh.Node, link *updater.SupervisorLink, digest string, logger *slog.Logger) {
+	for {
+		changed := node.Roster().Changed()
+		if node.LivePeers() > 0 {
+			if err := link.Joined(version, digest); err != nil {
+				logger.Error("tell the supervisor", "error", err)
+			}
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+func agentPools(o agentOptions, creds identity.Credentials) ([]mesh.PoolConfig, error) {
+	home := creds.Segment
+	if o.segment != "" && o.segment != home {
+		return nil, fmt.Errorf("--segment is %q, but this host joined segment %q; remove the host and join it again with a token for the other segment", o.segment, home)
+	}
+	pools := []mesh.PoolConfig{{Segment: home, Bind: o.gossip, Advertise: o.gossipAdv, Keys: creds.GossipKeys, Join: creds.GossipJoin}}
+	for _, s := range o.alsoSegment {
+		name, addr, _ := strings.Cut(s, "=")
+		adv, err := o.advertised(addr)
+		if err != nil {
+			return nil, fmt.Errorf("--also-segment %s: %w", s, err)
+		}
+		pools = append(pools, mesh.PoolConfig{Segment: name, Bind: addr, Advertise: adv, Keys: creds.GossipKeys})
+	}
+	return pools, nil
+}
+
+// onlyHTTP is what an agent's node port takes: artifacts, from members.
+func onlyHTTP(alpn string, _ identity.Identity) error {
+	if alpn != identity.ALPNHTTP {
+		return fmt.Errorf("an agent does not speak %s", alpn)
+	}
+	return nil
+}
+
+// anyMember lets any host of the cluster serve artifacts: the bytes are verified.
+func anyMember(identity.Identity) error { return nil }
+
+// reportSendTimeout bounds the sending of one report.
+const reportSendTimeout = 5 * time.Second
+
+// agentMesh is the updater's view of the mesh.
+type agentMesh struct {
+	node   *mesh.Node
+	logger *slog.Logger
+}
+
+func (m *agentMesh) Announce(phase, jobID string) { m.node.Announce(mesh.Phase(phase), jobID) }
+
+// Report sends a report, with the signed record in it, to every server that is
+// known: the leader acts on it, the others show it.
+func (m *agentMesh) Report(r updater.Report) {
+	r.Record = m.node.Record().Raw
+	payload, err := json.Marshal(r)
+	if err != nil {
+		m.logger.Error("encode report", "error", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), reportSendTimeout)
+	defer cancel()
+	var sends sync.WaitGroup
+	for _, s := range m.node.Roster().Servers() {
+		sends.Go(func() {
+			if err := m.node.Send(ctx, s.HostID, topicReport, payload); err != nil {
+				m.logger.Debug("send report", "server", s.HostID, "error", err)
+			}
+		})
+	}
+	sends.Wait()
+}

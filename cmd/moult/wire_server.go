@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"moult/consensus"
+	"moult/consensus/coordinator"
+	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/mesh/nodeport"
+	"moult/updater/artifact"
+	"moult/webui"
+)
+
+// Limits of a server's start and stop.
+const (
+	serverStopTimeout = 10 * time.Second
+	retryInterval     = time.Second
+)
+
+// runServer is the server process:
+//
+//	          UI and API (--http)                 node port (--peer, TLS)
+//	                │                      raft │   http │    join │
+//	             webui ── propose ──▶ consensus ◀─┘        │         │
+//	                │                    │ leads           │         │
+//	                │                    ▼                 │         │
+//	             observer ──────▶ coordinator ── orders ─┐ │         │
+//	                ▲                                    ▼ ▼         │
+//	             roster ◀── mesh (--gossip) ◀── reports, records     │
+//	                                                                 │
+//	artifact store ◀── publisher, peers' fetches       CA: enrolment ┘
+//
+// Closed last in, first out: first what takes requests, then the coordinator
+// and Raft (which hands leadership over), then the mesh, then the node port.
+func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) error {
+	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
+	if err := os.MkdirAll(o.data, 0o700); err != nil {
+		return fmt.Errorf("make --data: %w", err)
+	}
+	unlock, err := lockDataDir(o.data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	httpListener, err := net.Listen("tcp", o.http)
+	if err != nil {
+		return fmt.Errorf("listen for the UI: %w; give a free address with --http", err)
+	}
+	defer httpListener.Close()
+	o.http = advertisedHTTP(o, httpListener)
+
+	// Who am I.
+	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))
+	if err != nil {
+		return err
+	}
+	var bootstrap func(string) error
+	if o.bootstrap {
+		bootstrap = func(hostID string) error { return bootstrapCluster(ids, o, hostID, stdout) }
+	}
+	creds, err := enrol(ctx, ids, o.nodeOptions, o.http, bootstrap)
+	if err != nil {
+		return err
+	}
+	if creds.Role != identity.RoleServer {
+		return fmt.Errorf("%s belongs to an agent; run `moult agent` on it, or give another --data", o.data)
+	}
+	me, err := describeSelf(o.data, creds)
+	if err != nil {
+		return err
+	}
+	gate := &memberGate{}
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return creds, true }, gate.allow, logger.With("component", "nodeport"))
+	if err != nil {
+		return err
+	}
+	defer closeWithin(port.Close, logger, "node port")
+
+	// What was decided.
+	others := newServerClient(creds)
+	raft, err := consensus.Open(consensus.Config{
+		Dir: filepath.Join(o.data, "raft"), ServerID: creds.HostID, Address: o.peerAdv,
+		Listener: port.Raft(),
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+			return nodeport.DialRaft(ctx, creds, addr)
+		},
+		Forward: func(ctx context.Context, _, addr string, req []byte) ([]byte, error) {
+			return others.post(ctx, addr, pathPropose, req)
+		},
+		Progress: func(ctx context.Context, _, addr string) (uint64, error) {
+			st, err := others.status(ctx, addr)
+			return st.AppliedIndex, err
+		},
+		Logger: logger.With("component", "raft"),
+	})
+	if err != nil {
+		return err
+	}
+	defer closeWithin(raft.Close, logger, "raft")
+	gate.open(raft)
+
+	// Who is here.
+	node, err := mesh.Start(ctx, mesh.Config{
+		Identity: creds.Identity, Key: creds.Key, CertDER: me.certDER, Verifier: creds.Verifier(), Boot: me.boot,
+		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
+		Pools:  []mesh.PoolConfig{{Segment: creds.Segment, Bind: o.gossip, Advertise: o.gossipAdv, Keys: creds.GossipKeys, Join: creds.GossipJoin}},
+		KeyOf:  enrolledKey(raft),
+		Logger: logger.With("component", "mesh"),
+	})
+	if err != nil {
+		return err
+	}
+	defer leaveAndClose(node, logger)
+	observer := newObserver(node.Roster())
+	inbox := &reportInbox{node: node, raft: raft, observer: observer, logger: logger.With("component", "reports")}
+	node.Handle(topicReport, inbox.handle)
+
+	// What is served.
+	store, err := artifact.OpenStore(filepath.Join(o.data, "artifacts"), me.digest, me.executable)
+	if err != nil {
+		return err
+	}
+	publisher := &publisher{raft: raft, store: store, servers: others, self: creds.HostID, peer: o.peerAdv, logger: logger.With("component", "publisher")}
+	members := &membership{raft: raft, observer: observer, servers: others, self: creds.HostID}
+	api := http.NewServeMux()
+	api.Handle("/artifact/", artifact.Handler(store, artifact.DefaultLimits))
+	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
+	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
+	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
+	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
+	enrolment := &enrolment{raft: raft, node: node, logger: logger.With("component", "enrolment")}
+	port.ServeHTTP(api, identity.JoinHandler(enrolment.enrol))
+
+	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
+		return err
+	}
+	ui, err := webui.New(webui.Config{
+		Version: version, Commit: commit,
+		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
+		Proposer: raft, Observed: observer.observed, Changed: observer.Changed,
+		Servers: members, Publisher: publisher, Binaries: &binaries{raft: raft, store: store, self: me},
+		Ready:  raft.Ready,
+		Logger: logger.With("component", "webui"),
+	})
+	if err != nil {
+		return err
+	}
+
+	// From here on things run.
+	var tasks sync.WaitGroup
+	ctx, stop := context.WithCancel(ctx)
+	defer tasks.Wait()
+	defer stop()
+	tasks.Go(func() { observer.run(ctx) })
+	tasks.Go(func() { publisher.keepUp(ctx, artifactPeers(node, creds.HostID)) })
+	tasks.Go(func() {
+		raft.Lead(ctx, func(ctx context.Context) {
+			err := coordinator.Run(ctx, coordinator.Config{
+				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts,
+				Orders: &orderSender{node: node, creds: creds, cert: me.certDER},
+				Logger: logger.With("component", "coordinator"),
+			})
+			if err != nil && ctx.Err() == nil {
+				logger.Error("coordinator", "error", err)
+			}
+		})
+	})
+	logger.Info("server is up", "http", o.http, "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version)
+	return serveHTTP(ctx, httpListener, ui)
+}
+
+// serveHTTP serves until ctx ends, then lets requests finish.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve the UI: %w", err)
+	case <-ctx.Done():
+	}
+	stopCtx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	if err := srv.Shutdown(stopCtx); errors.Is(err, context.DeadlineExceeded) {
+		srv.Close()
+	}
+	return nil
+}
+
+// joinRaft commits the cluster's first entry, or has this server added to the
+// Raft group, unless that happened before.
+func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others *serverClient, creds identity.Credentials, logger *slog.Logger) error {
+	first, err := pendingBootstrap(o.data)
+	if err != nil {
+		return err
+	}
+	if first != nil {
+		if !raft.Configured() {
+			if err := raft.Bootstrap(ctx); err != nil {
+				return err
+			}
+		}
+		_, err := raft.Propose(ctx, "system", *first)
+		var refused *fleet.Error
+		if err != nil && (!errors.As(err, &refused) || refused.Code != fleet.CodeClusterExists) {
+			return fmt.Errorf("commit the cluster's first entry: %w", err)
+		}
+		return os.Remove(filepath.Join(o.data, bootstrapFile))
+	}
+	req := addServerRequest{ID: creds.HostID, Address: o.peerAdv}
+	for !raft.Configured() {
+		var errs []error
+		for _, addr := range append(creds.Servers, o.join...) {
+			if addr == o.peerAdv {
+				continue
+			}
+			err := others.postJSON(ctx, addr, pathAddServer, req, nil)
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
+		}
+		logger.Warn("waiting to be added to the servers", "error", errors.Join(errs...))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryInterval):
+		}
+	}
+	return nil
+}
+
+// advertisedHTTP is the UI address as others see it.
+func advertisedHTTP(o serverOptions, l net.Listener) string {
+	if addr, err := o.advertised(l.Addr().String()); err == nil {
+		return addr
+	}
+	return l.Addr().String()
+}
+
+// closeWithin closes something in bounded time, and tells when it could not.
+func closeWithin(f func(context.Context) error, logger *slog.Logger, what string) {
+	ctx, cancel := context.WithTimeout(context.Background(), serverStopTimeout)
+	defer cancel()
+	if err := f(ctx); err != nil {
+		logger.Warn("close", "what", what, "error", err)
+	}
+}
