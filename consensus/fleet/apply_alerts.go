@@ -29,6 +29,18 @@ func (t *tx) resolveAlerts(hostID, target string) {
 	}
 }
 
+// settleHalts closes the halts of earlier fleet updates over hosts that this one,
+// which is complete, brought to its target.
+func (t *tx) settleHalts(u fleetUpdateRow) {
+	for _, turn := range u.Hosts {
+		for _, r := range all[alertRow](t.Txn, false, tableAlerts, "host", turn.HostID) {
+			if r.Status == AlertStatusOpen && r.Kind == AlertFleetUpdateHalted {
+				t.closeAlert(r, "")
+			}
+		}
+	}
+}
+
 func (t *tx) openAlertByID(id string) (alertRow, *Error) {
 	r, ok := first[alertRow](t.Txn, tableAlerts, "id", id)
 	if !ok {

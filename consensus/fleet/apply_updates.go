@@ -160,6 +160,7 @@ func applyFleetUpdateCompleted(t *tx, c FleetUpdateCompleted) *Error {
 		}
 	}
 	u.CurrentHostID = ""
+	t.settleHalts(u)
 	t.end(u, FleetCompleted)
 	return nil
 }

@@ -146,6 +146,30 @@ func TestSuccessResolvesAlerts(t *testing.T) {
 	}
 }
 
+// A halt over a release that was replaced is settled by the fleet update that
+// brings its host to the next one; that of a host left out stays open.
+func TestCompletedFleetUpdateSettlesHalts(t *testing.T) {
+	s := fleetOf(t, 2)
+	halt := func(id, host string) []Change {
+		return []Change{
+			FleetUpdateStarted{ID: id, TargetVersion: "B", HostIDs: []string{host}},
+			FleetUpdateHalted{ID: id, HostID: host, Reason: "host went offline"},
+		}
+	}
+	s.must(release("C", 3))
+	s.must(halt("f1", "h1")...)
+	s.must(halt("f2", "h2")...)
+	s.must(FleetUpdateStarted{ID: "f3", TargetVersion: "C", HostIDs: []string{"h1"}},
+		JobDispatched{JobID: "j", HostID: "h1", FleetUpdateID: "f3"}, JobFinished{JobID: "j", Status: JobSucceeded})
+	if n := len(s.state.View().OpenAlerts()); n != 2 {
+		t.Fatalf("%d alerts are open before the end, want both", n)
+	}
+	s.must(FleetUpdateCompleted{ID: "f3"})
+	if a := s.state.View().OpenAlerts(); len(a) != 1 || a[0].HostID != "h2" {
+		t.Errorf("open alerts: %+v", a)
+	}
+}
+
 // A fleet update that was cancelled still shows how its last job ended.
 func TestFailureAfterCancelFailsTheTurnOnly(t *testing.T) {
 	s := fleetOf(t, 2)
