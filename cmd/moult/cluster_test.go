@@ -90,18 +90,29 @@ type testCluster struct {
 // startCluster runs `moult dev` on version A until the test ends.
 func startCluster(t testing.TB, servers, agents int, args ...string) *testCluster {
 	t.Helper()
-	c := &testCluster{t: t, dir: filepath.Join(t.TempDir(), "cluster")}
+	c := newCluster(t)
+	c.up(servers, agents, args...)
+	return c
+}
+
+// newCluster is a cluster that is not up yet: a test may prepare its directories.
+func newCluster(t testing.TB) *testCluster {
+	t.Helper()
+	return &testCluster{t: t, dir: filepath.Join(t.TempDir(), "cluster")}
+}
+
+func (c *testCluster) up(servers, agents int, args ...string) {
+	c.t.Helper()
+	c.t.Cleanup(func() {
+		c.stop()
+		if c.t.Failed() {
+			c.dumpLogs()
+		}
+	})
 	c.start(append([]string{
 		"--servers", strconv.Itoa(servers), "--agents", strconv.Itoa(agents), "--http", "127.0.0.1:0", "--data", c.dir,
 		"--agent-arg=--soak=500ms",
 	}, args...))
-	t.Cleanup(func() {
-		c.stop()
-		if t.Failed() {
-			c.dumpLogs()
-		}
-	})
-	return c
 }
 
 func (c *testCluster) start(args []string) {
@@ -325,75 +336,6 @@ func (c *testCluster) awaitPhase(name string, phases ...string) {
 	})
 }
 
-func (c *testCluster) leader() string {
-	c.t.Helper()
-	name := ""
-	c.await(20*time.Second, "a leader", func() error {
-		servers, err := c.client.servers(context.Background())
-		if err != nil {
-			return err
-		}
-		for _, s := range servers {
-			if s.Leader && s.Healthy {
-				name = s.Name
-				return nil
-			}
-		}
-		return errors.New("none")
-	})
-	return name
-}
-
-func (c *testCluster) pid(name string) int {
-	c.t.Helper()
-	pid, err := strconv.Atoi(strings.TrimSpace(c.read(name + "/pid")))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return pid
-}
-
-// kill ends a process of the cluster with kill -9.
-func (c *testCluster) kill(name string) {
-	c.t.Helper()
-	if err := syscall.Kill(c.pid(name), syscall.SIGKILL); err != nil {
-		c.t.Fatalf("kill %s: %v", name, err)
-	}
-}
-
-// starts counts how often an agent started in a version, by its log.
-func (c *testCluster) starts(name, version string) int {
-	c.t.Helper()
-	n := 0
-	for line := range strings.SplitSeq(c.read(name+"/log"), "\n") {
-		if strings.Contains(line, `msg="agent is up"`) && strings.Contains(line, "version="+version+" ") {
-			n++
-		}
-	}
-	return n
-}
-
-// allOn fails unless each agent runs a version, was started in it once, and
-// has it installed.
-func (c *testCluster) allOn(version string) {
-	c.t.Helper()
-	want, err := fileDigest(binary(c.t, version))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	for name, h := range c.hosts() {
-		if h.AgentVersion != version || !h.Online {
-			c.t.Errorf("%s runs %s, online %v", name, h.AgentVersion, h.Online)
-		}
-		if n := c.starts(name, version); n != 1 {
-			c.t.Errorf("%s started %d times in %s, want once", name, n, version)
-		}
-		if got, err := fileDigest(filepath.Join(c.dir, name, "moult")); err != nil || got != want {
-			c.t.Errorf("%s: the installed binary is not %s (%v)", name, version, err)
-		}
-	}
-}
-
 // badRelease publishes a release whose binary misbehaves.
 func (c *testCluster) badRelease(version, mode string) {
 	c.t.Helper()
@@ -413,4 +355,17 @@ func buildVersion(t testing.TB, version string) string {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, "moult-"+version)
+}
+
+func (c *testCluster) openAlerts() int {
+	c.t.Helper()
+	var alerts struct{ Alerts []apiAlert }
+	c.get("/api/alerts", &alerts)
+	open := 0
+	for _, a := range alerts.Alerts {
+		if a.Status == "open" {
+			open++
+		}
+	}
+	return open
 }

@@ -58,81 +58,6 @@ func TestE2EFleetUpdate(t *testing.T) {
 	}
 }
 
-func TestE2ELeaderKilled(t *testing.T) {
-	for name, moment := range map[string]func(*testCluster, string){
-		"while a host downloads": func(c *testCluster, id string) {
-			c.awaitTurn(id, 1, "running")
-		},
-		"while a host restarts": func(c *testCluster, id string) {
-			c.awaitTurn(id, 1, "running")
-			c.awaitPhase("agent-1", "restarting", "trial")
-		},
-		"between hosts": func(c *testCluster, id string) {
-			c.awaitTurn(id, 1, "succeeded")
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := startCluster(t, 3, 3)
-			c.publish(versionB, binary(t, versionB))
-			id := c.startFleetUpdate(nil)
-			moment(c, id)
-			c.kill(c.leader())
-			c.awaitFleetUpdate(id, "completed", 3*time.Minute)
-			c.allOn(versionB)
-		})
-	}
-}
-
-func TestE2EBadReleaseIsRolledBack(t *testing.T) {
-	for mode, reason := range map[string]string{
-		"exit": "fatal: the frobnicator is missing",
-		"hang": "waiting for a frobnicator that never comes",
-		"lie":  "0.0.1",
-	} {
-		t.Run(mode, func(t *testing.T) {
-			c := startCluster(t, 1, 3, "--agent-arg=--trial-timeout=6s")
-			c.badRelease("6.6.6", mode)
-			id := c.startFleetUpdate(nil)
-			u := c.awaitFleetUpdate(id, "halted", time.Minute)
-			if u.Hosts[0].Status != "failed" || !strings.Contains(u.Hosts[0].FailedReason, reason) || !strings.Contains(u.HaltedReason, "agent-1") {
-				t.Errorf("first host: %+v; halted: %s", u.Hosts[0], u.HaltedReason)
-			}
-			for _, turn := range u.Hosts[1:] {
-				if turn.Status != "pending" || turn.JobID != "" {
-					t.Errorf("%s was touched: %+v", turn.Name, turn)
-				}
-			}
-			c.await(30*time.Second, "agent-1 to be back on its old binary", func() error {
-				if h := c.hosts()["agent-1"]; !h.Online || h.AgentVersion != versionA {
-					return errors.New(h.AgentVersion)
-				}
-				return nil
-			})
-			want, err := fileDigest(binary(t, versionA))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got, err := fileDigest(filepath.Join(c.dir, "agent-1", "moult")); err != nil || got != want {
-				t.Errorf("the installed binary was replaced (%v)", err)
-			}
-			var alerts struct{ Alerts []apiAlert }
-			c.get("/api/alerts", &alerts)
-			open := 0
-			for _, a := range alerts.Alerts {
-				if a.Status == "open" {
-					open++
-				}
-			}
-			if open != 2 {
-				t.Errorf("%d alerts are open, want update_failed and fleet_update_halted", open)
-			}
-			// A good release afterwards brings all up, and the alerts close.
-			c.publish("7.0.0", buildVersion(t, "7.0.0"))
-			c.awaitFleetUpdate(c.startFleetUpdate(nil), "completed", time.Minute)
-		})
-	}
-}
-
 func TestE2ECancel(t *testing.T) {
 	c := startCluster(t, 1, 3)
 	c.publish(versionB, binary(t, versionB))
@@ -158,17 +83,68 @@ func TestE2ESingleHost(t *testing.T) {
 		t.Errorf("hosts: %+v", hosts)
 	}
 	c.kill("agent-1")
-	c.await(30*time.Second, "agent-1 to be offline", func() error {
-		if c.hosts()["agent-1"].Online {
-			return errors.New("online")
-		}
-		return nil
-	})
+	c.awaitOffline("agent-1")
 	c.refused(http.StatusConflict, "host_offline", http.MethodPost, "/api/hosts/"+hosts["agent-1"].ID+"/update", nil)
 	// Named by the admin all the same, it halts the fleet update at its turn.
 	id := c.startFleetUpdate(map[string]any{"host_ids": []string{hosts["agent-2"].ID, hosts["agent-1"].ID}})
 	u := c.awaitFleetUpdate(id, "halted", 30*time.Second)
 	if u.Hosts[0].Status != "skipped" || u.Hosts[0].FailedReason != "already at target" || u.HaltedReason != "host went offline: agent-1" {
 		t.Errorf("fleet update: %+v", u)
+	}
+}
+
+// Who serves bytes is not trusted: a peer whose artifact was damaged is passed
+// over, its bytes are executed nowhere, and the host gets the release elsewhere.
+func TestE2EPeerWithCorruptBytesIsPassedOver(t *testing.T) {
+	c := startCluster(t, 1, 2)
+	c.publish(versionB, binary(t, versionB))
+	c.moult("host", "update", "--wait", "agent-1")
+	digest, err := fileDigest(binary(t, versionB))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.corrupt(filepath.Join("agent-1", "data", "artifacts", digest))
+
+	id := strings.TrimSpace(c.moult("host", "update", "--wait", "agent-2"))
+	c.allOn(versionB)
+	var j apiJob
+	c.get("/api/jobs/"+id, &j)
+	if len(j.Sources) != 1 || j.Sources[0].Role != "server" {
+		t.Errorf("the bytes came from %+v, want them from the server alone", j.Sources)
+	}
+}
+
+// The servers are gone altogether while a host is on trial: the agents run on,
+// the trial is judged without them, and the fleet update ends once they are back.
+func TestE2EAllServersGoneAndBack(t *testing.T) {
+	c := startCluster(t, 3, 2)
+	c.publish(versionB, binary(t, versionB))
+	id := c.startFleetUpdate(nil)
+	c.awaitPhase("agent-1", "restarting", "trial")
+	servers := []string{"server-1", "server-2", "server-3"}
+	var restart []func()
+	for _, name := range servers {
+		restart = append(restart, c.killForRestart(name))
+	}
+	want, err := fileDigest(binary(t, versionB))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.await(time.Minute, "agent-1 to commit without any server", func() error {
+		got, err := fileDigest(filepath.Join(c.dir, "agent-1", "moult"))
+		if err == nil && got != want {
+			err = errors.New("the old binary is still installed")
+		}
+		return err
+	})
+	for _, f := range restart {
+		f()
+	}
+	c.awaitFleetUpdate(id, "completed", 2*time.Minute)
+	c.allOn(versionB)
+	for _, name := range []string{"agent-1", "agent-2"} {
+		if n := c.starts(name, versionA); n != 1 {
+			t.Errorf("%s started %d times in %s: it did not run on", name, n, versionA)
+		}
 	}
 }

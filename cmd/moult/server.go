@@ -19,6 +19,7 @@ type nodeOptions struct {
 	token, tokenFile   string
 	logJSON, logDebug  bool
 	segment            string
+	serve              serveLimits
 	gossipAdv, peerAdv string // computed: what others dial
 }
 
@@ -39,6 +40,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f.StringArrayVar(&o.join, "join", nil, "node port of a server to join through; may be repeated")
 	f.StringVar(&o.token, "token", "", "join token (better: --token-file or MOULT_TOKEN, the process list does not show them)")
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
+	o.serve.register(f)
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines")
 	f.BoolVar(&o.logDebug, "log-debug", false, "log more")
 }
@@ -51,10 +53,13 @@ func (o *nodeOptions) validate() error {
 	if o.data == "" {
 		errs = append(errs, errors.New("--data is empty; give a directory"))
 	}
-	for flag, addr := range map[string]*string{"--gossip": &o.gossip, "--peer": &o.peer} {
-		if !strings.Contains(*addr, ":") {
-			errs = append(errs, fmt.Errorf("%s %q: give HOST:PORT", flag, *addr))
+	for _, a := range []struct{ flag, addr string }{{"--gossip", o.gossip}, {"--peer", o.peer}} {
+		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+			errs = append(errs, fmt.Errorf("%s %q: give HOST:PORT", a.flag, a.addr))
 		}
+	}
+	if err := o.serve.validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if o.token != "" && o.tokenFile != "" {
 		errs = append(errs, errors.New("--token and --token-file are both given; give one"))

@@ -35,6 +35,9 @@ func loadSettings(cmd *cobra.Command) error {
 		if f.Changed || f.Name == "help" || f.Name == "config" {
 			return
 		}
+		if f.Name == "token" && flags.Changed("token-file") {
+			return // typed, so meant: the environment may hold a token for another command
+		}
 		key := strings.ReplaceAll(f.Name, "-", "_")
 		if v, ok := os.LookupEnv("MOULT_" + strings.ToUpper(key)); ok {
 			if err := flags.Set(f.Name, v); err != nil {

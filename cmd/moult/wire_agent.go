@@ -94,7 +94,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	api := http.NewServeMux()
-	api.Handle("/artifact/", artifact.Handler(store, artifact.DefaultLimits))
+	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
 	port.ServeHTTP(api, http.NotFoundHandler())
 
 	pools, err := agentPools(o, creds)

@@ -136,7 +136,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	publisher := &publisher{raft: raft, store: store, servers: others, self: creds.HostID, peer: o.peerAdv, logger: logger.With("component", "publisher")}
 	members := &membership{raft: raft, observer: observer, servers: others, self: creds.HostID}
 	api := http.NewServeMux()
-	api.Handle("/artifact/", artifact.Handler(store, artifact.DefaultLimits))
+	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
 	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
 	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))

@@ -1,0 +1,48 @@
+//go:build unix
+
+package main
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// slowServing makes a download last some seconds.
+var slowServing = []string{"--server-arg=--serve-rate=5MB", "--agent-arg=--serve-rate=5MB"}
+
+// The leader is killed with -9 at each stage of a host's turn: nothing changes
+// but who coordinates, and each agent reaches B exactly once.
+func TestE2ELeaderKilled(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		args   []string
+		moment func(c *testCluster, id string)
+	}{
+		{"while a host downloads", slowServing, func(c *testCluster, _ string) {
+			c.await(time.Minute, "agent-1 to be in mid-download", func() error {
+				p := c.hosts()["agent-1"].Progress
+				if p == nil || p.Done == 0 || p.Done >= p.Total {
+					return errors.New("it is not")
+				}
+				return nil
+			})
+		}},
+		{"while a host restarts", nil, func(c *testCluster, _ string) {
+			c.awaitPhase("agent-1", "restarting", "trial")
+		}},
+		{"between hosts", nil, func(c *testCluster, id string) {
+			c.awaitTurn(id, 1, "succeeded")
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := startCluster(t, 3, 3, tt.args...)
+			c.publish(versionB, binary(t, versionB))
+			id := c.startFleetUpdate(nil)
+			tt.moment(c, id)
+			c.kill(c.leader())
+			c.awaitFleetUpdate(id, "completed", 3*time.Minute)
+			c.allOn(versionB)
+		})
+	}
+}

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"moult/updater/artifact"
+)
+
+// serveLimits are the bounds of what this host serves to others, as flags.
+type serveLimits struct {
+	streams int
+	rate    byteSize // per second
+}
+
+func (l *serveLimits) register(f *pflag.FlagSet) {
+	f.IntVar(&l.streams, "serve-streams", artifact.DefaultLimits.Streams, "artifacts served at once; others are told to ask elsewhere")
+	f.Var(&l.rate, "serve-rate", "bytes per second that are served in all, such as 10MB; 0: no limit")
+}
+
+func (l serveLimits) validate() error {
+	if l.streams < 1 {
+		return fmt.Errorf("--serve-streams is %d; give at least 1", l.streams)
+	}
+	return nil
+}
+
+func (l serveLimits) limits() artifact.Limits {
+	return artifact.Limits{Streams: l.streams, StreamsPerPeer: min(artifact.DefaultLimits.StreamsPerPeer, l.streams), BytesPerSecond: int(l.rate)}
+}
+
+// byteSize is a flag's number of bytes, with a unit of 1000 (kB, MB, GB) or
+// without.
+type byteSize int64
+
+var byteUnits = []struct {
+	suffix string
+	factor float64
+}{{"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"KB", 1e3}, {"B", 1}, {"", 1}}
+
+// Set reads "10MB".
+func (b *byteSize) Set(text string) error {
+	for _, u := range byteUnits {
+		number, ok := strings.CutSuffix(strings.TrimSpace(text), u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+		if err != nil || !(n >= 0 && n*u.factor <= 1e12) {
+			break
+		}
+		*b = byteSize(n * u.factor)
+		return nil
+	}
+	return fmt.Errorf("%q is not a number of bytes up to 1000GB; give one such as 500kB or 10MB", text)
+}
+
+func (b *byteSize) String() string {
+	if *b == 0 {
+		return "0"
+	}
+	return strings.ReplaceAll(byteCount(int64(*b)), " ", "")
+}
+
+// Type names the kind of value in the help.
+func (b *byteSize) Type() string { return "bytes" }
