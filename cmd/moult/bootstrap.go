@@ -36,7 +36,11 @@ const (
 // by making a cluster, or by joining one.
 func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr string, bootstrap func(hostID string) error) (identity.Credentials, error) {
 	if store.Enrolled() {
-		return store.Load()
+		creds, err := store.Load()
+		if err != nil {
+			return creds, err
+		}
+		return creds, refuseForeignToken(o, creds)
 	}
 	hostID, _, err := store.HostKey()
 	if err != nil {
@@ -75,6 +79,27 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 		errs = append(errs, fmt.Errorf("join through %s: %w", addr, err))
 	}
 	return identity.Credentials{}, errors.Join(errs...)
+}
+
+// refuseForeignToken refuses a join token of another cluster than the one that
+// the data directory belongs to: whoever gives it expects to join that one. Any
+// other token, used up or not a join token at all, is not needed and changes
+// nothing.
+func refuseForeignToken(o nodeOptions, creds identity.Credentials) error {
+	text, err := o.joinToken()
+	if err != nil {
+		return nil //nolint:nilerr // the file that held the token may well be gone
+	}
+	token, err := identity.ParseToken(text)
+	if err != nil {
+		return nil //nolint:nilerr // MOULT_TOKEN may hold an API token
+	}
+	caHash, err := identity.CAHash(creds.CAPEM)
+	if err != nil || caHash == token.CAHash {
+		return err
+	}
+	return fmt.Errorf("%w: %s is of cluster %s, the join token is of another one; give a new directory with --data, or leave the token out",
+		identity.ErrOtherCluster, o.data, creds.Cluster)
 }
 
 // bootstrapCluster makes a cluster: its CA, keys, first admin, and this

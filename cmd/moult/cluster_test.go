@@ -47,14 +47,13 @@ var binariesOnce = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-func TestMain(m *testing.M) {
-	code := m.Run()
+// removeBinaries ends what binary began.
+func removeBinaries() {
 	if builtAnything.Load() {
 		if dir, err := binariesOnce(); err == nil {
 			os.RemoveAll(dir)
 		}
 	}
-	os.Exit(code)
 }
 
 func build(dir, version, pkg string) error {

@@ -101,6 +101,27 @@ func (o *nodeOptions) advertised(listen string) (string, error) {
 	return net.JoinHostPort(conn.LocalAddr().(*net.UDPAddr).IP.String(), port), nil
 }
 
+// checkPorts finds out whether the addresses can be listened on before anything
+// is made or a join token is used up. Who takes one later meets the same error
+// then.
+func (o *nodeOptions) checkPorts() error {
+	peer, err := net.Listen("tcp", o.peer)
+	if err != nil {
+		return fmt.Errorf("the node port cannot be listened on: %w; give a free address with --peer", err)
+	}
+	defer peer.Close()
+	gossip, err := net.Listen("tcp", o.gossip)
+	if err != nil {
+		return fmt.Errorf("the gossip port cannot be listened on: %w; give a free address with --gossip", err)
+	}
+	defer gossip.Close()
+	packets, err := net.ListenPacket("udp", o.gossip)
+	if err != nil {
+		return fmt.Errorf("the gossip port cannot be listened on: %w; give a free address with --gossip", err)
+	}
+	return packets.Close()
+}
+
 // joinToken returns the token given, "" when none was.
 func (o *nodeOptions) joinToken() (string, error) {
 	if o.tokenFile == "" {

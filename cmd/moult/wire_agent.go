@@ -40,6 +40,9 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 		return err
 	}
 	defer unlock()
+	if err := o.checkPorts(); err != nil {
+		return err
+	}
 	// Joining needs no trial, and its errors are for the person who typed the
 	// command: done here, not in a child that would be restarted over them.
 	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))

@@ -1,0 +1,145 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// The scripts in testdata/script are the command line as a person types it:
+// what it prints, and what bad input gets. They run this test binary as moult.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			moult, err := exec.LookPath("moult")
+			env.Setenv("MOULT_BINARY", moult)
+			env.Setenv("PLATFORM", runtime.GOOS+"/"+runtime.GOARCH)
+			env.Setenv("OSARCH", runtime.GOOS+"-"+runtime.GOARCH)
+			return err
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"addresses": scriptAddresses,
+			"await":     scriptAwait,
+			"capture":   scriptCapture,
+			"exits":     scriptExits,
+			"flip":      scriptFlip,
+			"replace":   scriptReplace,
+		},
+	})
+}
+
+func TestMain(m *testing.M) {
+	testscript.Main(cleaningM{m}, map[string]func(){"moult": main})
+}
+
+type cleaningM struct{ m *testing.M }
+
+func (c cleaningM) Run() int {
+	defer removeBinaries()
+	return c.m.Run()
+}
+
+// scriptAddresses sets each variable to a free loopback address.
+func scriptAddresses(ts *testscript.TestScript, neg bool, names []string) {
+	if neg || len(names) == 0 {
+		ts.Fatalf("usage: addresses VARIABLE …")
+	}
+	for _, name := range names {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		ts.Check(err)
+		defer l.Close() // held until all are chosen
+		ts.Setenv(name, l.Addr().String())
+	}
+}
+
+// scriptAwait repeats a command until it succeeds (or, negated, fails).
+func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
+	const patience = 30 * time.Second
+	deadline := time.Now().Add(patience)
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		err := ts.Exec(args[0], args[1:]...)
+		if (err != nil) == neg {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("waited %v for %s: %v", patience, strings.Join(args, " "), err)
+		}
+		<-ticker.C
+	}
+}
+
+// scriptCapture sets a variable to what a pattern's group matches in the last
+// command's standard output.
+func scriptCapture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: capture VARIABLE PATTERN")
+	}
+	m := regexp.MustCompile(args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(m) < 2 {
+		ts.Fatalf("the output does not match %s", args[1])
+	}
+	ts.Setenv(args[0], m[1])
+}
+
+// scriptExits runs a command and wants an exit code: exits 2 moult status.
+func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND …")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	var exit *exec.ExitError
+	err = ts.Exec(args[1], args[2:]...)
+	code := 0
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if code != want {
+		ts.Fatalf("exit code %d, want %d", code, want)
+	}
+}
+
+// scriptFlip flips the bits of a file's last byte.
+func scriptFlip(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: flip FILE")
+	}
+	path := ts.MkAbs(args[0])
+	text, err := os.ReadFile(path)
+	ts.Check(err)
+	text[len(text)-1] ^= 0xff
+	ts.Check(os.WriteFile(path, text, 0o755))
+}
+
+// scriptReplace replaces a text in a file: replace FILE OLD NEW.
+func scriptReplace(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: replace FILE OLD NEW")
+	}
+	path := ts.MkAbs(args[0])
+	text, err := os.ReadFile(path)
+	ts.Check(err)
+	if !bytes.Contains(text, []byte(args[1])) {
+		ts.Fatalf("%s does not contain %q", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(path, bytes.ReplaceAll(text, []byte(args[1]), []byte(args[2])), 0o644))
+}
