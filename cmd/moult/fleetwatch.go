@@ -25,7 +25,7 @@ const watchPatience = 60 * time.Second
 func watchFleetUpdate(ctx context.Context, c *client, id string, w io.Writer, asJSON bool) error {
 	var view watchView = &plainWatch{w: w, seen: map[string]string{}}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && !asJSON {
-		view = &liveWatch{w: w, colour: os.Getenv("NO_COLOR") == ""}
+		view = &liveWatch{w: w, colour: os.Getenv("NO_COLOR") == "", size: func() (int, int) { return terminalSize(f) }}
 	}
 	if asJSON {
 		view = &jsonWatch{w: w}
@@ -129,58 +129,4 @@ func (j *jsonWatch) show(u apiFleetUpdate, _ map[string]apiHost) {
 		j.last = b.String()
 		io.WriteString(j.w, j.last) //nolint:errcheck // a closed pipe ends the watch by its signal
 	}
-}
-
-// liveWatch redraws one table.
-type liveWatch struct {
-	w      io.Writer
-	colour bool
-	lines  int
-}
-
-const barWidth = 24
-
-func (l *liveWatch) show(u apiFleetUpdate, hosts map[string]apiHost) {
-	var b strings.Builder
-	if l.lines > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA", l.lines)
-	}
-	done := 0
-	width := 4
-	for _, t := range u.Hosts {
-		width = max(width, len(t.Name))
-		if t.Status != "pending" && t.Status != "running" {
-			done++
-		}
-	}
-	fmt.Fprintf(&b, "\x1b[2KFleet update to %s: %s, %d of %d hosts\n", printable(u.TargetVersion), l.paint(u.Status), done, len(u.Hosts))
-	for _, t := range u.Hosts {
-		h := hosts[t.HostID]
-		extra := printable(t.FailedReason)
-		if t.Status == "running" {
-			extra = h.Phase
-			if h.Progress != nil && h.Progress.Total > 0 && h.Phase == "fetching" {
-				extra += " " + progressBar(h.Progress.Done, h.Progress.Total)
-			}
-		}
-		fmt.Fprintf(&b, "\x1b[2K %3d  %-*s  %s  %s\n", t.Position, width, printable(t.Name), l.paint(fmt.Sprintf("%-9s", t.Status)), extra)
-	}
-	l.lines = 1 + len(u.Hosts)
-	io.WriteString(l.w, b.String()) //nolint:errcheck // a terminal that went away ends the watch by its signal
-}
-
-func progressBar(done, total int64) string {
-	full := int(done * barWidth / total)
-	return fmt.Sprintf("[%s%s] %s of %s", strings.Repeat("█", full), strings.Repeat("░", barWidth-full), byteCount(done), byteCount(total))
-}
-
-func (l *liveWatch) paint(status string) string {
-	if !l.colour {
-		return status
-	}
-	colours := map[string]string{"running": "36", "succeeded": "32", "completed": "32", "failed": "31", "halted": "31", "skipped": "33", "paused": "33", "cancelled": "33"}
-	if c, ok := colours[strings.TrimSpace(status)]; ok {
-		return "\x1b[" + c + "m" + status + "\x1b[0m"
-	}
-	return status
 }

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"net/http"
+
+	"github.com/spf13/cobra"
+)
+
+func newAlertsCommand() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use: "alerts", Short: "List the alerts", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			var out struct{ Alerts []apiAlert }
+			if err := c.call(cmd.Context(), http.MethodGet, "/api/alerts", nil, &out); err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			var rows [][]string
+			for _, a := range out.Alerts {
+				rows = append(rows, []string{a.ID, a.Status, a.Kind, ago(a.OpenedAt), printable(a.Message)})
+			}
+			return printTable(cmd.OutOrStdout(), []string{"ID", "STATUS", "KIND", "OPENED", "MESSAGE"}, rows)
+		},
+	}
+	f.register(cmd)
+	cmd.AddCommand(&cobra.Command{
+		Use: "acknowledge ID", Short: "Close an alert", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			return c.call(cmd.Context(), http.MethodPost, "/api/alerts/"+args[0]+"/acknowledge", nil, nil)
+		},
+	})
+	return cmd
+}

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+type apiUser struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	Role      string    `json:"role"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+func newUserCommand() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use: "user", Short: "Let people in, and say what they may do",
+		Long: `Let people in, and say what they may do: an admin everything; an operator may also
+acknowledge alerts, pause and resume; a viewer looks. Passwords are typed, or read
+from standard input where that is no terminal; they are never arguments.`,
+		Example: "  moult user add alice --role operator\n  moult user password alice\n  moult user role alice admin",
+	}
+	f.register(cmd)
+
+	var role string
+	add := &cobra.Command{
+		Use: "add NAME", Short: "Add a user", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			password, err := readPassword(cmd)
+			if err != nil {
+				return err
+			}
+			in := map[string]any{"name": args[0], "role": role, "password": password}
+			var out apiUser
+			if err := c.call(cmd.Context(), http.MethodPost, "/api/users", in, &out); err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s can sign in as %s\n", printable(out.Name), out.Role)
+			return nil
+		},
+	}
+	add.Flags().StringVar(&role, "role", "viewer", "admin, operator or viewer")
+
+	list := &cobra.Command{
+		Use: "list", Short: "List the users", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			users, err := c.users(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), map[string]any{"users": users})
+			}
+			var rows [][]string
+			for _, u := range users {
+				rows = append(rows, []string{printable(u.Name), u.Role, u.CreatedAt.Local().Format(time.DateOnly)})
+			}
+			return printTable(cmd.OutOrStdout(), []string{"NAME", "ROLE", "SINCE"}, rows)
+		},
+	}
+
+	password := &cobra.Command{
+		Use: "password NAME", Short: "Set a user's password; it ends the user's sessions", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text, err := readPassword(cmd)
+			if err != nil {
+				return err
+			}
+			return changeUser(cmd, &f, args[0], http.MethodPatch, map[string]any{"password": text})
+		},
+	}
+	setRole := &cobra.Command{
+		Use: "role NAME ROLE", Short: "Set a user's role; it ends the user's sessions", Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return changeUser(cmd, &f, args[0], http.MethodPatch, map[string]any{"role": args[1]})
+		},
+	}
+	remove := &cobra.Command{
+		Use: "remove NAME", Short: "Remove a user", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return changeUser(cmd, &f, args[0], http.MethodDelete, nil)
+		},
+	}
+	cmd.AddCommand(add, list, password, setRole, remove)
+	return cmd
+}
+
+func (c *client) users(ctx context.Context) ([]apiUser, error) {
+	var out struct{ Users []apiUser }
+	err := c.call(ctx, http.MethodGet, "/api/users", nil, &out)
+	return out.Users, err
+}
+
+// changeUser finds a user by name and sends the change.
+func changeUser(cmd *cobra.Command, f *clientFlags, name, method string, in any) error {
+	c, err := f.client()
+	if err != nil {
+		return err
+	}
+	users, err := c.users(cmd.Context())
+	if err != nil {
+		return err
+	}
+	for _, u := range users {
+		if u.Name == name || u.ID == name {
+			if err := c.call(cmd.Context(), method, "/api/users/"+url.PathEscape(u.ID), in, nil); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "done; see it with: moult user list")
+			return nil
+		}
+	}
+	return fmt.Errorf("no user is called %q; `moult user list` lists them", name)
+}
+
+// readPassword asks twice on a terminal, and reads a line elsewhere.
+func readPassword(cmd *cobra.Command) (string, error) {
+	in, ok := cmd.InOrStdin().(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
+		if password := strings.TrimRight(line, "\r\n"); password != "" {
+			return password, nil
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", err
+		}
+		return "", errors.New("no password on standard input; type it on a terminal, or pass it in a pipe")
+	}
+	ask := func(prompt string) (string, error) {
+		fmt.Fprint(cmd.ErrOrStderr(), prompt)
+		text, err := term.ReadPassword(int(in.Fd()))
+		fmt.Fprintln(cmd.ErrOrStderr())
+		return string(text), err
+	}
+	first, err := ask("Password: ")
+	if err != nil {
+		return "", err
+	}
+	second, err := ask("Again: ")
+	if err != nil {
+		return "", err
+	}
+	if first != second {
+		return "", errors.New("the two passwords differ; nothing was changed")
+	}
+	return first, nil
+}
