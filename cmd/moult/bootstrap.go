@@ -42,6 +42,9 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 		}
 		return creds, refuseForeignToken(o, creds)
 	}
+	if err := o.checkPorts(); err != nil {
+		return identity.Credentials{}, err
+	}
 	hostID, _, err := store.HostKey()
 	if err != nil {
 		return identity.Credentials{}, err

@@ -102,8 +102,8 @@ func (o *nodeOptions) advertised(listen string) (string, error) {
 }
 
 // checkPorts finds out whether the addresses can be listened on before anything
-// is made or a join token is used up. Who takes one later meets the same error
-// then.
+// is made or a join token is used up. Only then: an agent's supervisor may start
+// anew beside its running child, which has them.
 func (o *nodeOptions) checkPorts() error {
 	peer, err := net.Listen("tcp", o.peer)
 	if err != nil {

@@ -31,7 +31,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	if link, ok := updater.Supervised(); ok {
 		return runSupervisedAgent(ctx, o, link, stderr)
 	}
-	logger := newLogger(o.nodeOptions, stderr).With("host", o.name, "component", "supervisor")
+	logger := newLogger(o.nodeOptions, stderr).With("host", o.name)
 	if err := os.MkdirAll(o.data, 0o700); err != nil {
 		return fmt.Errorf("make --data: %w", err)
 	}
@@ -40,9 +40,6 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 		return err
 	}
 	defer unlock()
-	if err := o.checkPorts(); err != nil {
-		return err
-	}
 	// Joining needs no trial, and its errors are for the person who typed the
 	// command: done here, not in a child that would be restarted over them.
 	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))

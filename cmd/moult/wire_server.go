@@ -60,9 +60,6 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return fmt.Errorf("listen for the UI: %w; give a free address with --http", err)
 	}
 	defer httpListener.Close()
-	if err := o.checkPorts(); err != nil {
-		return err
-	}
 	o.http = advertisedHTTP(o, httpListener)
 
 	// Who am I.
