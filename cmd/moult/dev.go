@@ -107,7 +107,9 @@ func runDev(ctx context.Context, o devOptions, stdout, stderr io.Writer) (err er
 	return nil
 }
 
-// start brings up server-1, then the other servers, then the agents.
+// start brings up server-1, then the other servers, then the agents. Servers that
+// have joined before come up together: a majority of them has to be there before
+// one can lead.
 func (d *devCluster) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, devReadyTimeout)
 	defer cancel()
@@ -116,13 +118,21 @@ func (d *devCluster) start(ctx context.Context) error {
 	if err := d.launch(first, "server", "--bootstrap"); err != nil {
 		return err
 	}
-	if err := d.await(ctx, first.Name+" to lead", func() error { return httpOK(ctx, "http://"+first.HTTP+"/readyz") }); err != nil {
+	var fresh []devNode
+	for _, n := range d.plan.Servers[1:] {
+		if !d.hasJoined(n) {
+			fresh = append(fresh, n)
+		} else if err := d.launchJoining(ctx, n, "server"); err != nil {
+			return err
+		}
+	}
+	if err := d.await(ctx, first.Name+" to be ready", func() error { return httpOK(ctx, "http://"+first.HTTP+"/readyz") }); err != nil {
 		return err
 	}
 	if err := d.adoptSecrets(first); err != nil {
 		return err
 	}
-	for _, n := range d.plan.Servers[1:] {
+	for _, n := range fresh {
 		if err := d.launchJoining(ctx, n, "server"); err != nil {
 			return err
 		}
@@ -136,6 +146,12 @@ func (d *devCluster) start(ctx context.Context) error {
 		}
 	}
 	return d.await(ctx, "the agents to be online", func() error { return d.agentsOnline(ctx) })
+}
+
+// hasJoined tells whether a node needs no token any more.
+func (d *devCluster) hasJoined(n devNode) bool {
+	_, err := os.Stat(filepath.Join(d.dir, n.Name, "data", "identity", "cluster.json"))
+	return err == nil
 }
 
 // adoptSecrets moves what the first server made at bootstrap to where the
@@ -170,7 +186,7 @@ func (d *devCluster) adoptSecrets(first devNode) error {
 func (d *devCluster) launchJoining(ctx context.Context, n devNode, role string) error {
 	dir := filepath.Join(d.dir, n.Name)
 	args := []string{"--join", d.plan.Servers[0].Peer}
-	if _, err := os.Stat(filepath.Join(dir, "data", "identity", "cert.pem")); err != nil {
+	if !d.hasJoined(n) {
 		var out struct{ Token string }
 		in := map[string]any{"role": role, "ttl": "15m"}
 		if err := whileStarting(ctx, func() error { return d.client.call(ctx, http.MethodPost, "/api/join-tokens", in, &out) }); err != nil {
