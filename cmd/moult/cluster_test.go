@@ -58,12 +58,21 @@ func removeBinaries() {
 
 func build(dir, version, pkg string) error {
 	out := filepath.Join(dir, "moult-"+version)
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+version+" -X main.commit=test", "-o", out, pkg)
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X main.version=" + version + " -X main.commit=test", "-o", out}
+	cmd := exec.Command("go", append(args, pkg)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as the Makefile does
+	if longForm() {
+		cmd = exec.Command("go", append(args, "-race", pkg)...)
+	}
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", version, err, text)
 	}
 	return nil
 }
+
+// longForm tells whether `make test-long` runs: binaries with the race detector,
+// and more repetitions.
+func longForm() bool { return os.Getenv("MOULT_LONG") != "" }
 
 // binary returns the path of the binary of a version.
 func binary(t testing.TB, version string) string {
@@ -104,6 +113,7 @@ func (c *testCluster) up(servers, agents int, args ...string) {
 	c.t.Helper()
 	c.t.Cleanup(func() {
 		c.stop()
+		c.noRaces()
 		if c.t.Failed() {
 			c.dumpLogs()
 		}
@@ -175,6 +185,18 @@ func (c *testCluster) stop() {
 		<-c.done
 	}
 	c.dev = nil
+}
+
+// noRaces fails when the race detector, which the long form builds in, found one
+// in any process.
+func (c *testCluster) noRaces() {
+	c.t.Helper()
+	logs, _ := filepath.Glob(filepath.Join(c.dir, "*", "log"))
+	for _, path := range logs {
+		if text, _ := os.ReadFile(path); bytes.Contains(text, []byte("DATA RACE")) {
+			c.t.Errorf("a data race is told of in %s:\n%s", path, text)
+		}
+	}
 }
 
 func (c *testCluster) dumpLogs() {

@@ -35,14 +35,22 @@ func TestE2ELeaderKilled(t *testing.T) {
 			c.awaitTurn(id, 1, "succeeded")
 		}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			c := startCluster(t, 3, 3, tt.args...)
-			c.publish(versionB, binary(t, versionB))
-			id := c.startFleetUpdate(nil)
-			tt.moment(c, id)
-			c.kill(c.leader())
-			c.awaitFleetUpdate(id, "completed", 3*time.Minute)
-			c.allOn(versionB)
-		})
+		rounds := 1
+		if longForm() {
+			rounds = 10
+		}
+		for range rounds {
+			t.Run(tt.name, func(t *testing.T) { killLeader(t, tt.args, tt.moment) })
+		}
 	}
+}
+
+func killLeader(t *testing.T, args []string, moment func(c *testCluster, id string)) {
+	c := startCluster(t, 3, 3, args...)
+	c.publish(versionB, binary(t, versionB))
+	id := c.startFleetUpdate(nil)
+	moment(c, id)
+	c.kill(c.leader())
+	c.awaitFleetUpdate(id, "completed", 3*time.Minute)
+	c.allOn(versionB)
 }
