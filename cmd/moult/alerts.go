@@ -10,11 +10,7 @@ func newAlertsCommand() *cobra.Command {
 	var f clientFlags
 	cmd := &cobra.Command{
 		Use: "alerts", Short: "List the alerts", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			var out struct{ Alerts []apiAlert }
 			if err := c.call(cmd.Context(), http.MethodGet, "/api/alerts", nil, &out); err != nil {
 				return err
@@ -27,18 +23,14 @@ func newAlertsCommand() *cobra.Command {
 				rows = append(rows, []string{a.ID, a.Status, a.Kind, ago(a.OpenedAt), printable(a.Message)})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"ID", "STATUS", "KIND", "OPENED", "MESSAGE"}, rows)
-		},
+		}),
 	}
 	f.register(cmd)
 	cmd.AddCommand(&cobra.Command{
 		Use: "acknowledge ID", Short: "Close an alert", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			return c.call(cmd.Context(), http.MethodPost, "/api/alerts/"+args[0]+"/acknowledge", nil, nil)
-		},
+		}),
 	})
 	return cmd
 }

@@ -54,6 +54,17 @@ func (f *clientFlags) register(cmd *cobra.Command) {
 	cmd.PersistentFlags().BoolVar(&f.json, "json", false, "print JSON")
 }
 
+// run makes a command's function of one that calls the cluster.
+func (f *clientFlags) run(do func(cmd *cobra.Command, c *client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := f.client()
+		if err != nil {
+			return err
+		}
+		return do(cmd, c, args)
+	}
+}
+
 func (f *clientFlags) client() (*client, error) {
 	token := f.token
 	if token == "" && f.tokenFile != "" {
@@ -95,7 +106,7 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 			return fmt.Errorf("encode request: %w", err)
 		}
 	}
-	return c.try(ctx, func(addr string) error {
+	return c.try(ctx, method == http.MethodGet, func(addr string) error {
 		req, err := http.NewRequestWithContext(ctx, method, addr+path, bytes.NewReader(body))
 		if err != nil {
 			return err
@@ -107,11 +118,16 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	})
 }
 
-// try runs f against one address after the other until one answers.
-func (c *client) try(ctx context.Context, f func(addr string) error) error {
+// try runs f against one address after the other until one answers. A read goes
+// on from a server that is not ready, too.
+func (c *client) try(ctx context.Context, read bool, f func(addr string) error) error {
 	var last error
+	var notReady *apiError
 	for _, addr := range c.addrs {
 		err := f(addr)
+		if errors.As(err, &notReady) && notReady.Status == http.StatusServiceUnavailable && read {
+			continue
+		}
 		var transport *url.Error
 		if err == nil || !errors.As(err, &transport) || ctx.Err() != nil {
 			return err
@@ -120,6 +136,9 @@ func (c *client) try(ctx context.Context, f func(addr string) error) error {
 			return fmt.Errorf("%w; it is unknown whether the change was made: look before you repeat it", err)
 		}
 		last = err
+	}
+	if notReady != nil {
+		return notReady
 	}
 	return fmt.Errorf("%w at %s: %w; set --addr or MOULT_ADDR to a server's UI address", errUnreachable, strings.Join(c.addrs, ", "), last)
 }

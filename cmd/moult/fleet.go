@@ -21,15 +21,7 @@ func newFleetCommand() *cobra.Command {
 
 	cmd.AddCommand(&cobra.Command{
 		Use: "status [ID]", Short: "Show the running or last fleet update", Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
-			u, err := findFleetUpdate(cmd.Context(), c, args)
-			if err != nil {
-				return err
-			}
+		RunE: f.onFleetUpdate(func(cmd *cobra.Command, c *client, u apiFleetUpdate) error {
 			if f.json {
 				return printJSON(cmd.OutOrStdout(), u)
 			}
@@ -42,22 +34,14 @@ func newFleetCommand() *cobra.Command {
 				rows = append(rows, []string{fmt.Sprint(t.Position), printable(t.Name), t.Status, dash(t.JobID), dash(t.FailedReason)})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"#", "HOST", "STATUS", "JOB", "REASON"}, rows)
-		},
+		}),
 	})
 	cmd.AddCommand(&cobra.Command{
 		Use: "watch [ID]", Short: "Watch a fleet update to its end", Args: cobra.MaximumNArgs(1),
 		Long: "Watch the running (or last) fleet update until it ends. Exits 0 when it completed, 1 when it was halted or cancelled.",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
-			u, err := findFleetUpdate(cmd.Context(), c, args)
-			if err != nil {
-				return err
-			}
+		RunE: f.onFleetUpdate(func(cmd *cobra.Command, c *client, u apiFleetUpdate) error {
 			return watchFleetUpdate(cmd.Context(), c, u.ID, cmd.OutOrStdout(), f.json)
-		},
+		}),
 	})
 	for verb, short := range map[string]string{
 		"pause":  "Stop after the present host",
@@ -66,24 +50,28 @@ func newFleetCommand() *cobra.Command {
 	} {
 		cmd.AddCommand(&cobra.Command{
 			Use: verb + " [ID]", Short: short, Args: cobra.MaximumNArgs(1),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := f.client()
-				if err != nil {
-					return err
-				}
-				u, err := findFleetUpdate(cmd.Context(), c, args)
-				if err != nil {
-					return err
-				}
+			RunE: f.onFleetUpdate(func(cmd *cobra.Command, c *client, u apiFleetUpdate) error {
 				if err := c.call(cmd.Context(), http.MethodPost, "/api/fleet-updates/"+u.ID+"/"+verb, nil, nil); err != nil {
 					return err
 				}
 				fmt.Fprintf(cmd.ErrOrStderr(), "done; see it with: moult fleet status\n")
 				return nil
-			},
+			}),
 		})
 	}
 	return cmd
+}
+
+// onFleetUpdate makes a command's function of one for the fleet update that its
+// argument names, or the newest.
+func (f *clientFlags) onFleetUpdate(do func(*cobra.Command, *client, apiFleetUpdate) error) func(*cobra.Command, []string) error {
+	return f.run(func(cmd *cobra.Command, c *client, args []string) error {
+		u, err := findFleetUpdate(cmd.Context(), c, args)
+		if err != nil {
+			return err
+		}
+		return do(cmd, c, u)
+	})
 }
 
 // findFleetUpdate returns the one named, or the newest.
@@ -114,11 +102,7 @@ func newFleetUpdateCommand(f *clientFlags) *cobra.Command {
 target one after the other; the first failure halts it.`,
 		Example: "  moult fleet update\n  moult fleet update --to 1.4.2 --yes --watch",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			in := map[string]any{}
 			if to != "" {
 				in["target_version"] = to
@@ -153,7 +137,7 @@ target one after the other; the first failure halts it.`,
 			}
 			fmt.Fprintln(cmd.ErrOrStderr(), "started; watch it with: moult fleet watch")
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&to, "to", "", "target version (default: the newest release)")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")

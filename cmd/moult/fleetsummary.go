@@ -34,15 +34,7 @@ type hostSummary struct {
 func newFleetSummaryCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "summary [ID]", Short: "Show what a fleet update cost: seconds per host, and who served the bytes", Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
-			u, err := findFleetUpdate(cmd.Context(), c, args)
-			if err != nil {
-				return err
-			}
+		RunE: f.onFleetUpdate(func(cmd *cobra.Command, c *client, u apiFleetUpdate) error {
 			s, err := summarize(cmd.Context(), c, u)
 			if err != nil {
 				return err
@@ -60,7 +52,7 @@ func newFleetSummaryCommand(f *clientFlags) *cobra.Command {
 			fmt.Fprintf(cmd.OutOrStdout(), "\n%d hosts in %.1f s; %s served by peers, %s by servers\n",
 				s.Succeeded, s.Seconds, byteCount(s.BytesFromPeers), byteCount(s.BytesFromServer))
 			return nil
-		},
+		}),
 	}
 }
 

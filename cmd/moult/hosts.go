@@ -19,11 +19,7 @@ func newHostsCommand() *cobra.Command {
   moult hosts --behind
   moult hosts --status offline --json`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			q := url.Values{}
 			for k, v := range map[string]string{"status": status, "segment": segment, "q": query} {
 				if v != "" {
@@ -45,7 +41,7 @@ func newHostsCommand() *cobra.Command {
 				rows = append(rows, []string{printable(h.Name), onlineWord(h.Online), dash(h.AgentVersion), target(h), dash(h.Phase), h.Segment, ago(h.LastSeen)})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"NAME", "STATUS", "VERSION", "TARGET", "PHASE", "SEGMENT", "SEEN"}, rows)
-		},
+		}),
 	}
 	f.register(cmd)
 	cmd.Flags().StringVar(&status, "status", "", "online or offline")
@@ -76,11 +72,7 @@ func newHostCommand() *cobra.Command {
 
 	show := &cobra.Command{
 		Use: "show NAME", Short: "Show one host", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			h, err := c.hostByName(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -97,17 +89,13 @@ func newHostCommand() *cobra.Command {
 				{"PLATFORM", h.OS + "/" + h.Arch},
 				{"SEGMENT", h.Segment},
 			})
-		},
+		}),
 	}
 
 	var wait bool
 	update := &cobra.Command{
 		Use: "update NAME", Short: "Update one host to the target", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			h, err := c.hostByName(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -130,17 +118,13 @@ func newHostCommand() *cobra.Command {
 				return nil
 			}
 			return followJob(cmd.Context(), c, out.JobID, cmd.ErrOrStderr(), false)
-		},
+		}),
 	}
 	update.Flags().BoolVar(&wait, "wait", false, "wait for the end, showing the log")
 
 	remove := &cobra.Command{
 		Use: "remove NAME", Short: "Remove a host from the cluster", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			h, err := c.hostByName(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -150,7 +134,7 @@ func newHostCommand() *cobra.Command {
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "removed %s; to let it back in, make a token with: moult token create\n", printable(h.Name))
 			return nil
-		},
+		}),
 	}
 	cmd.AddCommand(show, update, remove)
 	return cmd

@@ -20,11 +20,7 @@ func newJobCommand() *cobra.Command {
 
 	show := &cobra.Command{
 		Use: "show ID", Short: "Show one job", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			var j apiJob
 			if err := c.call(cmd.Context(), http.MethodGet, "/api/jobs/"+args[0], nil, &j); err != nil {
 				return err
@@ -39,24 +35,20 @@ func newJobCommand() *cobra.Command {
 				{"ATTEMPT", fmt.Sprint(j.Attempt)},
 				{"ERROR", dash(j.Error)},
 			})
-		},
+		}),
 	}
 
 	var follow bool
 	log := &cobra.Command{
 		Use: "log ID", Short: "Print a job's log", Args: cobra.ExactArgs(1),
 		Long: "Print a job's log. With --follow, go on until the job ends; the exit code is 1 when it failed.",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			if follow {
 				return followJob(cmd.Context(), c, args[0], cmd.OutOrStdout(), f.json)
 			}
-			_, err = printJobLog(cmd.Context(), c, args[0], 0, cmd.OutOrStdout(), f.json)
+			_, err := printJobLog(cmd.Context(), c, args[0], 0, cmd.OutOrStdout(), f.json)
 			return err
-		},
+		}),
 	}
 	log.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the job ends")
 	cmd.AddCommand(show, log)

@@ -119,11 +119,7 @@ func (c *client) releases(ctx context.Context) ([]apiRelease, error) {
 func newReleaseListCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List the releases, the newest first", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			list, err := c.releases(cmd.Context())
 			if err != nil {
 				return err
@@ -144,20 +140,16 @@ func newReleaseListCommand(f *clientFlags) *cobra.Command {
 				rows = append(rows, []string{printable(r.Version), fmt.Sprint(r.Number), state, strings.Join(platforms, " ")})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"VERSION", "NUMBER", "STATE", "PLATFORMS"}, rows)
-		},
+		}),
 	}
 }
 
 func newReleaseWithdrawCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "withdraw VERSION", Short: "Take a release out of choice", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			return c.call(cmd.Context(), http.MethodDelete, "/api/releases/"+args[0], nil, nil)
-		},
+		}),
 	}
 }
 
@@ -194,7 +186,7 @@ func publishRelease(ctx context.Context, c *client, d release.Dir, progress io.W
 	for _, a := range d.Parsed.Artifacts {
 		total += a.Size
 	}
-	return c.try(ctx, func(addr string) error {
+	return c.try(ctx, false, func(addr string) error {
 		body, w := io.Pipe()
 		defer func() { _ = body.Close() }() // ends writeRelease too; it never fails
 		form := multipart.NewWriter(w)

@@ -43,24 +43,16 @@ func newServersCommand() *cobra.Command {
 	f.register(cmd)
 	cmd.AddCommand(&cobra.Command{
 		Use: "transfer-leadership", Short: "Let another server lead", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			return c.call(cmd.Context(), http.MethodPost, "/api/servers/transfer-leadership", nil, nil)
-		},
+		}),
 	})
 	cmd.AddCommand(&cobra.Command{
 		Use: "remove NAME", Short: "Take a server out of the cluster for good", Args: cobra.ExactArgs(1),
 		Long: `Take a server out of the Raft group. It is refused when what remains would have no
 majority of servers that answer. A server that was removed joins again only as a
 new one: with an empty data directory and a new token.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			servers, err := c.servers(cmd.Context())
 			if err != nil {
 				return err
@@ -76,7 +68,7 @@ new one: with an empty data directory and a new token.`,
 				return nil
 			}
 			return fmt.Errorf("no server is called %q; `moult servers` lists them", args[0])
-		},
+		}),
 	})
 	return cmd
 }

@@ -24,11 +24,7 @@ func newStatusCommand() *cobra.Command {
 Exit code 0: healthy. 1: degraded (a server down or no leader, hosts offline, open
 alerts, or a halted fleet update). 2: no server answers.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			s, err := clusterStatus(cmd, c)
 			if errors.Is(err, errUnreachable) {
 				return &exitError{code: exitUnreachable, err: err}
@@ -52,7 +48,7 @@ alerts, or a halted fleet update). 2: no server answers.`,
 				return &exitError{code: exitDegraded}
 			}
 			return err
-		},
+		}),
 	}
 	f.register(cmd)
 	return cmd

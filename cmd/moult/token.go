@@ -22,11 +22,7 @@ func newTokenCommand() *cobra.Command {
   moult token create --role server
   moult token create --segment dmz --ttl 1h`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			var out struct {
 				ID        string    `json:"id"`
 				Token     string    `json:"token"`
@@ -41,9 +37,9 @@ func newTokenCommand() *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "Works once, until %s. Run on the new host:\n", out.ExpiresAt.Local().Format("15:04:05 on 2 Jan"))
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), out.Command)
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), out.Command)
 			return err
-		},
+		}),
 	}
 	create.Flags().StringVar(&role, "role", "agent", "agent or server")
 	create.Flags().StringVar(&segment, "segment", "default", "segment of the new host")

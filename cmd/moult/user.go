@@ -37,11 +37,7 @@ from standard input where that is no terminal; they are never arguments.`,
 	var role string
 	add := &cobra.Command{
 		Use: "add NAME", Short: "Add a user", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			password, err := readPassword(cmd)
 			if err != nil {
 				return err
@@ -56,17 +52,13 @@ from standard input where that is no terminal; they are never arguments.`,
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s can sign in as %s\n", printable(out.Name), out.Role)
 			return nil
-		},
+		}),
 	}
 	add.Flags().StringVar(&role, "role", "viewer", "admin, operator or viewer")
 
 	list := &cobra.Command{
 		Use: "list", Short: "List the users", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			users, err := c.users(cmd.Context())
 			if err != nil {
 				return err
@@ -79,7 +71,7 @@ from standard input where that is no terminal; they are never arguments.`,
 				rows = append(rows, []string{printable(u.Name), u.Role, u.CreatedAt.Local().Format(time.DateOnly)})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"NAME", "ROLE", "SINCE"}, rows)
-		},
+		}),
 	}
 
 	password := &cobra.Command{
