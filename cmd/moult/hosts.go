@@ -124,6 +124,9 @@ func newHostCommand() *cobra.Command {
 
 	remove := &cobra.Command{
 		Use: "remove NAME", Short: "Remove a host from the cluster", Args: cobra.ExactArgs(1),
+		Long: `Remove a host from the cluster. Its agent runs on until it is stopped. To let the
+host back in, delete the folder identity in its data directory and start the agent
+with a new token.`,
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			h, err := c.hostByName(cmd.Context(), args[0])
 			if err != nil {

@@ -81,7 +81,7 @@ on a machine that reaches no server, and published from another.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.Version, "version", "", "version that the binaries report")
-	cmd.Flags().Uint64Var(&o.Number, "number", 0, "rises with each release")
+	cmd.Flags().Uint64Var(&o.Number, "number", 0, "rises with each release (default: one more than the newest known, else the seconds since 1970)")
 	cmd.Flags().StringVar(&key, "key", "", "file with the release secret key (minisign format)")
 	cmd.Flags().StringVar(&o.Dir, "out", "", "directory to make")
 	cmd.Flags().StringVar(&o.Notes, "notes", "", "what is new, for the admins")
@@ -147,6 +147,8 @@ func newReleaseListCommand(f *clientFlags) *cobra.Command {
 func newReleaseWithdrawCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "withdraw VERSION", Short: "Take a release out of choice", Args: cobra.ExactArgs(1),
+		Long: `Take a release out of choice. Hosts that run it go on. Its version and number stay
+taken; it cannot be published again.`,
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			return c.call(cmd.Context(), http.MethodDelete, "/api/releases/"+args[0], nil, nil)
 		}),
