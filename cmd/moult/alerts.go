@@ -11,7 +11,7 @@ func newAlertsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "alerts", Short: "List the alerts", Args: cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
-			var out struct{ Alerts []apiAlert }
+			var out apiAlerts
 			if err := c.call(cmd.Context(), http.MethodGet, "/api/alerts", nil, &out); err != nil {
 				return err
 			}

@@ -56,7 +56,11 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 		return store.Load()
 	}
 	if len(o.join) == 0 {
-		return identity.Credentials{}, fmt.Errorf("%s belongs to no cluster yet; make a token on a server with `moult token create` and give --join and --token-file", o.data)
+		next := "make a token on a server with `moult token create` and give --join and --token-file"
+		if httpAddr != "" {
+			next += ", or make a new cluster with --bootstrap"
+		}
+		return identity.Credentials{}, fmt.Errorf("%s belongs to no cluster yet; %s", o.data, next)
 	}
 	text, err := o.joinToken()
 	if err != nil {

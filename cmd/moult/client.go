@@ -259,13 +259,18 @@ type (
 		Size   int64  `json:"size"`
 		SHA256 string `json:"sha256"`
 	}
+	apiAlerts struct {
+		Alerts []apiAlert `json:"alerts"`
+	}
 	apiAlert struct {
-		ID       string     `json:"id"`
-		Kind     string     `json:"kind"`
-		HostID   string     `json:"host_id"`
-		Message  string     `json:"message"`
-		Status   string     `json:"status"`
-		OpenedAt *time.Time `json:"opened_at"`
+		ID            string     `json:"id"`
+		Kind          string     `json:"kind"`
+		HostID        string     `json:"host_id"`
+		FleetUpdateID string     `json:"fleet_update_id"`
+		Message       string     `json:"message"`
+		Status        string     `json:"status"`
+		OpenedAt      *time.Time `json:"opened_at"`
+		ResolvedAt    *time.Time `json:"resolved_at"`
 	}
 	apiServer struct {
 		ID           string `json:"id"`

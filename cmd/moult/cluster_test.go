@@ -380,7 +380,7 @@ func buildVersion(t testing.TB, version string) string {
 
 func (c *testCluster) openAlerts() int {
 	c.t.Helper()
-	var alerts struct{ Alerts []apiAlert }
+	var alerts apiAlerts
 	c.get("/api/alerts", &alerts)
 	open := 0
 	for _, a := range alerts.Alerts {

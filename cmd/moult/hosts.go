@@ -135,7 +135,7 @@ with a new token.`,
 			if err := c.call(cmd.Context(), http.MethodDelete, "/api/hosts/"+h.ID, nil, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "removed %s; to let it back in, make a token with: moult token create\n", printable(h.Name))
+			fmt.Fprintf(cmd.ErrOrStderr(), "removed %s; to let it back in, delete the folder identity in its data directory and make a token with: moult token create\n", printable(h.Name))
 			return nil
 		}),
 	}

@@ -77,7 +77,36 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		newHostsCommand(), newHostCommand(), newFleetCommand(), newJobCommand(),
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(),
 	)
+	explainArguments(root)
 	return root
+}
+
+// explainArguments has a command that got too many or too few arguments, or one
+// it does not know, tell what it takes.
+func explainArguments(cmd *cobra.Command) {
+	check := cmd.Args
+	if check == nil && cmd.HasSubCommands() {
+		check = cobra.NoArgs // cobra's own words for an unknown command
+	}
+	if check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			if err != nil && cmd.HasSubCommands() {
+				return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
+			}
+			if err != nil {
+				return fmt.Errorf("%w; usage: %s", err, cmd.UseLine())
+			}
+			return nil
+		}
+	}
+	if cmd.Run == nil && cmd.RunE == nil {
+		// Not a bare help text with exit code 0 where a mistyped command is meant.
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	for _, c := range cmd.Commands() {
+		explainArguments(c)
+	}
 }
 
 func newVersionCommand() *cobra.Command {

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"moult/mesh/identity"
 )
 
 // nodeOptions are what a server and an agent have in common.
@@ -20,7 +23,8 @@ type nodeOptions struct {
 	logJSON, logDebug  bool
 	segment            string
 	serve              serveLimits
-	gossipAdv, peerAdv string // computed: what others dial
+	toward             []string // computed: node ports of servers; the way there gives this host's address
+	gossipAdv, peerAdv string   // computed: what others dial
 }
 
 // The addresses that hosts listen on when nothing else is said.
@@ -64,8 +68,15 @@ func (o *nodeOptions) validate() error {
 	if o.token != "" && o.tokenFile != "" {
 		errs = append(errs, errors.New("--token and --token-file are both given; give one"))
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
+	return errors.Join(errs...)
+}
+
+// findAddresses finds out what others dial: on the way to a server, those of the
+// last time included, unless --advertise says it.
+func (o *nodeOptions) findAddresses(ids *identity.Store) error {
+	o.toward = o.join
+	if creds, err := ids.Load(); err == nil { // an error is told by whoever needs the credentials
+		o.toward = slices.Concat(o.join, creds.Servers)
 	}
 	var err error
 	if o.gossipAdv, err = o.advertised(o.gossip); err != nil {
@@ -90,8 +101,8 @@ func (o *nodeOptions) advertised(listen string) (string, error) {
 		return listen, nil
 	}
 	toward := "192.0.2.1:9" // documentation address: nothing is sent, the kernel only chooses a source
-	if len(o.join) > 0 {
-		toward = o.join[0]
+	if len(o.toward) > 0 {
+		toward = o.toward[0]
 	}
 	conn, err := net.Dial("udp", toward)
 	if err != nil {

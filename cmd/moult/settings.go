@@ -15,18 +15,21 @@ import (
 )
 
 // loadSettings fills the flags that the command line left alone: from MOULT_*
-// in the environment, then from the TOML file. A key that no flag of the
-// command bears is refused with its line.
+// in the environment, then from the TOML file. A key that no flag of the command
+// bears is refused with its line. The file that MOULT_CONFIG names serves all
+// commands: there a key may also be another command's.
 func loadSettings(cmd *cobra.Command) error {
 	flags := cmd.Flags()
+	known := func(flag string) bool { return flags.Lookup(flag) != nil }
 	path, _ := flags.GetString("config")
 	if path == "" {
 		path = os.Getenv("MOULT_CONFIG")
+		known = func(flag string) bool { return someCommandHas(cmd.Root(), flag) }
 	}
 	file := map[string]any{}
 	if path != "" {
 		var err error
-		if file, err = readSettings(path, flags); err != nil {
+		if file, err = readSettings(path, known); err != nil {
 			return err
 		}
 	}
@@ -58,6 +61,13 @@ func loadSettings(cmd *cobra.Command) error {
 	return errors.Join(errs...)
 }
 
+func someCommandHas(cmd *cobra.Command, flag string) bool {
+	if cmd.LocalFlags().Lookup(flag) != nil {
+		return true
+	}
+	return slices.ContainsFunc(cmd.Commands(), func(c *cobra.Command) bool { return someCommandHas(c, flag) })
+}
+
 func settingValues(v any) []string {
 	list, ok := v.([]any)
 	if !ok {
@@ -70,7 +80,7 @@ func settingValues(v any) []string {
 	return out
 }
 
-func readSettings(path string, flags *pflag.FlagSet) (map[string]any, error) {
+func readSettings(path string, known func(flag string) bool) (map[string]any, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -85,7 +95,7 @@ func readSettings(path string, flags *pflag.FlagSet) (map[string]any, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if flags.Lookup(strings.ReplaceAll(key, "_", "-")) == nil {
+		if !known(strings.ReplaceAll(key, "_", "-")) {
 			return nil, fmt.Errorf("%s:%d: unknown key %q; the keys are the command's flags, with _ for - (see --help)",
 				path, lineOf(text, key), key)
 		}

@@ -80,7 +80,7 @@ func clusterStatus(cmd *cobra.Command, c *client) (statusReport, error) {
 		if srv.Healthy {
 			s.ServersHealthy++
 		} else {
-			s.Problems = append(s.Problems, fmt.Sprintf("server %s does not answer; look at its log, or start it again", srv.Name))
+			s.Problems = append(s.Problems, fmt.Sprintf("server %s does not answer, or is not ready; look at its log, or start it again", srv.Name))
 		}
 		if srv.Leader {
 			s.Leader = srv.Name
@@ -104,7 +104,7 @@ func clusterStatus(cmd *cobra.Command, c *client) (statusReport, error) {
 			s.Problems = append(s.Problems, fmt.Sprintf("host %s is offline, seen %s", h.Name, ago(h.LastSeen)))
 		}
 	}
-	var alerts struct{ Alerts []apiAlert }
+	var alerts apiAlerts
 	if err := c.call(ctx, http.MethodGet, "/api/alerts", nil, &alerts); err != nil {
 		return s, err
 	}
@@ -120,9 +120,6 @@ func clusterStatus(cmd *cobra.Command, c *client) (statusReport, error) {
 	}
 	if len(updates) > 0 {
 		s.FleetUpdate, s.FleetUpdateTarget = updates[0].Status, updates[0].TargetVersion
-		if updates[0].Status == "halted" && s.AlertsOpen > 0 {
-			s.Problems = append(s.Problems, "fleet update halted: "+updates[0].HaltedReason)
-		}
 	}
 	s.Healthy = len(s.Problems) == 0
 	return s, nil

@@ -46,6 +46,9 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	if err != nil {
 		return err
 	}
+	if err := o.findAddresses(ids); err != nil {
+		return err
+	}
 	creds, err := enrol(ctx, ids, o.nodeOptions, "", nil)
 	if err != nil {
 		return err
@@ -74,6 +77,9 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	logger := newLogger(o.nodeOptions, stderr).With("host", o.name)
 	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))
 	if err != nil {
+		return err
+	}
+	if err := o.findAddresses(ids); err != nil {
 		return err
 	}
 	creds, err := ids.Load()

@@ -60,13 +60,16 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return fmt.Errorf("listen for the UI: %w; give a free address with --http", err)
 	}
 	defer httpListener.Close()
-	o.http = advertisedHTTP(o, httpListener)
 
 	// Who am I.
 	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))
 	if err != nil {
 		return err
 	}
+	if err := o.findAddresses(ids); err != nil {
+		return err
+	}
+	o.http = advertisedHTTP(o, httpListener)
 	var bootstrap func(string) error
 	if o.bootstrap {
 		bootstrap = func(hostID string) error { return bootstrapCluster(ids, o, hostID, stdout) }
