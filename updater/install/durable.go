@@ -6,38 +6,18 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"moult/updater/internal/durable"
 )
 
-// WriteFile replaces path by content so that after a crash it holds either the
-// old bytes or the new ones: write beside it, sync, rename, sync the directory.
-// The file is readable by its owner only.
-func WriteFile(path string, content []byte) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+// WriteFile replaces path by content so that after a power cut it holds either
+// the old bytes or the new ones. The file is readable by its owner only. One
+// caller at a time per path.
+func WriteFile(path string, content []byte) error {
+	if err := durable.WriteFile(path, 0o600, content); err != nil {
+		return fmt.Errorf("write %s: %w; check that %s exists, can be written and is not full", path, err, filepath.Dir(path))
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(content); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	// The bytes have to be on disk before the name points at them: a rename may
-	// be durable first, and the file would come back empty.
-	if err = f.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", path, err)
-	}
-	if err = f.Close(); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return syncDir(dir)
+	return nil
 }
 
 // RemoveFile removes path durably. A missing file is no error.
@@ -48,5 +28,5 @@ func RemoveFile(path string) error {
 		}
 		return fmt.Errorf("remove %s: %w", path, err)
 	}
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }

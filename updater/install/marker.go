@@ -2,13 +2,13 @@ package install
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"moult/updater/internal/durable"
 )
 
 // MarkerState tells how far a trial has come.
@@ -42,48 +42,22 @@ const markerFile = "trial.json"
 // MarkerPath is where dataDir's marker is.
 func MarkerPath(dataDir string) string { return filepath.Join(dataDir, markerFile) }
 
-// sealedJSON is the shape of a checksummed file: sum is the sha256 of body.
-type sealedJSON struct {
-	Sum  string          `json:"sha256"`
-	Body json.RawMessage `json:"body"`
-}
-
 // SaveMarker writes the marker durably.
-func SaveMarker(dataDir string, m Marker) error {
-	body, err := json.Marshal(m)
-	if err != nil {
-		return fmt.Errorf("encode trial marker: %w", err)
-	}
-	sum := sha256.Sum256(body)
-	file, err := json.Marshal(sealedJSON{Sum: hex.EncodeToString(sum[:]), Body: body})
-	if err != nil {
-		return fmt.Errorf("encode trial marker: %w", err)
-	}
-	return WriteFile(MarkerPath(dataDir), append(file, '\n'))
-}
+func SaveMarker(dataDir string, m Marker) error { return SaveSealed(MarkerPath(dataDir), m) }
 
 // LoadMarker reads the marker. It returns ErrNoMarker when there is none and
 // ErrCorruptMarker when it cannot be trusted.
 func LoadMarker(dataDir string) (Marker, error) {
-	file, err := os.ReadFile(MarkerPath(dataDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return Marker{}, ErrNoMarker
-	}
-	if err != nil {
-		return Marker{}, fmt.Errorf("read trial marker: %w", err)
-	}
-	var sealed sealedJSON
-	if err := json.Unmarshal(file, &sealed); err != nil {
-		return Marker{}, fmt.Errorf("%w: %w", ErrCorruptMarker, err)
-	}
-	if sum := sha256.Sum256(sealed.Body); hex.EncodeToString(sum[:]) != sealed.Sum {
-		return Marker{}, fmt.Errorf("%w: checksum differs", ErrCorruptMarker)
-	}
 	var m Marker
-	if err := json.Unmarshal(sealed.Body, &m); err != nil {
+	err := LoadSealed(MarkerPath(dataDir), &m)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return Marker{}, ErrNoMarker
+	case errors.Is(err, ErrCorrupt):
 		return Marker{}, fmt.Errorf("%w: %w", ErrCorruptMarker, err)
-	}
-	if m.JobID == "" || len(m.Digest) != sha256.Size*2 || m.StagedPath == "" {
+	case err != nil:
+		return Marker{}, fmt.Errorf("read trial marker: %w", err)
+	case m.JobID == "" || len(m.Digest) != sha256.Size*2 || m.StagedPath == "":
 		return Marker{}, fmt.Errorf("%w: job, digest or staged path is missing", ErrCorruptMarker)
 	}
 	return m, nil
@@ -99,5 +73,5 @@ func SetCorruptMarkerAside(dataDir string) error {
 	if err := os.Rename(path, path+".corrupt"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("set corrupt trial marker aside: %w", err)
 	}
-	return syncDir(dataDir)
+	return durable.SyncDir(dataDir)
 }

@@ -112,7 +112,11 @@ func CheckSpace(dir string, size int64) error {
 
 // selfTest runs `NEW version --json` from the verified descriptor.
 func selfTest(ctx context.Context, f *os.File, r PreflightRequest) error {
-	out, err := runBounded(ctx, f, []string{r.Installed, "version", "--json"})
+	out, complaint, err := runBounded(ctx, f, []string{r.Installed, "version", "--json"})
+	said := out
+	if len(bytes.TrimSpace(complaint)) > 0 {
+		said = complaint
+	}
 	switch {
 	case errors.Is(err, errSelfTestTime):
 		return fmt.Errorf("%w: `version --json` of the new binary gave no answer within %v; try it by hand: %s version --json", ErrPreflight, SelfTestTimeout, r.Staged)
@@ -120,17 +124,17 @@ func selfTest(ctx context.Context, f *os.File, r PreflightRequest) error {
 		return fmt.Errorf("%w: the new binary may not be executed from %s (%w); the file system is perhaps mounted noexec: give --data a directory on one that is not",
 			ErrPreflight, filepath.Dir(r.Staged), err)
 	case err != nil:
-		return fmt.Errorf("%w: `version --json` of the new binary ended with %w%s; try it by hand: %s version --json", ErrPreflight, err, quoteLast(out), r.Staged)
+		return fmt.Errorf("%w: `version --json` of the new binary ended with %w%s; try it by hand: %s version --json", ErrPreflight, err, quoteLast(said), r.Staged)
 	}
-	var said struct {
+	var answer struct {
 		Version *string `json:"version"`
 	}
-	if err := json.Unmarshal(out, &said); err != nil || said.Version == nil {
-		return fmt.Errorf(`%w: "version --json" of the new binary did not print {"version":…}%s; publish a release made from a moult binary`, ErrPreflight, quoteLast(out))
+	if err := json.Unmarshal(out, &answer); err != nil || answer.Version == nil {
+		return fmt.Errorf(`%w: "version --json" of the new binary did not print {"version":…}%s; publish a release made from a moult binary`, ErrPreflight, quoteLast(said))
 	}
-	if *said.Version != r.Version {
+	if *answer.Version != r.Version {
 		return fmt.Errorf("%w: the new binary says it is version %q, its manifest says %q; build it with that version, or correct the manifest, and publish again",
-			ErrPreflight, *said.Version, r.Version)
+			ErrPreflight, *answer.Version, r.Version)
 	}
 	return nil
 }
@@ -138,35 +142,37 @@ func selfTest(ctx context.Context, f *os.File, r PreflightRequest) error {
 var errSelfTestTime = errors.New("timed out")
 
 // runBounded runs the verified file and returns the first 64 KiB of its standard
-// output; what it started is ended with it.
-func runBounded(ctx context.Context, f *os.File, argv []string) ([]byte, error) {
+// output and of its standard error; what it started is ended with it.
+func runBounded(ctx context.Context, f *os.File, argv []string) (out, complaint []byte, err error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	null, err := os.Open(os.DevNull)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer null.Close()
-	pr, pw, err := os.Pipe()
+	stdout, err := newCapture()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer pr.Close()
+	stderr, err := newCapture()
+	if err != nil {
+		stdout.end()
+		return nil, nil, err
+	}
 	p, _, err := StartVerified(f, argv, &os.ProcAttr{
-		Env: selfTestEnv(os.Environ()), Files: []*os.File{null, pw, pw}, Sys: ownGroup(),
+		Env: selfTestEnv(os.Environ()), Files: []*os.File{null, stdout.write, stderr.write}, Sys: ownGroup(),
 	})
-	pw.Close()
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = waitBounded(ctx, p)
 	}
-	// The reader ends when the last holder of the pipe does, or when it is closed.
-	read := make(chan []byte, 1)
-	go func() {
-		out, _ := io.ReadAll(io.LimitReader(pr, maxSelfTestOutput))
-		_, _ = io.Copy(io.Discard, pr) // let it print on; the limit is ours
-		read <- out
-	}()
+	return stdout.end(), stderr.end(), err
+}
+
+// waitBounded waits for the process, at most for SelfTestTimeout, and ends what
+// it has started.
+func waitBounded(ctx context.Context, p *os.Process) error {
 	type end struct {
 		st  *os.ProcessState
 		err error
@@ -187,15 +193,39 @@ func runBounded(ctx context.Context, f *os.File, argv []string) ([]byte, error) 
 		e.err = context.Cause(ctx)
 	}
 	killGroup(p)
-	_ = pr.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // a grandchild may hold the pipe
-	out := <-read
-	if e.err != nil {
-		return out, e.err
+	if e.err == nil && !e.st.Success() {
+		return errors.New(e.st.String())
 	}
-	if !e.st.Success() {
-		return out, errors.New(e.st.String())
+	return e.err
+}
+
+// capture is a pipe and the beginning of what comes out of it.
+type capture struct {
+	read, write *os.File
+	content     chan []byte
+}
+
+func newCapture() (*capture, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	c := &capture{read: r, write: w, content: make(chan []byte, 1)}
+	go func() {
+		b, _ := io.ReadAll(io.LimitReader(r, maxSelfTestOutput))
+		_, _ = io.Copy(io.Discard, r) // let it print on; the limit is ours
+		c.content <- b
+	}()
+	return c, nil
+}
+
+// end returns what was captured. It waits for what is still in the pipe, but not
+// for a process that escaped its group and holds the pipe.
+func (c *capture) end() []byte {
+	c.write.Close()
+	_ = c.read.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	defer c.read.Close()
+	return <-c.content
 }
 
 // selfTestEnv drops what would make the new binary take itself for a

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"moult/updater/internal/disktest"
 )
 
 func preflightSite(t *testing.T, staged string) PreflightRequest {
@@ -64,6 +66,14 @@ func TestPreflightPasses(t *testing.T) {
 	}
 	if left := leftovers(t, filepath.Dir(r.Installed)); len(left) > 0 {
 		t.Errorf("leftovers %v", left)
+	}
+}
+
+// What the new binary prints beside its answer is no reason to refuse it.
+func TestPreflightReadsTheAnswerOnly(t *testing.T) {
+	r := preflightSite(t, "#!/bin/sh\necho warning: no locale >&2\necho '{\"version\":\"1.1.0\"}'\n")
+	if err := Preflight(context.Background(), r); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -120,10 +130,8 @@ func TestPreflightRefusesAHangingBinary(t *testing.T) {
 }
 
 func TestPreflightRefusesANoexecMount(t *testing.T) {
-	disk := smallDisk(t, 4096, "")
-	if err := unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT|unix.MS_NOEXEC, "size=4096k"); err != nil {
-		t.Skipf("remounting noexec: %v", err)
-	}
+	disk := disktest.Small(t, 4096)
+	disktest.Remount(t, disk, unix.MS_NOEXEC)
 	r := preflightSite(t, goodNew)
 	r.Staged = filepath.Join(disk, "staged")
 	restage(t, &r, goodNew)
@@ -131,7 +139,7 @@ func TestPreflightRefusesANoexecMount(t *testing.T) {
 }
 
 func TestPreflightRefusesAFullDisk(t *testing.T) {
-	disk := smallDisk(t, 1100, "")
+	disk := disktest.Small(t, 1100)
 	r := preflightSite(t, goodNew+strings.Repeat("# filler\n", 20000))
 	r.Installed = filepath.Join(disk, "moult")
 	script(t, r.Installed, "old")
@@ -145,12 +153,10 @@ func TestPreflightRefusesAMissingInstalledDirectory(t *testing.T) {
 }
 
 func TestPreflightRefusesAReadOnlyDirectory(t *testing.T) {
-	disk := smallDisk(t, 4096, "")
+	disk := disktest.Small(t, 4096)
 	r := preflightSite(t, goodNew)
 	r.Installed = filepath.Join(disk, "moult")
 	script(t, r.Installed, "old")
-	if err := unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		t.Skipf("remounting read-only: %v", err)
-	}
+	disktest.Remount(t, disk, unix.MS_RDONLY)
 	mustRefuse(t, r, ErrPreflight, "cannot be written")
 }

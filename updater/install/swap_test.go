@@ -5,7 +5,6 @@ package install
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"moult/updater/internal/disktest"
 )
 
 // script writes an executable that prints a word, big enough for a copy to take
@@ -207,26 +208,8 @@ func TestSwapTwiceKeepsTheLastGoodOne(t *testing.T) {
 	}
 }
 
-// smallDisk mounts a file system of the given size, in KiB.
-func smallDisk(t *testing.T, kib int, options string) string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting a small file system takes root")
-	}
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dk", kib)+options); err != nil {
-		t.Skipf("mounting a small file system: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 func TestSwapOnAFullDisk(t *testing.T) {
-	disk := smallDisk(t, 256, "") // the old binary fits, the new one beside it does not
+	disk := disktest.Small(t, 256) // the old binary fits, the new one beside it does not
 	r := swapSite(t)
 	r.Installed = filepath.Join(disk, "moult")
 	script(t, r.Installed, "old")

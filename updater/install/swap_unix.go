@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"moult/updater/internal/durable"
 )
 
 // place gives the copy the installed binary's rights, keeps the installed one as
@@ -30,9 +32,9 @@ func (r SwapRequest) place(temp *os.File, installed string) error {
 		{"keep", func() error { return keepOld(installed) }},
 		// .old is durable before the installed name changes: the last good binary
 		// is kept, whatever the file system's order of renames.
-		{"sync-keep", func() error { return syncDir(filepath.Dir(installed)) }},
+		{"sync-keep", func() error { return durable.SyncDir(filepath.Dir(installed)) }},
 		{"rename", func() error { return os.Rename(temp.Name(), installed) }},
-		{"sync-directory", func() error { return syncDir(filepath.Dir(installed)) }},
+		{"sync-directory", func() error { return durable.SyncDir(filepath.Dir(installed)) }},
 	}
 	for _, s := range steps {
 		if err := r.step(s.name); err != nil {
