@@ -2,7 +2,12 @@ package artifact
 
 import "fmt"
 
-const megabyte = 1e6
+const (
+	megabyte = 1e6
+	// spareSpace is kept free beyond what is fetched, in bytes: a full disk harms
+	// a host more than a late update.
+	spareSpace = 1 << 20
+)
 
 // describeDiskError turns a full disk into ErrDiskFull, saying how much is free;
 // other errors pass.
@@ -20,6 +25,7 @@ func describeDiskError(dir string, err error) error {
 // checkSpace refuses to begin what cannot end. How much is free may not be
 // known; then writing will tell.
 func checkSpace(dir string, need int64) error {
+	need += spareSpace
 	free, ok := freeSpace(dir)
 	if !ok || free >= need {
 		return nil

@@ -9,8 +9,6 @@ import (
 	"time"
 )
 
-const fetchBuffer = 256 << 10
-
 // Why a transfer ended before its end.
 var (
 	errBusy       = errors.New("it is busy serving others")
@@ -32,8 +30,8 @@ func (f *fetch) download(ctx context.Context, p Peer) error {
 	}
 	// Else the transport asks for gzip, and unpacks what a peer calls gzip.
 	req.Header.Set("Accept-Encoding", "identity")
-	if f.done > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", f.done, f.Size-1))
+	if f.partial.done > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", f.partial.done, f.Size-1))
 	}
 	resp, err := f.HTTP.Do(req)
 	if err != nil {
@@ -48,12 +46,16 @@ func (f *fetch) download(ctx context.Context, p Peer) error {
 	if f.alone {
 		t.minRate /= aloneRateShare
 	}
-	before := f.done
-	err = t.copy(resp.Body, skip)
-	if got := f.done - before; got > 0 {
+	before := f.partial.done
+	err = cause(ctx, t.copy(resp.Body, skip))
+	// What a peer sent before it failed is as good as what it sends before its end.
+	if flushErr := t.flush(); flushErr != nil {
+		err = flushErr
+	}
+	if got := f.partial.done - before; got > 0 {
 		f.sources = addSource(f.sources, p, got)
 	}
-	return cause(ctx, err)
+	return err
 }
 
 // readHeader refuses an answer that is not what was asked for, and returns how
@@ -74,12 +76,12 @@ func (f *fetch) readHeader(resp *http.Response) (skip int64, err error) {
 	}
 	expected := f.Size
 	if resp.StatusCode == http.StatusPartialContent {
-		expected -= f.done
+		expected -= f.partial.done
 		if err := f.checkRange(resp.Header.Get("Content-Range")); err != nil {
 			return 0, err
 		}
 	} else {
-		skip = f.done
+		skip = f.partial.done
 	}
 	if resp.ContentLength >= 0 && resp.ContentLength != expected {
 		return 0, fmt.Errorf("%w: it offers %d bytes of %d", errOtherBytes, resp.ContentLength, expected)
@@ -95,8 +97,8 @@ func (f *fetch) checkRange(header string) error {
 	if total != f.Size {
 		return fmt.Errorf("%w: it has %d bytes of %d", errOtherBytes, total, f.Size)
 	}
-	if first != f.done || last != f.Size-1 {
-		return fmt.Errorf("it answers with the range %.60q, not from %d on", header, f.done)
+	if first != f.partial.done || last != f.Size-1 {
+		return fmt.Errorf("it answers with the range %.60q, not from %d on", header, f.partial.done)
 	}
 	return nil
 }
@@ -115,28 +117,22 @@ type transfer struct {
 // copy drops skip bytes and appends what follows, to the signed length and not
 // a byte beyond.
 func (t *transfer) copy(body io.Reader, skip int64) error {
-	if _, err := t.file.Seek(t.done, io.SeekStart); err != nil {
-		return &localError{err}
-	}
-	for skip > 0 || t.done < t.Size {
-		want := t.Size - t.done
+	for skip > 0 || t.partial.missing() > 0 {
+		into := t.partial.room()
 		if skip > 0 {
-			want = skip
+			into = into[:min(int64(len(into)), skip)]
 		}
-		n, err := body.Read(t.buf[:min(int64(len(t.buf)), want)])
-		switch {
-		case n > 0 && skip > 0:
+		n, err := body.Read(into)
+		if skip > 0 {
 			skip -= int64(n)
-		case n > 0:
-			if err := t.keep(t.buf[:n]); err != nil {
-				return err
-			}
+		} else if err := t.keep(n); err != nil {
+			return err
 		}
-		if t.done == t.Size {
+		if t.partial.missing() == 0 {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("after %d of %d bytes: %w", t.done, t.Size, err)
+			return fmt.Errorf("after %d of %d bytes: %w", t.Size-t.partial.missing(), t.Size, err)
 		}
 		if err := t.pace(n); err != nil {
 			return err
@@ -145,14 +141,26 @@ func (t *transfer) copy(body io.Reader, skip int64) error {
 	return nil
 }
 
-func (t *transfer) keep(b []byte) error {
-	if _, err := t.file.Write(b); err != nil {
-		return &localError{describeDiskError(t.Store.dir, err)}
+// keep counts bytes that came in as the artifact's.
+func (t *transfer) keep(n int) error {
+	if n == 0 {
+		return nil
 	}
-	t.hash.Write(b)
-	t.done += int64(len(b))
-	t.Progress(t.done, t.peer)
-	return nil
+	flushed, err := t.partial.add(n)
+	if err == nil && flushed {
+		t.Progress(t.partial.done, t.peer)
+	}
+	return err
+}
+
+// flush brings to the file what is left in the buffer.
+func (t *transfer) flush() error {
+	before := t.partial.done
+	err := t.partial.flush()
+	if err == nil && t.partial.done > before {
+		t.Progress(t.partial.done, t.peer)
+	}
+	return err
 }
 
 // pace puts the stall off and holds the last window against the least rate.

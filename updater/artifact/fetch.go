@@ -3,15 +3,12 @@ package artifact
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
-	"os"
 	"slices"
 	"time"
 )
@@ -64,6 +61,9 @@ type FetchRequest struct {
 	// Progress is told the bytes held so far and who is serving; after bad bytes
 	// it starts again below. Called by one goroutine at a time. May be nil.
 	Progress func(done int64, from Peer)
+	// SetAside is told, once for each, of a peer that is asked no more in this
+	// fetch, and why: it served bad bytes. Called as Progress is. May be nil.
+	SetAside func(p Peer, why error)
 	// StallTimeout is how long a peer may send nothing, its answer's header
 	// included, before another is tried. 0: DefaultStallTimeout.
 	StallTimeout time.Duration
@@ -89,6 +89,9 @@ func (r *FetchRequest) setDefaults() error {
 	if r.Progress == nil {
 		r.Progress = func(int64, Peer) {}
 	}
+	if r.SetAside == nil {
+		r.SetAside = func(Peer, error) {}
+	}
 	client := *r.HTTP
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	r.HTTP = &client
@@ -107,7 +110,8 @@ type Source struct {
 // transfer, and sets aside a peer that served bad bytes. It holds no more than a
 // buffer in memory. A second Fetch of a digest waits for the first.
 //
-// Errors: ErrDiskFull; ErrNoPeer, with what the last peer said; ctx's.
+// Errors: ErrDiskFull, after which nothing is left of the artifact; ErrNoPeer,
+// with what the last peer said; ErrLength; ctx's.
 func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 	if err := req.setDefaults(); err != nil {
 		return nil, err
@@ -119,7 +123,7 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 	defer release()
 	switch err := req.Store.Verify(req.Digest); {
 	case err == nil:
-		return nil, nil
+		return nil, req.Store.checkLength(req.Digest, req.Size)
 	case !errors.Is(err, ErrNotHeld) && !errors.Is(err, ErrDamaged):
 		return nil, err
 	}
@@ -129,10 +133,8 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 
 type fetch struct {
 	FetchRequest
-	file    *os.File
-	buf     []byte
-	hash    hash.Hash // of the first done bytes of the file
-	done    int64
+	partial *partial
+	best    int64 // the most bytes that were here since the last ones proved bad
 	sources []Source
 	resumed bool // the file holds bytes of an earlier Fetch, of unknown origin
 
@@ -142,29 +144,36 @@ type fetch struct {
 	alone   bool            // after bad bytes of several: take all from one peer, to know whose they are
 }
 
-func (f *fetch) run(ctx context.Context) ([]Source, error) {
-	var err error
-	f.file, err = os.OpenFile(f.Store.partialPath(f.Digest), os.O_CREATE|os.O_RDWR, 0o600)
+func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
+	f.partial, err = openPartial(f.Store.dir, f.Store.partialPath(f.Digest), f.Size)
 	if err != nil {
-		return nil, describeDiskError(f.Store.dir, err)
-	}
-	defer f.file.Close()
-	if err := f.resume(); err != nil {
 		return nil, err
 	}
-	if err := checkSpace(f.Store.dir, f.Size-f.done); err != nil {
+	defer func() {
+		f.partial.close()
+		if errors.Is(err, ErrDiskFull) {
+			// The host needs the room more than the fetch its bytes.
+			err = errors.Join(err, f.partial.discard())
+		}
+	}()
+	f.best, f.resumed = f.partial.done, f.partial.done > 0
+	if err := checkSpace(f.Store.dir, f.partial.missing()); err != nil {
 		return nil, err
 	}
-	if f.done == f.Size && f.verify() == nil {
-		return nil, f.Store.adopt(f.file, f.Digest)
+	if f.partial.missing() == 0 {
+		switch err := f.verify(); {
+		case err == nil:
+			return nil, f.Store.adopt(f.partial.file, f.Digest)
+		case isLocal(err):
+			return nil, err
+		}
 	}
-	f.buf = make([]byte, fetchBuffer)
 	var last error
 	for idle, busy := 0, 0; idle < f.Rounds; {
 		r := f.round(ctx)
 		switch {
 		case r.err == nil:
-			return f.sources, f.Store.adopt(f.file, f.Digest)
+			return f.sources, f.Store.adopt(f.partial.file, f.Digest)
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case isLocal(r.err):
@@ -211,22 +220,21 @@ func (f *fetch) round(ctx context.Context) result {
 		if ctx.Err() != nil {
 			break
 		}
-		before := f.done
 		err := f.take(ctx, p)
 		if err == nil || isLocal(err) {
 			r.err = err
 			return r
 		}
-		r.gained += max(0, f.done-before)
+		r.gained += f.gained()
 		switch {
 		case errors.Is(err, errBusy):
 			r.busy = true
 		case errors.Is(err, errCorrupt):
 			r.gained = 0
-		case errors.Is(err, errTooSlow), errors.Is(err, errStalled):
+		case errors.Is(err, errTooSlow), errors.Is(err, errStalled), isTimeout(err):
 			f.slow[p.key()] = true
 		case errors.Is(err, errOtherBytes):
-			f.banned[p.key()] = true
+			f.ban(p, err)
 		}
 		r.err = fmt.Errorf("from %s: %w", cmp.Or(p.Name, p.HostID, p.Addr), err)
 	}
@@ -253,6 +261,15 @@ func (f *fetch) order(candidates []Peer) []Peer {
 	return peers
 }
 
+// gained returns how many bytes there are more than ever before. To count from
+// the last peer's would let two bad ones keep a fetch alive for ever, one
+// delivering a little, the other a little more.
+func (f *fetch) gained() int64 {
+	more := max(0, f.partial.done-f.best)
+	f.best += more
+	return more
+}
+
 // take reads what is missing from one peer; nil means the artifact is complete
 // and verified.
 func (f *fetch) take(ctx context.Context, p Peer) error {
@@ -264,22 +281,22 @@ func (f *fetch) take(ctx context.Context, p Peer) error {
 		}
 	}
 	for range attempts {
-		before := f.done
+		before := f.partial.done
 		err := f.download(ctx, p)
-		if f.done == f.Size {
-			break
+		if isLocal(err) {
+			return err
+		}
+		if f.partial.missing() == 0 {
+			return f.verify()
 		}
 		if err == nil {
 			err = io.ErrUnexpectedEOF
 		}
-		if f.done == before || ctx.Err() != nil || isLocal(err) || attempts == 1 {
+		if f.partial.done == before || ctx.Err() != nil || attempts == 1 {
 			return err
 		}
 	}
-	if f.done < f.Size {
-		return fmt.Errorf("it broke off %d times", attempts)
-	}
-	return f.verify()
+	return fmt.Errorf("it broke off %d times", attempts)
 }
 
 var errCorrupt = errors.New("the bytes do not have the signed digest")
@@ -288,45 +305,35 @@ var errCorrupt = errors.New("the bytes do not have the signed digest")
 // it is dropped. One source is to blame for its bytes; several are told apart by
 // taking all from one peer at a time from then on.
 func (f *fetch) verify() error {
-	if hex.EncodeToString(f.hash.Sum(nil)) == f.Digest {
+	if f.partial.sum() == f.Digest {
 		return nil
 	}
 	if len(f.sources) == 1 && !f.resumed {
-		f.banned[f.sources[0].Peer.key()] = true
+		f.ban(f.sources[0].Peer, errCorrupt)
 	} else {
 		for _, s := range f.sources {
 			f.alone = true
 			f.suspect[s.Peer.key()] = true
 		}
 	}
+	f.best = 0
 	if err := f.restart(); err != nil {
 		return err
 	}
 	return errCorrupt
 }
 
-// resume hashes what an earlier Fetch left. No more than the signed length may
-// count: what lies beyond it would follow the verified bytes to the final name.
-func (f *fetch) resume() error {
-	f.hash = sha256.New()
-	n, err := io.Copy(f.hash, io.LimitReader(f.file, f.Size))
-	if err != nil {
-		return f.restart()
+func (f *fetch) ban(p Peer, why error) {
+	if !f.banned[p.key()] {
+		f.banned[p.key()] = true
+		f.SetAside(p, why)
 	}
-	if err := f.file.Truncate(n); err != nil {
-		return &localError{err}
-	}
-	f.done, f.resumed = n, n > 0
-	return nil
 }
 
-// restart drops all bytes.
+// restart drops all bytes and whose they were.
 func (f *fetch) restart() error {
-	f.hash, f.done, f.sources, f.resumed = sha256.New(), 0, nil, false
-	if err := f.file.Truncate(0); err != nil {
-		return &localError{err}
-	}
-	return nil
+	f.sources, f.resumed = nil, false
+	return f.partial.restart()
 }
 
 // localError is this host's own trouble: no other peer helps.
@@ -334,6 +341,13 @@ type localError struct{ err error }
 
 func (e *localError) Error() string { return e.err.Error() }
 func (e *localError) Unwrap() error { return e.err }
+
+// isTimeout tells of a peer that does not even take a connection. It costs
+// seconds each time, so it is asked after the others from then on.
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
 
 func isLocal(err error) bool {
 	var l *localError

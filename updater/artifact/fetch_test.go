@@ -245,12 +245,18 @@ func TestCorruptPeerIsSetAside(t *testing.T) {
 	w := newWorld(t, 300_000)
 	w.peer("corrupt", 0, w.flipped(150_000))
 	w.peer("honest", 1, w.honest())
-	got := w.fetch(t.Context(), w.request())
+	req := w.request()
+	var aside []string
+	req.SetAside = func(p Peer, why error) { aside = append(aside, p.HostID+": "+why.Error()) }
+	got := w.fetch(t.Context(), req)
 	if len(got) != 1 || got["honest"] != 300_000 {
 		t.Errorf("sources %v", got)
 	}
 	if n := w.asked["corrupt"].Load(); n != 1 {
 		t.Errorf("the corrupt peer was asked %d times", n)
+	}
+	if want := []string{"corrupt: the bytes do not have the signed digest"}; !slices.Equal(aside, want) {
+		t.Errorf("told to be set aside are %q, want %q", aside, want)
 	}
 }
 
@@ -538,6 +544,37 @@ func TestDamagedArtifactIsFetchedAgain(t *testing.T) {
 	if got := w.fetch(t.Context(), w.request()); got["honest"] != 1000 {
 		t.Errorf("sources %v", got)
 	}
+}
+
+// A manifest that signs another length than the digest's bytes have is not met
+// by bytes that are held already.
+func TestHeldArtifactOfAnotherLength(t *testing.T) {
+	w := newWorld(t, 1000)
+	w.peer("honest", 0, w.honest())
+	w.fetch(t.Context(), w.request())
+	req := w.request()
+	req.Size = 999
+	if _, err := Fetch(t.Context(), req); !errors.Is(err, ErrLength) || !strings.Contains(err.Error(), "is 1000 bytes, the manifest says 999") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// An adoption that a crash cut short leaves the file executable; until it is
+// verified again it must not be.
+func TestLeftoverIsNotExecutable(t *testing.T) {
+	w := newWorld(t, 1000)
+	w.leave(w.bytes[:500])
+	if err := os.Chmod(w.store.partialPath(w.digest), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.peer("honest", 0, w.honest())
+	req := w.request()
+	req.Progress = func(done int64, _ Peer) {
+		if st, err := os.Stat(w.store.partialPath(w.digest)); done < 1000 && (err != nil || st.Mode().Perm() != 0o600) {
+			t.Errorf("unverified bytes have the mode %v, %v", st.Mode(), err)
+		}
+	}
+	w.fetch(t.Context(), req)
 }
 
 func TestConcurrentFetchesShareOneDownload(t *testing.T) {

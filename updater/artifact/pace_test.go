@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -195,6 +196,62 @@ func TestByteByByteIsNoProgress(t *testing.T) {
 		}
 		if took := time.Since(start); took > time.Minute {
 			t.Errorf("gave up after %v", took)
+		}
+	})
+}
+
+// Two bad peers that each have to deliver all by themselves, and break off at
+// lengths that go up and down, cannot keep a fetch alive by that.
+func TestUpAndDownIsNoProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 4<<20)
+		upTo := func(n int) func(*http.Request) *http.Response {
+			bad := steady(mustFlip(w.bytes, 0), 1<<20, 0)
+			return func(r *http.Request) *http.Response {
+				resp := bad(r)
+				resp.Body = io.NopCloser(io.LimitReader(resp.Body, int64(max(0, n-from(r)))))
+				return resp
+			}
+		}
+		req := w.over(link{"low": upTo(1 << 20), "high": upTo(3 << 20)}, "low", "high")
+		asked := 0
+		req.Candidates = func() []Peer {
+			asked++
+			if asked > 2*DefaultRounds {
+				return nil // it would never end
+			}
+			return w.peers
+		}
+		f := &fetch{FetchRequest: req, alone: true, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{}}
+		must(t, f.setDefaults())
+		if _, err := f.run(t.Context()); !errors.Is(err, ErrNoPeer) {
+			t.Errorf("error is %v", err)
+		}
+		if asked > 2*DefaultRounds {
+			t.Errorf("it was not given up after %d rounds", asked)
+		}
+	})
+}
+
+// A peer that sends a little at a time is heard of at once: what it sent is told
+// and on disk before a buffer is full.
+func TestSlowBytesAreToldSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1<<20)
+		req := w.over(link{"slow": steady(w.bytes, 100_000, time.Second)}, "slow")
+		start, last := time.Now(), int64(0)
+		req.Progress = func(done int64, _ Peer) {
+			if rate := done / int64(time.Since(start)/time.Second); rate != 100_000 && done != 1<<20 {
+				t.Errorf("told of %d bytes after %v", done, time.Since(start))
+			}
+			if st, err := os.Stat(w.store.partialPath(w.digest)); err != nil || st.Size() != done {
+				t.Errorf("told of %d bytes, on disk are %d, %v", done, st.Size(), err)
+			}
+			last = done
+		}
+		w.fetch(t.Context(), req)
+		if last != 1<<20 {
+			t.Errorf("last told of are %d bytes", last)
 		}
 	})
 }

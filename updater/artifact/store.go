@@ -27,8 +27,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"moult/updater/internal/durable"
 )
@@ -45,6 +47,8 @@ var (
 	ErrNotWanted = errors.New("the bytes are not those expected")
 	// ErrDamaged: an artifact on disk no longer has its digest.
 	ErrDamaged = errors.New("the artifact was damaged on disk")
+	// ErrLength: an artifact that is held is not of the length that was signed.
+	ErrLength = errors.New("the artifact is not of the signed length")
 	// ErrDiskFull: there is no room for the artifact.
 	ErrDiskFull = errors.New("the disk is full")
 	// ErrNoPeer: no peer gave the artifact.
@@ -151,6 +155,18 @@ func (s *Store) Verify(digest string) error {
 	return errors.Join(fmt.Errorf("%w: %s", ErrDamaged, s.Path(digest)), ignoreMissing(os.Remove(s.Path(digest))))
 }
 
+// checkLength holds a verified artifact against the signed length.
+func (s *Store) checkLength(digest string, size int64) error {
+	st, err := os.Stat(s.Path(digest))
+	if err != nil {
+		return err
+	}
+	if st.Size() != size {
+		return fmt.Errorf("%w: %.12s… is %d bytes, the manifest says %d; correct the manifest and publish the release again", ErrLength, digest, st.Size(), size)
+	}
+	return nil
+}
+
 // List returns the digests of the verified artifacts, sorted.
 func (s *Store) List() ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
@@ -167,9 +183,10 @@ func (s *Store) List() ([]string, error) {
 }
 
 // Remove deletes an artifact and what was fetched of it, unless it is being
-// fetched. It never touches the running binary.
+// fetched. What has the running binary's digest it keeps, without an error: on
+// trial that is the running binary, and the only copy of it.
 func (s *Store) Remove(digest string) error {
-	if !ValidDigest(digest) {
+	if !ValidDigest(digest) || digest == s.running.digest {
 		return nil
 	}
 	s.mu.Lock()
@@ -190,7 +207,11 @@ func ignoreMissing(err error) error {
 
 // Retain deletes all artifacts but those named, and partial files that nobody
 // is fetching. What has the running binary's digest is always kept.
-func (s *Store) Retain(keep ...string) error {
+func (s *Store) Retain(keep ...string) error { return s.Prune(0, keep...) }
+
+// Prune is Retain, except that it spares the newest artifacts of those that are
+// not named, at most spare.
+func (s *Store) Prune(spare int, keep ...string) error {
 	kept := map[string]bool{s.running.digest: true}
 	for _, k := range keep {
 		kept[k] = true
@@ -203,16 +224,32 @@ func (s *Store) Retain(keep ...string) error {
 		return err
 	}
 	var errs []error
-	for _, e := range entries {
+	for _, e := range newestFirst(entries) {
 		digest := strings.TrimPrefix(e.Name(), unverifiedPrefix)
 		if !ValidDigest(digest) || kept[digest] {
 			continue
 		}
-		if _, busy := s.fetching[digest]; !busy {
-			errs = append(errs, ignoreMissing(os.Remove(filepath.Join(s.dir, e.Name()))))
+		if _, busy := s.fetching[digest]; busy {
+			continue
 		}
+		if digest == e.Name() && spare > 0 {
+			spare--
+			continue
+		}
+		errs = append(errs, ignoreMissing(os.Remove(filepath.Join(s.dir, e.Name()))))
 	}
 	return errors.Join(errs...)
+}
+
+func newestFirst(entries []os.DirEntry) []os.DirEntry {
+	written := make(map[string]time.Time, len(entries))
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil { // else it was deleted meanwhile
+			written[e.Name()] = info.ModTime()
+		}
+	}
+	slices.SortStableFunc(entries, func(a, b os.DirEntry) int { return written[b.Name()].Compare(written[a.Name()]) })
+	return entries
 }
 
 // Import stores bytes whose digest is not known before: an upload. Wanted is

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -147,6 +148,56 @@ func TestRetain(t *testing.T) {
 	}
 	if list, _ := s.List(); len(list) != 2 {
 		t.Errorf("listed are %v", list)
+	}
+}
+
+// Of what is not named the newest are spared; the age counts, not the name.
+func TestPruneSparesTheNewest(t *testing.T) {
+	w := newWorld(t, 1)
+	var digests []string
+	for i := range 5 {
+		digest := w.put(fmt.Sprint("content ", i))
+		written := time.Unix(int64(1000+i), 0)
+		if err := os.Chtimes(w.store.Path(digest), written, written); err != nil {
+			t.Fatal(err)
+		}
+		digests = append(digests, digest)
+	}
+	w.digest = strings.Repeat("a", 64)
+	w.leave([]byte("half, and newer than all"))
+	if err := w.store.Prune(2, digests[0]); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{digests[0], digests[3], digests[4]}
+	slices.Sort(want)
+	if list, err := w.store.List(); err != nil || !slices.Equal(list, want) {
+		t.Errorf("left are %v, %v; want the named one and the newest two %v", list, err, want)
+	}
+	if _, err := os.Stat(w.store.partialPath(w.digest)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a partial file that nobody fetches was spared: %v", err)
+	}
+}
+
+// On trial the running binary is the artifact in the store, and nothing else.
+func TestTheRunningBinaryIsNeverDeleted(t *testing.T) {
+	dir := t.TempDir()
+	w := &world{t: t, dir: dir, store: mustOpen(t, dir)}
+	digest := w.put("running")
+	s, err := OpenStore(dir, digest, w.store.Path(digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, drop := range map[string]func() error{
+		"remove": func() error { return s.Remove(digest) },
+		"retain": func() error { return s.Retain() },
+		"prune":  func() error { return s.Prune(0) },
+	} {
+		if err := drop(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := s.Verify(digest); err != nil {
+			t.Fatalf("after %s the running binary is gone: %v", name, err)
+		}
 	}
 }
 
