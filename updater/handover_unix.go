@@ -4,6 +4,8 @@ package updater
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -21,6 +23,7 @@ func (s *supervisor) handOver(c *child) *child {
 	fds := []int{descriptor(c.send), descriptor(c.recv), descriptor(c.out)}
 	state, err := json.Marshal(handover{PID: c.pid, Send: fds[0], Recv: fds[1], Out: fds[2], Pending: c.pending})
 	if err == nil {
+		s.side.flush(flushOutput)
 		inheritAll(fds, true)
 		err = syscall.Exec(s.Installed, os.Args, append(withoutHandover(os.Environ()), envHandover+"="+string(state)))
 		inheritAll(fds, false)
@@ -72,22 +75,33 @@ func (s *supervisor) adopt() *child {
 		s.log.Error("handover does not parse; starting afresh", "error", err)
 		return nil
 	}
-	if ended, err := syscall.Wait4(h.PID, nil, syscall.WNOHANG, nil); err != nil || ended != 0 {
-		s.log.Error("the handed over agent has ended or is not this process's child; starting afresh", "pid", h.PID, "error", err)
-		return nil
-	}
-	p, err := os.FindProcess(h.PID)
-	if err != nil {
-		s.log.Error("find the handed over agent; starting afresh", "pid", h.PID, "error", err)
-		return nil
-	}
 	c := &child{
-		proc: p, pid: h.PID, pending: h.Pending,
+		pid: h.PID, pending: h.Pending,
 		send: inheritedPipe(uintptr(h.Send), "agent"),
 		recv: inheritedPipe(uintptr(h.Recv), "agent"),
 		out:  inheritedPipe(uintptr(h.Out), "agent"),
 	}
+	var err error
+	if c.proc, err = livingChild(h.PID); err != nil {
+		s.log.Error("the handed over agent is gone; starting afresh", "pid", h.PID, "error", err)
+		closeAll(c.send, c.recv, c.out)
+		return nil
+	}
 	s.watchOver(c)
 	s.log.Info("took the running agent over", "pid", h.PID)
 	return c
+}
+
+// livingChild finds a child of this process. What one that has ended left behind
+// is ended too: it would hold the next one's port.
+func livingChild(pid int) (*os.Process, error) {
+	ended, err := syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+	if err != nil {
+		return nil, fmt.Errorf("it is not this process's child: %w", err)
+	}
+	if ended == pid {
+		_ = syscall.Kill(-pid, syscall.SIGKILL)
+		return nil, errors.New("it has ended")
+	}
+	return os.FindProcess(pid)
 }

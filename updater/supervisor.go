@@ -28,7 +28,9 @@ type SupervisorConfig struct {
 	RestartDelay    time.Duration // before a crashed child starts again, doubling; 1 s
 	MaxRestartDelay time.Duration // where the doubling ends; 30 s
 
-	Output io.Writer // what the children print; nil: standard error
+	// Output gets what the children print; nil: standard error. It and the Logger
+	// may block: what they do not take in time is dropped.
+	Output io.Writer
 	Logger *slog.Logger
 	// SwapStep is install.SwapRequest.Step, for tests that cut the power.
 	SwapStep func(step string) error
@@ -67,6 +69,9 @@ func setDefault[T comparable](v *T, d T) {
 	}
 }
 
+// flushOutput is how long what was printed last is waited for.
+const flushOutput = time.Second
+
 // RunSupervisor runs the agent as its child until ctx ends, and then stops it:
 // it asks, and kills after StopTimeout. A child that ends by itself is started
 // again, after a delay that doubles while it keeps crashing; one that exits with
@@ -82,7 +87,13 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	s := &supervisor{SupervisorConfig: cfg, log: cfg.Logger.With("component", "supervisor"), delay: cfg.RestartDelay}
+	side := &sideline{to: cfg.Output}
+	defer side.flush(flushOutput)
+	cfg.Output = side
+	s := &supervisor{
+		SupervisorConfig: cfg, side: side, delay: cfg.RestartDelay,
+		log: slog.New(sidelinedHandler{cfg.Logger.Handler(), side}).With("component", "supervisor"),
+	}
 	c := s.adopt()
 	if c == nil {
 		// Not after adopting: the child may have staged the next trial already.
@@ -94,6 +105,7 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 // supervisor is the state of RunSupervisor, owned by its goroutine.
 type supervisor struct {
 	SupervisorConfig
+	side  *sideline // what log and Output are printed by
 	log   *slog.Logger
 	delay time.Duration // before the next start of a crashed child
 }

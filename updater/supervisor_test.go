@@ -41,6 +41,7 @@ type site struct {
 	env       []string
 	cmd       *exec.Cmd
 	output    *syncBuffer
+	print     *os.File // instead of output, when it is set
 	ended     chan struct{}
 }
 
@@ -87,6 +88,9 @@ func (s *site) start(env ...string) {
 	s.cmd = exec.Command(s.installed, "agent")
 	s.cmd.Env = append(append(os.Environ(), "TEST_DATA="+s.data, "TEST_INSTALLED="+s.installed), append(s.env, env...)...)
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
+	if s.print != nil {
+		s.cmd.Stdout, s.cmd.Stderr = s.print, s.print
+	}
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func (s *supervisor) trial(ctx context.Context) *child {
 	}
 	s.log.Info("trial begins", "job", m.JobID, "release", m.Version)
 	deadline := time.Now().Add(s.TrialTimeout)
-	var reason string
+	reason := fmt.Sprintf("the marker says that version %s was started %d times already", m.Version, m.Starts)
 	var output []string
 	for m.Starts < s.MaxStarts {
 		m.Starts++

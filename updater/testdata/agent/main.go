@@ -62,7 +62,7 @@ func supervise(p part) {
 	err := updater.RunSupervisor(ctx, updater.SupervisorConfig{
 		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Args: []string{"agent"},
 		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", 20*time.Second), Soak: duration("TEST_SOAK", 100*time.Millisecond),
-		RestartDelay: 20 * time.Millisecond, MaxRestartDelay: 200 * time.Millisecond, StopTimeout: 3 * time.Second,
+		RestartDelay: duration("TEST_RESTART_DELAY", 20*time.Millisecond), MaxRestartDelay: 400 * time.Millisecond, StopTimeout: 3 * time.Second,
 		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		SwapStep: func(step string) error {
 			if step == os.Getenv("TEST_KILL_AT") {
@@ -99,6 +99,10 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 			os.Exit(3)
 		case "hang", "silent":
 			fmt.Println("waiting for a peer that never answers")
+		case "chatty":
+			for range 100_000 {
+				fmt.Println("still waiting for a peer that never answers")
+			}
 		case "lie":
 			say(link, "9.9.9", digest)
 		case "joins-and-dies":
@@ -112,6 +116,9 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 	if p.Behave == "gives-up" {
 		fmt.Println("token refused")
 		os.Exit(updater.ExitGiveUp)
+	}
+	if p.Behave == "restarts" {
+		os.Exit(updater.ExitRestart)
 	}
 	if p.Behave == "hang" {
 		signal.Ignore(syscall.SIGTERM)
