@@ -13,13 +13,15 @@ import (
 	"moult/updater/release"
 )
 
+// spareArtifacts is how many artifacts this host keeps, and serves, besides the
+// one it runs and the one it is to run.
+const spareArtifacts = 2
+
 // job carries one order out. It returns ErrRestart when the trial is due, nil
 // when the job has ended, whichever way, or is to be gone on with later.
 func (u *Updater) job(ctx context.Context, o order.Order, sealed []byte, resumes int) error {
-	out := install.Outcome{
-		JobID: o.JobID, Attempt: o.Attempt, Index: o.Index, Result: install.Running,
-		Version: o.Version, At: time.Now(), Order: sealed, Resumes: resumes,
-	}
+	out := outcomeOf(o)
+	out.Result, out.At, out.Order, out.Resumes = install.Running, time.Now(), sealed, resumes
 	u.openLog(o.JobID)
 	if resumes == 0 {
 		u.note(fmt.Sprintf("order accepted: update from version %s to %s", u.cfg.Version, o.Version))
@@ -39,11 +41,8 @@ func (u *Updater) job(ctx context.Context, o order.Order, sealed []byte, resumes
 		return nil
 	case m == nil:
 		u.note("version " + o.Version + " runs already")
-		out.Result, out.Order = install.Committed, nil
-		if err := install.SaveOutcome(u.cfg.DataDir, out); err != nil {
-			u.slog.Error("save outcome", "job", o.JobID, "error", err)
-		}
-		u.settle()
+		out.Result = install.Committed
+		u.end(out)
 		return nil
 	}
 	u.note("restarting on trial")
@@ -54,6 +53,11 @@ func (u *Updater) job(ctx context.Context, o order.Order, sealed []byte, resumes
 		}
 	}
 	u.mu.Unlock()
+	out.Staged = true
+	if err := install.SaveOutcome(u.cfg.DataDir, out); err != nil {
+		u.fail(out, err.Error())
+		return nil
+	}
 	if err := install.SaveMarker(u.cfg.DataDir, *m); err != nil {
 		u.fail(out, err.Error())
 		return nil
@@ -126,12 +130,9 @@ func (u *Updater) verify(o order.Order) (offer, error) {
 // fetch gets the artifact into the store and returns its path; its progress is
 // in the reports.
 func (u *Updater) fetch(ctx context.Context, off offer) (string, error) {
-	missing := off.Size
-	if u.cfg.Store.Has(off.Digest) {
-		missing = 0
-	}
-	if err := install.CheckSpace(u.cfg.DataDir, missing); err != nil {
-		return "", err
+	// Before the fetch, which needs the room.
+	if err := u.cfg.Store.Prune(spareArtifacts, off.Digest); err != nil {
+		u.slog.Warn("prune old artifacts", "error", err)
 	}
 	u.mu.Lock()
 	job := u.status.job
@@ -141,6 +142,9 @@ func (u *Updater) fetch(ctx context.Context, off offer) (string, error) {
 		Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, HTTP: u.cfg.HTTP,
 		Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
 		Progress:   func(done int64, from artifact.Peer) { u.progress(job, off.Size, done, from) },
+		SetAside: func(p artifact.Peer, why error) {
+			u.note(fmt.Sprintf("%s is asked no more for the artifact: %v", nameOf(p), why))
+		},
 	})
 	if err != nil {
 		return "", fmt.Errorf("fetch release: %w", err)

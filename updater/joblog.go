@@ -3,9 +3,8 @@ package updater
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,12 +25,14 @@ const (
 // a line, numbered from 1. It survives the agent's restart, so that the new or
 // the returning binary sends what the old one could not. Owned by Updater.mu.
 type jobLog struct {
-	job    string
-	file   *os.File
-	size   int64
-	full   bool
-	lines  []fleet.LogLine
-	stored uint64 // lines up to this number are committed
+	job     string
+	file    *os.File
+	size    int64 // of all lines
+	full    bool
+	lines   []fleet.LogLine
+	written int    // lines that are in the file
+	offset  int64  // where they end in it
+	stored  uint64 // lines up to this number are committed
 }
 
 // openJobLog opens or makes the log of a job and removes those of other jobs. A
@@ -50,11 +51,23 @@ func openJobLog(dir, job string) (*jobLog, error) {
 			os.Remove(other)
 		}
 	}
-	content, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read job log: %w", err)
-	}
 	l := &jobLog{job: job}
+	if l.file, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return nil, fmt.Errorf("open job log: %w", err)
+	}
+	if err := l.load(); err != nil {
+		l.file.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// load reads the lines in the file, to the first that is torn.
+func (l *jobLog) load() error {
+	content, err := io.ReadAll(io.LimitReader(l.file, maxJobLog))
+	if err != nil {
+		return fmt.Errorf("read job log: %w", err)
+	}
 	for {
 		line, rest, found := bytes.Cut(content, []byte("\n"))
 		var parsed fleet.LogLine
@@ -66,14 +79,11 @@ func openJobLog(dir, job string) (*jobLog, error) {
 		l.full = parsed.Line == logFull
 		content = rest
 	}
-	if l.file, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		return nil, fmt.Errorf("open job log: %w", err)
-	}
+	l.written, l.offset = len(l.lines), l.size
 	if err := l.file.Truncate(l.size); err != nil {
-		l.file.Close()
-		return nil, fmt.Errorf("cut torn line off the job log: %w", err)
+		return fmt.Errorf("cut torn line off the job log: %w", err)
 	}
-	return l, nil
+	return nil
 }
 
 // validJobID keeps a job id from being a path.
@@ -84,15 +94,13 @@ func validJobID(job string) bool {
 	return strings.Trim(job, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
 }
 
-// add appends a line. An error means that it is kept in memory only.
+// add appends a line. An error means that it is kept in memory only, until a
+// later line can be written.
 func (l *jobLog) add(at time.Time, stream, text string) error {
 	if l.full {
 		return nil
 	}
-	if len(text) > tailWidth {
-		text = strings.ToValidUTF8(text[:tailWidth], "") + "…"
-	}
-	line := fleet.LogLine{Seq: uint64(len(l.lines)) + 1, At: at.UTC(), Stream: stream, Line: text}
+	line := fleet.LogLine{Seq: uint64(len(l.lines)) + 1, At: at.UTC(), Stream: stream, Line: shorten(text)}
 	b, err := json.Marshal(line)
 	if err == nil && l.size+int64(len(b)) > maxJobLog-512 {
 		l.full = true
@@ -103,17 +111,36 @@ func (l *jobLog) add(at time.Time, stream, text string) error {
 		return err
 	}
 	l.lines = append(l.lines, line)
-	if _, err = l.file.WriteAt(append(b, '\n'), l.size); err == nil {
-		l.size += int64(len(b)) + 1
+	l.size += int64(len(b)) + 1
+	return l.write()
+}
+
+// write brings to the file what is not in it yet, in order: a line that is
+// missing would end the log there at the next start.
+func (l *jobLog) write() error {
+	for ; l.written < len(l.lines); l.written++ {
+		b, err := json.Marshal(l.lines[l.written])
+		if err != nil {
+			return err
+		}
+		if _, err := l.file.WriteAt(append(b, '\n'), l.offset); err != nil {
+			return err
+		}
+		l.offset += int64(len(b)) + 1
 	}
-	return err
+	return nil
+}
+
+func shorten(text string) string {
+	if len(text) <= tailWidth {
+		return text
+	}
+	return strings.ToValidUTF8(text[:tailWidth], "") + "…"
 }
 
 // has tells whether a line was written before, this process's start or not.
 func (l *jobLog) has(stream, text string) bool {
-	if len(text) > tailWidth {
-		text = strings.ToValidUTF8(text[:tailWidth], "") + "…"
-	}
+	text = shorten(text)
 	for _, line := range l.lines {
 		if line.Stream == stream && line.Line == text {
 			return true

@@ -1,11 +1,9 @@
 package updater
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -36,15 +34,9 @@ func trustPath(dataDir string) string { return filepath.Join(dataDir, "trust.jso
 // loadTrust fails closed: with a file it cannot read, no release is installed.
 func loadTrust(dataDir string) (trust, error) {
 	var t trust
-	b, err := os.ReadFile(trustPath(dataDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return t, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &t)
-	}
-	if err != nil {
-		return t, fmt.Errorf("read the highest installed release: %w; repair %s, or remove it to trust any signed release once", err, trustPath(dataDir))
+	err := install.LoadSealed(trustPath(dataDir), &t)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return trust{}, fmt.Errorf("read the highest installed release: %w; restore %s, or remove it to trust any signed release once", err, trustPath(dataDir))
 	}
 	return t, nil
 }
@@ -59,11 +51,7 @@ func raiseTrust(dataDir string, number, floor uint64) error {
 	if raised == t {
 		return nil
 	}
-	b, err := json.Marshal(raised)
-	if err != nil {
-		return err
-	}
-	return install.WriteFile(trustPath(dataDir), append(b, '\n'))
+	return install.SaveSealed(trustPath(dataDir), raised)
 }
 
 // admit tells whether a signed offer may be installed on top of what was.

@@ -122,11 +122,37 @@ func (u *Updater) judge(sealed []byte) (o order.Order, ok bool) {
 		u.slog.Info("order waits: another job runs", "job", o.JobID, "running", job)
 		return o, false
 	}
-	if err := u.cfg.Fence.Accept(o); err != nil {
+	err = u.cfg.Fence.Accept(o)
+	switch {
+	case err == nil:
+		return o, true
+	case errors.Is(err, order.ErrRepeated):
+		u.lost(o)
+	case errors.Is(err, order.ErrStale):
 		u.slog.Warn("order refused", "job", o.JobID, "index", o.Index, "error", err)
-		return o, false
+	default:
+		u.openLog(o.JobID)
+		u.fail(outcomeOf(o), fmt.Sprintf("%v; check that %s exists, can be written and is not full, then start the update again", err, u.cfg.DataDir))
 	}
-	return o, true
+	return o, false
+}
+
+func outcomeOf(o order.Order) install.Outcome {
+	return install.Outcome{JobID: o.JobID, Attempt: o.Attempt, Index: o.Index, Version: o.Version}
+}
+
+// lost ends a job that was accepted before but is not the one on record: the
+// agent was stopped between the two, or the record is damaged. How far it came
+// is not known, so it does not run again.
+func (u *Updater) lost(o order.Order) {
+	u.openLog(o.JobID)
+	out := outcomeOf(o)
+	if off, err := u.verify(o); err == nil && off.Digest == u.cfg.Digest {
+		out.Result, out.Digest, out.Number, out.Floor = install.Committed, off.Digest, off.Number, off.Floor
+		u.end(out)
+		return
+	}
+	u.fail(out, "this host accepted the order before, but its record of the job in "+u.cfg.DataDir+" is lost or damaged; start the update again")
 }
 
 // StartPhase returns the phase and the job to announce before the mesh is
@@ -141,6 +167,9 @@ func StartPhase(dataDir string, link *SupervisorLink) (phase, jobID string) {
 	o, err := install.LoadOutcome(dataDir)
 	if err != nil {
 		return PhaseIdle, ""
+	}
+	if o.Result == install.Running && o.Staged {
+		return PhaseRestarting, o.JobID // Run finds out how it ended
 	}
 	return phaseOf(o.Result), o.JobID
 }
@@ -162,12 +191,21 @@ func phaseOf(r install.Result) string {
 // its commit), how the last job ended, or a job to go on with.
 func (u *Updater) recall(begin func(order.Order, []byte, int)) (committed <-chan struct{}) {
 	if u.cfg.Link != nil && u.cfg.Link.OnTrial() {
-		if m, err := install.LoadMarker(u.cfg.DataDir); err == nil {
+		m, err := install.LoadMarker(u.cfg.DataDir)
+		if err == nil {
 			u.openLog(m.JobID)
 			u.note(fmt.Sprintf("version %s runs on trial (start %d)", m.Version, m.Starts))
 			u.enter(PhaseTrial, m.JobID)
 			return u.cfg.Link.Committed()
 		}
+		if !errors.Is(err, install.ErrNoMarker) {
+			// The supervisor knows what it tries; a trial must not judge itself.
+			u.slog.Error("read trial marker", "error", err)
+			o, _ := install.LoadOutcome(u.cfg.DataDir)
+			u.enter(PhaseTrial, o.JobID)
+			return u.cfg.Link.Committed()
+		}
+		// No marker: committed between the start and this line.
 	} else if err := install.RemoveMarker(u.cfg.DataDir); err != nil {
 		// The supervisor has dealt with a due trial before it started this one.
 		u.slog.Warn("remove stale trial marker", "error", err)
@@ -183,7 +221,7 @@ func (u *Updater) recall(begin func(order.Order, []byte, int)) (committed <-chan
 		return nil
 	}
 	u.openLog(o.JobID)
-	if o.Result == install.Running {
+	if o.Result == install.Running && !o.Staged {
 		u.resume(o, begin)
 		return nil
 	}
@@ -216,6 +254,38 @@ func (u *Updater) settle() {
 		u.enter(PhaseIdle, job)
 		return
 	}
+	if o.Result == install.Running {
+		u.end(u.unrecorded(o))
+		return
+	}
+	u.show(o)
+}
+
+// unrecorded is how a job ended whose trial was due and of whose verdict nothing
+// is on disk: no marker, or a corrupt one, or the disk was full. What runs tells.
+func (u *Updater) unrecorded(o install.Outcome) install.Outcome {
+	if o.Digest == u.cfg.Digest {
+		o.Result = install.Committed
+		return o
+	}
+	o.Result = install.Interrupted
+	o.Reason = fmt.Sprintf("interrupted: how the trial of version %s ended could not be written to %s, or was lost there; version %s runs on; look for a full or failing disk, then start the update again",
+		o.Version, u.cfg.DataDir, u.cfg.Version)
+	return o
+}
+
+// end writes down how a job ended and shows it; the latter even when the former
+// is not possible.
+func (u *Updater) end(o install.Outcome) {
+	o.Order, o.At = nil, time.Now()
+	if err := install.SaveOutcome(u.cfg.DataDir, o); err != nil {
+		u.slog.Error("save outcome", "job", o.JobID, "error", err)
+	}
+	u.show(o)
+}
+
+// show reports how a job ended.
+func (u *Updater) show(o install.Outcome) {
 	if o.Result == install.Committed {
 		if err := raiseTrust(u.cfg.DataDir, o.Number, o.Floor); err != nil {
 			u.slog.Error("remember installed release", "error", err)
@@ -246,17 +316,8 @@ func (u *Updater) settle() {
 
 // fail ends a job that never came to a trial.
 func (u *Updater) fail(o install.Outcome, reason string) {
-	o.Result, o.Reason, o.Order, o.At = install.Failed, reason, nil, time.Now()
-	if err := install.SaveOutcome(u.cfg.DataDir, o); err != nil {
-		u.slog.Error("save outcome", "job", o.JobID, "error", err)
-		u.mu.Lock()
-		u.status.reason = reason
-		u.mu.Unlock()
-		u.note("failed: " + reason)
-		u.enter(PhaseFailed, o.JobID)
-		return
-	}
-	u.settle()
+	o.Result, o.Reason = install.Failed, reason
+	u.end(o)
 }
 
 // enter moves to a phase of a job and says so.

@@ -185,6 +185,9 @@ var fromServer = identity.Identity{Cluster: "cluster-1", HostID: "server-1", Rol
 // run starts an updater on the host's files; stop ends it and returns its error.
 func (h *host) run() (stop func() error) {
 	h.t.Helper()
+	var err error
+	h.cfg.Fence, err = order.OpenFence(filepath.Join(h.data, "fence.json")) // as a new process does
+	must(h.t, err)
 	u, err := New(h.cfg)
 	must(h.t, err)
 	h.mu.Lock()
@@ -252,6 +255,10 @@ func TestJobEndsInAStagedTrial(t *testing.T) {
 	}
 	if got := mustDigest(t, m.StagedPath); got != p.digest {
 		t.Errorf("staged is %s", got)
+	}
+	// With this on record no later start resumes the job, whatever becomes of the marker.
+	if o, err := install.LoadOutcome(h.data); err != nil || !o.Staged || o.Result != install.Running || o.Digest != p.digest || o.Number != 5 || o.Floor != 2 {
+		t.Errorf("outcome is %+v, %v", o, err)
 	}
 	if r := h.lastReport(); len(r.Sources) != 1 || r.Sources[0].HostID != "agent-2" || r.Sources[0].Bytes != r.Total || r.Done != r.Total {
 		t.Errorf("report is %+v", r)

@@ -46,6 +46,9 @@ type Outcome struct {
 	// job after a restart. Resumes counts how often it did.
 	Order   []byte `json:"order,omitempty"`
 	Resumes int    `json:"resumes,omitempty"`
+	// Staged: a trial was due. Such a job is not resumed, whatever became of the
+	// marker: its binary may have been what took the host down.
+	Staged bool `json:"staged,omitempty"`
 }
 
 // OutcomeOf begins an outcome from a trial's marker.
