@@ -476,6 +476,35 @@ func TestStalledPeerIsLeft(t *testing.T) {
 	}
 }
 
+// A peer that trickles over a real connection never stalls, and is left; what
+// it sent is kept, and it is not set aside: its bytes are good.
+func TestTricklingPeerOverARealConnection(t *testing.T) {
+	w := newWorld(t, 300_000)
+	w.peer("trickling", 0, func(rw http.ResponseWriter, r *http.Request) {
+		promise(rw, r, w.bytes)
+		rest := w.bytes[from(r):]
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for ; len(rest) > 0; rest = rest[min(len(rest), 100):] {
+			select {
+			case <-r.Context().Done():
+				return
+			case <-tick.C:
+			}
+			_, _ = rw.Write(rest[:min(len(rest), 100)])
+			_ = http.NewResponseController(rw).Flush()
+		}
+	})
+	w.peer("honest", 1, w.honest())
+	req := w.request()
+	req.StallTimeout, req.MinRate = 300*time.Millisecond, 100_000
+	req.SetAside = func(p Peer, why error) { t.Errorf("%s is set aside: %v", p.HostID, why) }
+	got := w.fetch(t.Context(), req)
+	if got["trickling"] == 0 || got["trickling"] > 100_000 || got["trickling"]+got["honest"] != 300_000 {
+		t.Errorf("sources %v", got)
+	}
+}
+
 func TestFetchResumesAfterARestart(t *testing.T) {
 	w := newWorld(t, 300_000)
 	w.peer("dropping", 0, onceThen(dropping(w.bytes, 100_000), busy))
