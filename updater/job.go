@@ -78,8 +78,11 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 	if err != nil {
 		return nil, err
 	}
-	if off.Digest == u.cfg.Digest {
+	switch {
+	case off.Digest == u.cfg.Digest && off.Version == u.cfg.Version:
 		return nil, nil
+	case off.Digest == u.cfg.Digest:
+		return nil, fmt.Errorf("the release of version %s is the binary that runs here, which says that it is version %s; build it as %s and publish that", off.Version, u.cfg.Version, off.Version)
 	}
 	if err := t.admit(off, time.Now()); err != nil {
 		return nil, err
@@ -169,6 +172,10 @@ func (u *Updater) fetch(ctx context.Context, off offer) (string, error) {
 // progress takes note of the bytes that are here, and of who sent the newest.
 func (u *Updater) progress(job string, size, done int64, from artifact.Peer) {
 	u.mu.Lock()
+	if done < u.status.done {
+		clear(u.status.sources) // what they sent was bad
+		u.status.done = 0
+	}
 	if added := done - u.status.done; added > 0 && from.HostID != "" {
 		u.status.sources[from.HostID] = sourceOf(from, u.status.sources[from.HostID].Bytes+added)
 	}

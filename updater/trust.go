@@ -60,7 +60,7 @@ func (t trust) admit(o offer, now time.Time) error {
 	case o.Number < t.Floor:
 		return fmt.Errorf("release %s (number %d) is below the floor %d that a later release set; choose a newer release", o.Version, o.Number, t.Floor)
 	case o.Number < t.Highest && !o.Rollback:
-		return fmt.Errorf("release %s (number %d) is older than number %d, which was installed here; to go back, publish a manifest signed as a rollback", o.Version, o.Number, t.Highest)
+		return fmt.Errorf("release %s (number %d) is older than number %d, which was installed here; to go back to its code, build that under a new version and publish it with a higher number, or sign it as a rollback", o.Version, o.Number, t.Highest)
 	case !o.Expires.IsZero() && now.After(o.Expires):
 		return fmt.Errorf("the manifest of release %s expired at %s; sign and publish it anew", o.Version, o.Expires.UTC().Format(time.RFC3339))
 	}

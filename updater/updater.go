@@ -147,7 +147,7 @@ func outcomeOf(o order.Order) install.Outcome {
 func (u *Updater) lost(o order.Order) {
 	u.openLog(o.JobID)
 	out := outcomeOf(o)
-	if off, err := u.verify(o); err == nil && off.Digest == u.cfg.Digest {
+	if off, err := u.verify(o); err == nil && off.Digest == u.cfg.Digest && off.Version == u.cfg.Version {
 		out.Result, out.Digest, out.Number, out.Floor = install.Committed, off.Digest, off.Number, off.Floor
 		u.end(out)
 		return

@@ -371,6 +371,35 @@ func TestAlreadyInstalledDigestSucceedsAtOnce(t *testing.T) {
 	}
 }
 
+// The same bytes under another version would be judged as a host that came back
+// in the wrong one, long after the fact.
+func TestRunningBinaryUnderAnotherVersionIsRefused(t *testing.T) {
+	h := newHost(t)
+	h.run()
+	binary, err := os.ReadFile(h.cfg.Installed)
+	must(t, err)
+	h.mustFail("job-1", "2.0.0", h.publish(release.Manifest{Version: "2.0.0", Number: 5}, string(binary)), "says that it is version 1.0.0")
+	if tr, err := loadTrust(h.data); err != nil || tr.Highest != 0 {
+		t.Errorf("trust is %+v, %v: nothing was installed", tr, err)
+	}
+}
+
+// Bytes that proved bad are nobody's part of the artifact.
+func TestBadBytesCountForNobody(t *testing.T) {
+	u := newHost(t)
+	u.run()
+	report := func() Report { r, _ := u.updater.compose(); return r }
+	u.updater.mu.Lock()
+	u.updater.status = status{job: "job-1", sources: map[string]fleet.Source{}}
+	u.updater.mu.Unlock()
+	u.updater.progress("job-1", 1000, 900, artifact.Peer{HostID: "bad"})
+	u.updater.progress("job-1", 1000, 100, artifact.Peer{HostID: "good"})
+	u.updater.progress("job-1", 1000, 300, artifact.Peer{HostID: "good"})
+	if s := report().Sources; len(s) != 1 || s[0].HostID != "good" || s[0].Bytes != 300 {
+		t.Errorf("sources are %+v", s)
+	}
+}
+
 // A job goes on where the agent was stopped; the order behind it is fenced, so
 // its resend alone would not start it again.
 func TestJobGoesOnAfterARestart(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"time"
+
+	"moult/mesh/identity"
 )
 
 // Why a transfer ended before its end.
@@ -38,6 +40,7 @@ func (f *fetch) download(ctx context.Context, p Peer) error {
 		return cause(ctx, err)
 	}
 	defer resp.Body.Close()
+	f.learnName(resp, &p)
 	skip, err := f.readHeader(resp)
 	if err != nil {
 		return err
@@ -56,6 +59,17 @@ func (f *fetch) download(ctx context.Context, p Peer) error {
 		f.sources = addSource(f.sources, p, got)
 	}
 	return err
+}
+
+// learnName takes a peer's name from its certificate: who asks knows its address,
+// people know its name.
+func (f *fetch) learnName(resp *http.Response, p *Peer) {
+	if resp.TLS == nil {
+		return
+	}
+	if id, err := identity.PeerIdentity(*resp.TLS); err == nil && id.HostID == p.HostID {
+		p.Name, f.names[p.key()] = id.Name, id.Name
+	}
 }
 
 // readHeader refuses an answer that is not what was asked for, and returns how

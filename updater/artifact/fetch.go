@@ -37,8 +37,9 @@ const (
 	// worthwhile is how many bytes a round must bring to count as progress. With
 	// less a peer could keep a fetch alive for ever, a byte at a time.
 	worthwhile = 16 << 10
-	// busyRounds is how many rounds in which somebody was only busy count as one
-	// without progress: a busy peer is worth waiting for.
+	// busyRounds is how many rounds in which somebody was only busy, or nobody was
+	// online who has the artifact, count as one without progress: a busy peer, and
+	// servers that start again, are worth waiting for.
 	busyRounds = 8
 	// aloneAttempts is how often a peer may be returned to that must deliver all
 	// by itself.
@@ -127,7 +128,7 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 	case !errors.Is(err, ErrNotHeld) && !errors.Is(err, ErrDamaged):
 		return nil, err
 	}
-	f := &fetch{FetchRequest: req, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{}}
+	f := &fetch{FetchRequest: req, names: map[string]string{}, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{}}
 	return f.run(ctx)
 }
 
@@ -138,10 +139,11 @@ type fetch struct {
 	sources []Source
 	resumed bool // the file holds bytes of an earlier Fetch, of unknown origin
 
-	banned  map[string]bool // served bad bytes; asked no more
-	slow    map[string]bool // sent too slowly once; asked last
-	suspect map[string]bool // had a part in bad bytes of several; asked after the others
-	alone   bool            // after bad bytes of several: take all from one peer, to know whose they are
+	names   map[string]string // of peers, from their certificates
+	banned  map[string]bool   // served bad bytes; asked no more
+	slow    map[string]bool   // sent too slowly once; asked last
+	suspect map[string]bool   // had a part in bad bytes of several; asked after the others
+	alone   bool              // after bad bytes of several: take all from one peer, to know whose they are
 }
 
 func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
@@ -208,15 +210,16 @@ func pause(ctx context.Context) {
 type result struct {
 	err    error
 	gained int64 // good bytes, as far as one knows
-	busy   bool  // a peer was only busy
+	busy   bool  // a peer was only busy, or there was none
 }
 
 var errNobody = errors.New("nobody who is online has it; are the servers up? See: moult status")
 
 // round asks every candidate once.
 func (f *fetch) round(ctx context.Context) result {
-	r := result{err: errNobody}
-	for _, p := range f.order(f.Candidates()) {
+	candidates := f.Candidates()
+	r := result{err: errNobody, busy: len(candidates) == 0}
+	for _, p := range f.order(candidates) {
 		if ctx.Err() != nil {
 			break
 		}
@@ -236,7 +239,7 @@ func (f *fetch) round(ctx context.Context) result {
 		case errors.Is(err, errOtherBytes):
 			f.ban(p, err)
 		}
-		r.err = fmt.Errorf("from %s: %w", cmp.Or(p.Name, p.HostID, p.Addr), err)
+		r.err = fmt.Errorf("from %s: %w", cmp.Or(f.names[p.key()], p.Name, p.HostID, p.Addr), err)
 	}
 	return r
 }
