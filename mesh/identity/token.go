@@ -65,7 +65,10 @@ func ParseToken(s string) (Token, error) {
 	if !validHash(parts[1]) {
 		return Token{}, errors.New("the join token's CA hash is damaged" + next)
 	}
-	if b, err := base64.RawURLEncoding.Strict().DecodeString(parts[2]); err != nil || len(b) != tokenSecretBytes {
+	// The length in characters too: the decoder skips line breaks, which are what
+	// a terminal puts into a token that it wraps, and the secret's hash would not.
+	b, err := base64.RawURLEncoding.Strict().DecodeString(parts[2])
+	if err != nil || len(b) != tokenSecretBytes || len(parts[2]) != base64.RawURLEncoding.EncodedLen(tokenSecretBytes) {
 		return Token{}, errors.New("the join token's secret is damaged" + next)
 	}
 	return Token{CAHash: strings.ToLower(parts[1]), SecretHash: hashSecret(parts[2]), secret: parts[2]}, nil
