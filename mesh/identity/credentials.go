@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// gossipKeyBytes is the length of each gossip key: AES-256.
+const gossipKeyBytes = 32
+
 // Enrolment is what a host gets when it joins: a server's answer, and what Save
 // keeps.
 type Enrolment struct {
@@ -21,30 +24,52 @@ type Enrolment struct {
 	GossipJoin  []string `json:"gossip_join"`  // gossip addresses to join the pool by
 }
 
-// check tells whether the certificate is this host's, for this key, by the CA
-// beside it, for the identity beside it, and valid at now.
+// GoString keeps the gossip keys out of %#v, as the Identity's String does out
+// of %v.
+func (e Enrolment) GoString() string { return "identity.Enrolment{" + e.String() + "}" }
+
+// check tells whether a host can live by the enrolment from now on.
 func (e Enrolment) check(hostID string, key ed25519.PrivateKey, now time.Time) error {
-	verifier, err := NewVerifier(e.Cluster, e.CAPEM)
-	if err != nil {
-		return err
-	}
-	block, _ := pem.Decode(e.CertPEM)
-	if block == nil {
-		return errors.New("no PEM certificate found")
-	}
-	id, public, err := verifier.Verify(block.Bytes, now)
-	if err != nil {
-		return err
-	}
+	id, err := certified(e.Cluster, e.CAPEM, e.CertPEM, hostID, key, now)
 	switch {
-	case id.HostID != hostID:
-		return fmt.Errorf("the certificate is of host %s, this host is %s", id.HostID, hostID)
-	case !publicOf(key).Equal(public):
-		return errors.New("the certificate is not for this host's key")
+	case err != nil:
+		return err
 	case id != e.Identity:
 		return fmt.Errorf("the certificate says %s, beside it stands %s", id, e.Identity)
+	case e.Segment == "":
+		return errors.New("segment: it names none")
+	case len(e.GossipKeys) == 0:
+		return errors.New("gossip_keys: there are none")
+	}
+	for _, k := range e.GossipKeys {
+		if len(k) != gossipKeyBytes {
+			return fmt.Errorf("gossip_keys: one has %d bytes, not %d", len(k), gossipKeyBytes)
+		}
 	}
 	return nil
+}
+
+// certified returns whom a certificate makes of a host: it must be this host's,
+// for this key, of this cluster, by this CA, and valid at now.
+func certified(cluster string, caPEM, certPEM []byte, hostID string, key ed25519.PrivateKey, now time.Time) (Identity, error) {
+	verifier, err := NewVerifier(cluster, caPEM)
+	if err != nil {
+		return Identity{}, err
+	}
+	block, _ := pem.Decode(certPEM)
+	if block == nil {
+		return Identity{}, errors.New("no PEM certificate found")
+	}
+	id, public, err := verifier.Verify(block.Bytes, now)
+	switch {
+	case err != nil:
+		return Identity{}, err
+	case id.HostID != hostID:
+		return Identity{}, fmt.Errorf("the certificate is of host %s, this host is %s", id.HostID, hostID)
+	case !publicOf(key).Equal(public):
+		return Identity{}, errors.New("the certificate is not for this host's key")
+	}
+	return id, nil
 }
 
 // Credentials are what a host is and knows once it has joined. Printing or

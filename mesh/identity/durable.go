@@ -20,18 +20,23 @@ func makePrivateDir(dir string) error {
 
 // writeFile replaces dir/name in one step, mode 0600: at any moment the file is
 // the old one or the new one, whole. It is on the disk when writeFile returns.
+// The bytes lie in .NAME.new first, a fixed name: what a crash leaves there may
+// be a key, and the next write takes it away. One caller at a time.
 func writeFile(dir, name string, content []byte) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("write %s: %w", filepath.Join(dir, name), err)
 		}
 	}()
-	f, err := os.CreateTemp(dir, "."+name+"-*") // mode 0600
+	f, err := os.OpenFile(filepath.Join(dir, "."+name+".new"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // gone already after the rename
 	defer f.Close()
+	if err := f.Chmod(0o600); err != nil { // a leftover keeps the mode that it had
+		return err
+	}
 	if _, err := f.Write(content); err != nil {
 		return err
 	}

@@ -83,8 +83,11 @@ func (s *Store) hostKey() (hostID string, key ed25519.PrivateKey, err error) {
 // the host joined is not made anew: the certificate would not fit it.
 func (s *Store) readOrMake(name string, fresh func() ([]byte, error)) ([]byte, error) {
 	text, err := os.ReadFile(s.path(name))
+	if err == nil {
+		return text, nil
+	}
 	if !errors.Is(err, os.ErrNotExist) {
-		return text, err
+		return nil, unreadable(err)
 	}
 	if s.Enrolled() {
 		return nil, fmt.Errorf("%s is missing; %s", s.path(name), startOver)
@@ -93,6 +96,11 @@ func (s *Store) readOrMake(name string, fresh func() ([]byte, error)) ([]byte, e
 		return nil, err
 	}
 	return text, writeFile(s.dir, name, text)
+}
+
+// unreadable is about a file that is there.
+func unreadable(err error) error {
+	return fmt.Errorf("%w; run moult as the user who owns the data directory, or repair the disk", err)
 }
 
 func trimNewline(b []byte) []byte {
@@ -205,7 +213,7 @@ func (s *Store) record() (clusterRecord, error) {
 		return r, fmt.Errorf("%s: %w", filepath.Dir(s.dir), ErrNotEnrolled)
 	}
 	if err != nil {
-		return r, err
+		return r, unreadable(err)
 	}
 	if err := json.Unmarshal(text, &r); err != nil {
 		return r, fmt.Errorf("%s is damaged: %w; %s", s.path(clusterFile), err, startOver)
@@ -238,13 +246,24 @@ func (s *Store) Load() (Credentials, error) {
 	if err != nil {
 		return Credentials{}, fmt.Errorf("load identity: %s is damaged: %w; %s", s.path(certFile), err, startOver)
 	}
-	// As of its first moment: Load is about damage, not about age.
-	e := Enrolment{Identity: r.Identity, CertPEM: certText, CAPEM: ca}
-	if err := e.check(hostID, key, cert.NotBefore); err != nil {
+	caCert, err := parseCertificate(ca)
+	if err != nil {
+		return Credentials{}, fmt.Errorf("load identity: %s is damaged: %w; %s", s.path(caFile), err, startOver)
+	}
+	// As of the first moment of both: Load is about damage, not about age. The
+	// CA's may be the later one, where the issuer's clock runs behind its maker's.
+	first := cert.NotBefore
+	if caCert.NotBefore.After(first) {
+		first = caCert.NotBefore
+	}
+	// The certificate says who this host is; cluster.json may be older, by a Save
+	// that was cut off between the two.
+	id, err := certified(r.Cluster, ca, certText, hostID, key, first)
+	if err != nil {
 		return Credentials{}, fmt.Errorf("load identity: the files in %s do not fit each other: %w; %s", s.dir, err, startOver)
 	}
 	return Credentials{
-		Identity: r.Identity, Key: key, CertPEM: certText, CAPEM: ca, Segment: r.Segment,
+		Identity: id, Key: key, CertPEM: certText, CAPEM: ca, Segment: r.Segment,
 		GossipKeys: r.GossipKeys, ReleaseKeys: r.ReleaseKeys, Servers: r.Servers, GossipJoin: r.GossipJoin,
 	}, nil
 }
