@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net/url"
 	"time"
@@ -33,6 +34,15 @@ type CA struct {
 	cert *x509.Certificate
 	key  ed25519.PrivateKey
 }
+
+// String names the CA's certificate. Neither it nor a log line shows the key.
+func (ca *CA) String() string { return "CA " + certHash(ca.cert) }
+
+// GoString is String, for %#v.
+func (ca *CA) GoString() string { return ca.String() }
+
+// LogValue keeps the key out of logs.
+func (ca *CA) LogValue() slog.Value { return slog.StringValue(ca.String()) }
 
 // NewCA makes the certificate authority of a new cluster.
 func NewCA(clusterID string, now time.Time) (*CA, error) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -48,6 +49,17 @@ type JoinRequest struct {
 func (r JoinRequest) signed() []byte {
 	return fmt.Appendf(nil, "%s\n%s\n%s\n%x", joinContext, hashSecret(r.Secret), r.HostID, r.PublicKey)
 }
+
+// String names the host that asks. Neither it nor a log line shows the secret.
+func (r JoinRequest) String() string {
+	return fmt.Sprintf("join request of %s (%s)", r.Name, r.HostID)
+}
+
+// GoString is String, for %#v.
+func (r JoinRequest) GoString() string { return r.String() }
+
+// LogValue keeps the secret out of logs.
+func (r JoinRequest) LogValue() slog.Value { return slog.StringValue(r.String()) }
 
 // CodedError is a refusal of a join: Code is stable, Message tells a person what
 // to do next.
@@ -109,8 +121,8 @@ func askToJoin(ctx context.Context, addr, caHash string, req JoinRequest) (Enrol
 	if err != nil {
 		return Enrolment{}, err
 	}
-	if _, _, err := net.SplitHostPort(addr); err != nil {
-		return Enrolment{}, fmt.Errorf("%w; give --join a server's node port as HOST:PORT", err)
+	if err := checkAddress(addr); err != nil {
+		return Enrolment{}, fmt.Errorf("%q %w; give --join a server's node port as HOST:PORT", addr, err)
 	}
 	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+joinPath, bytes.NewReader(body))
 	if err != nil {

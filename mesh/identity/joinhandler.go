@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -82,8 +83,8 @@ func (r JoinRequest) validate() error {
 			return badJoin("%s: give 1 to %d printable bytes", t.field, maxJoinField)
 		}
 		if strings.HasSuffix(t.field, "_addr") {
-			if _, _, err := net.SplitHostPort(t.value); err != nil {
-				return badJoin("%s: %q is not HOST:PORT", t.field, t.value)
+			if err := checkAddress(t.value); err != nil {
+				return badJoin("%s: %q %v", t.field, t.value, err)
 			}
 		}
 	}
@@ -96,6 +97,19 @@ func (r JoinRequest) validate() error {
 	}
 	if !ed25519.Verify(r.PublicKey, r.signed(), r.Signature) {
 		return badJoin("signature: it does not prove the public key; join with the host's own key")
+	}
+	return nil
+}
+
+// checkAddress refuses what nobody can dial. The host may be missing: seenFrom
+// fills it in.
+func checkAddress(addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return errors.New("is not HOST:PORT")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return errors.New("has a port that is not a number from 1 to 65535")
 	}
 	return nil
 }
