@@ -22,8 +22,9 @@ const maxFenceBytes = 4 << 10
 type Fence struct {
 	path string
 
-	mu   sync.Mutex
-	last mark
+	mu      sync.Mutex
+	last    mark
+	damaged error // set: every order is refused
 }
 
 // mark is the content of a fence file. The cluster is in it because a host that
@@ -41,36 +42,58 @@ func (m mark) sum() string {
 	return hex.EncodeToString(h[:])
 }
 
-// OpenFence reads the file, which need not exist yet. A damaged one is an
-// error: to take it for empty would let old orders in.
+// OpenFence reads the file, which need not exist yet. It always returns a fence.
+// With an error, which wraps ErrFenceDamaged, that fence refuses every order: to
+// take a damaged file for an empty one would let old orders in. The host can run
+// on all the same, and takes orders again once the file was deleted.
 func OpenFence(path string) (*Fence, error) {
 	f := &Fence{path: path}
+	f.last, f.damaged = readMark(path)
+	return f, f.damaged
+}
+
+// readMark reads a fence file; the zero mark when there is none.
+func readMark(path string) (m mark, err error) {
+	defer func() {
+		if err != nil {
+			m, err = mark{}, fmt.Errorf("%w: %s: %w; orders live at most %s: when none was sent to this host for so long, delete the file", ErrFenceDamaged, path, err, MaxLifetime)
+		}
+	}()
 	file, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return f, nil
+		return m, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open order fence: %w", err)
+		return m, err
 	}
 	defer file.Close()
 	text, err := io.ReadAll(io.LimitReader(file, maxFenceBytes))
 	if err != nil {
-		return nil, fmt.Errorf("read order fence: %w", err)
+		return m, err
 	}
-	if err := json.Unmarshal(text, &f.last); err != nil || f.last.Sum != f.last.sum() {
-		return nil, fmt.Errorf("%s is damaged, so this host cannot tell a replayed order from a new one; orders live at most %s: when no update was ordered for this host for so long, delete the file and start the agent again", path, MaxLifetime)
+	if err := decode(text, &m); err != nil {
+		return m, err
 	}
-	return f, nil
+	if m.Sum != m.sum() {
+		return m, errors.New("its checksum is wrong")
+	}
+	return m, nil
 }
 
 // Accept lets an opened order through once. When it returns nil, the order is
 // remembered on disk. It returns ErrRepeated for the job that was accepted
-// last, ErrStale for an index that is not above that job's, both wrapped;
-// any other error means that the order could not be remembered and must not be
+// last, ErrStale for an index that is not above that job's, ErrFenceDamaged while
+// the file cannot be read, all wrapped; any other error means that the order could not be remembered and must not be
 // carried out.
 func (f *Fence) Accept(o Order) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.damaged != nil {
+		// Perhaps somebody has deleted it since.
+		if f.last, f.damaged = readMark(f.path); f.damaged != nil {
+			return f.damaged
+		}
+	}
 	if o.Cluster == f.last.Cluster {
 		switch {
 		case o.JobID == f.last.JobID:

@@ -8,9 +8,11 @@
 //
 // and the signature is over "moult order 1\n" and the order's JSON, byte for
 // byte. The certificate travels along; who signed is read out of it, never out
-// of the order. A field that is not known is ignored: servers are newer than the
-// hosts they update. What an older host must not overlook takes a new number in
-// the domain line, which older hosts refuse.
+// of the order. A field of the order that is not known is ignored: servers are
+// newer than the hosts they update. What an older host must not overlook takes a
+// new number in the domain line, which older hosts refuse. Around the order there
+// is nothing to ignore: its three fields have one spelling, so that no byte of a
+// sealed order can be altered, nor added, unnoticed.
 //
 // The index is the fencing token: the index of the log entry behind the order.
 // A host remembers on disk the highest one it accepted (Fence); what is lower is
@@ -20,10 +22,12 @@ package order
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"moult/mesh/identity"
@@ -43,6 +47,8 @@ var (
 	ErrStale = errors.New("the order is older than one that was accepted before")
 	// ErrRepeated: the order's job was accepted before.
 	ErrRepeated = errors.New("the order's job was accepted before")
+	// ErrFenceDamaged: which orders were accepted before cannot be told.
+	ErrFenceDamaged = errors.New("the record of accepted orders cannot be read")
 )
 
 // ActionUpdate is the only action: bring the host to the manifest's release.
@@ -52,7 +58,7 @@ const ActionUpdate = "update"
 const (
 	MaxSealedBytes = 1 << 20
 	MaxLifetime    = 24 * time.Hour // from opening to Expires
-	maxIDBytes     = 128
+	maxIDBytes     = 64
 )
 
 // domain keeps a signature over an order from meaning anything else.
@@ -62,7 +68,7 @@ const domain = "moult order 1\n"
 type Order struct {
 	Cluster   string    `json:"cluster"`
 	HostID    string    `json:"host_id"`
-	JobID     string    `json:"job_id"` // at most 128 bytes
+	JobID     string    `json:"job_id"` // 1 to 64 of a-z A-Z 0-9 . _ -, no dot first
 	Attempt   int       `json:"attempt"`
 	Action    string    `json:"action"`
 	Version   string    `json:"version"` // that the manifest must name
@@ -86,6 +92,13 @@ func Seal(o Order, key ed25519.PrivateKey, certDER []byte) ([]byte, error) {
 	}
 	if len(key) != ed25519.PrivateKeySize {
 		return nil, fmt.Errorf("the server's key is %d bytes, not %d", len(key), ed25519.PrivateKeySize)
+	}
+	cert, err := x509.ParseCertificate(certDER)
+	if err != nil {
+		return nil, fmt.Errorf("the server's certificate: %w", err)
+	}
+	if !key.Public().(ed25519.PublicKey).Equal(cert.PublicKey) {
+		return nil, errors.New("the server's certificate is not for its key")
 	}
 	text, err := json.Marshal(o)
 	if err != nil {
@@ -112,6 +125,9 @@ func Open(b []byte, v *identity.Verifier, hostID string, now time.Time) (Order, 
 	var s sealed
 	if err := decode(b, &s); err != nil {
 		return Order{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	if again, err := json.Marshal(s); err != nil || !bytes.Equal(again, b) {
+		return Order{}, fmt.Errorf("%w: it is not spelt as a server spells it", ErrMalformed)
 	}
 	id, pub, err := v.Verify(s.Certificate, now)
 	if err != nil {
@@ -148,16 +164,24 @@ func (o Order) validate() error {
 	switch {
 	case o.Cluster == "" || o.HostID == "":
 		return fmt.Errorf("%w: it names no cluster or no host", ErrMalformed)
-	case o.JobID == "" || len(o.JobID) > maxIDBytes:
-		return fmt.Errorf("%w: its job id has %d bytes, not 1 to %d", ErrMalformed, len(o.JobID), maxIDBytes)
+	case !validJobID(o.JobID):
+		return fmt.Errorf("%w: its job id %.80q is not 1 to %d of a-z A-Z 0-9 . _ -, a dot not first", ErrMalformed, o.JobID, maxIDBytes)
 	case o.Index == 0 || o.Attempt < 1:
 		return fmt.Errorf("%w: it has no index or no attempt", ErrMalformed)
+	case o.Expires.IsZero():
+		return fmt.Errorf("%w: it does not say until when it is good", ErrMalformed)
 	case o.Action != ActionUpdate:
 		return fmt.Errorf("%w: the action %q is not known here; this host runs an older version than its servers", ErrMalformed, o.Action)
 	case o.Version == "" || len(o.Manifest) == 0 || len(o.Signature) == 0:
 		return fmt.Errorf("%w: it carries no signed release", ErrMalformed)
 	}
 	return nil
+}
+
+// validJobID: the id becomes part of a file's name on the host.
+func validJobID(id string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+	return id != "" && len(id) <= maxIDBytes && id[0] != '.' && strings.Trim(id, letters) == ""
 }
 
 // inTime: an order lives for minutes, so one that is far from its expiry in
