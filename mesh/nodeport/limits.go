@@ -11,13 +11,16 @@ import (
 
 // Limits of a node port: what a peer can make it wait for or hold.
 const (
-	handshakeTimeout = 10 * time.Second
-	maxHandshakes    = 256 // at once; further connections wait in the kernel
-	acceptRetry      = 100 * time.Millisecond
-	backlog          = 128 // connections of a protocol that nobody has accepted yet
+	handshakeTimeout    = 10 * time.Second
+	maxHandshakes       = 1024 // at once; a further one pushes one out
+	maxSourceHandshakes = 64   // at once, of one address
+	acceptRetry         = 100 * time.Millisecond
+	backlog             = 128 // connections of a protocol that nobody has accepted yet
 
-	maxPeerConns = 64 // moult-http, of one host
-	maxJoinConns = 64 // moult-join, of everybody
+	maxHostConns       = 64   // moult-http, or moult-raft, of one host
+	maxPeerConns       = 2048 // moult-http, of all hosts
+	maxSourceJoinConns = 32   // moult-join, of one address
+	maxJoinConns       = 128  // moult-join, of everybody
 
 	headerTimeout  = 10 * time.Second // of a request's header
 	maxHeaderBytes = 16 << 10
@@ -32,35 +35,71 @@ const (
 	clientIdlePerHop = 2 // idle connections kept to each host
 )
 
-// connLimits counts open HTTP connections by who is at the other end, so that
-// no single host, nor those without a certificate, can use up the process's file
-// descriptors.
+// connLimits counts open connections by protocol and by who is at the other end,
+// so that neither a single host, nor those without a certificate, can use up the
+// process's file descriptors.
 type connLimits struct {
 	mu   sync.Mutex
-	open map[string]int // by host ID; "" is everybody on moult-join
+	open map[connKey]int
 }
 
-func newConnLimits() *connLimits { return &connLimits{open: make(map[string]int)} }
+// connKey with an empty who counts all connections of a protocol.
+type connKey struct{ alpn, who string }
 
-// admit counts a connection in until it is closed; id is empty for moult-join.
-func (l *connLimits) admit(tc *tls.Conn, id identity.Identity) (*httpConn, error) {
-	limit := maxPeerConns
-	if id.HostID == "" {
-		limit = maxJoinConns
+func newConnLimits() *connLimits { return &connLimits{open: make(map[connKey]int)} }
+
+// admit counts a connection in until release is called; who is a host's ID, or
+// for moult-join an address.
+func (l *connLimits) admit(alpn, who string) (release func(), err error) {
+	each, all := maxHostConns, maxPeerConns
+	if alpn == identity.ALPNJoin {
+		each, all = maxSourceJoinConns, maxJoinConns
 	}
+	own, total := connKey{alpn, who}, connKey{alpn, ""}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open[id.HostID] >= limit {
-		return nil, fmt.Errorf("%d connections are open already", limit)
+	if l.open[own] >= each {
+		return nil, fmt.Errorf("%d connections of %s are open already, by %s", each, alpn, who)
 	}
-	l.open[id.HostID]++
-	return &httpConn{Conn: tc, peer: id, release: sync.OnceFunc(func() {
+	if l.open[total] >= all {
+		return nil, fmt.Errorf("%d connections of %s are open already", all, alpn)
+	}
+	l.open[own]++
+	l.open[total]++
+	return sync.OnceFunc(func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.open[id.HostID]--; l.open[id.HostID] == 0 {
-			delete(l.open, id.HostID)
+		for _, k := range []connKey{own, total} {
+			if l.open[k]--; l.open[k] == 0 {
+				delete(l.open, k)
+			}
 		}
-	})}, nil
+	}), nil
+}
+
+// raftConn is a Raft connection that ends when its server is no longer let in.
+// Each message is one or more reads, so what a removed server sends after its
+// removal is not read.
+type raftConn struct {
+	*tls.Conn
+	recheck func() error
+	release func()
+}
+
+// Read reads what a server that is still let in has sent.
+func (c *raftConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if refused := c.recheck(); refused != nil {
+		_ = c.Close() // what it says is of no more use
+		return 0, fmt.Errorf("this server's Raft connection is cut: %w", refused)
+	}
+	return n, err
+}
+
+// Close closes the connection and counts it out.
+func (c *raftConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
 }
 
 // httpConn is a TLS connection as net/http gets it. It hides its *tls.Conn,

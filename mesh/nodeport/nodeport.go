@@ -6,13 +6,14 @@
 //	moult-join  new host → server to the join handler; nobody is authenticated
 //
 // The port speaks TLS 1.3 only. Who may speak what is decided in the handshake
-// by identity.Credentials.ServerTLS and the allow function, and for moult-http
-// once more at each request, so that a removed host's open connections end too.
-// A Raft connection, once let in, lasts until one side closes it: the Raft
-// configuration decides what it counts for.
+// by identity.Credentials.ServerTLS and the allow function, and once more at each
+// request of moult-http and at each read of moult-raft, so that a removed host's
+// open connections end too. Raft itself would go on believing them: it takes
+// entries of a higher term from whoever sends them.
 //
 // Everything that a peer can make the port wait for or hold is bounded: the
-// constants in limits.go. DESIGN.md says why each stands where it stands.
+// constants in limits.go. What a stranger can hold is handshakes and joins, both
+// by address too, and a new handshake is never kept waiting by old ones.
 package nodeport
 
 import (
@@ -37,7 +38,7 @@ type Port struct {
 	allow    func(alpn string, id identity.Identity) error
 	logger   *slog.Logger
 
-	handshakes       chan struct{} // a slot each, maxHandshakes
+	handshakes       handshakes
 	limits           *connLimits
 	raft, peer, join *queue
 
@@ -67,18 +68,23 @@ func Listen(addr string, creds func() (identity.Credentials, bool), allow func(a
 	if err != nil {
 		return nil, fmt.Errorf("listen on the node port: %w; give an address of this host with --peer HOST:PORT", err)
 	}
+	return open(l, creds, allow, logger), nil
+}
+
+// open makes a port of a listener, which becomes the port's own.
+func open(l net.Listener, creds func() (identity.Credentials, bool), allow func(alpn string, id identity.Identity) error, logger *slog.Logger) *Port {
 	if allow == nil {
 		allow = func(string, identity.Identity) error { return nil }
 	}
 	p := &Port{
 		listener: l, creds: creds, allow: allow, logger: logger,
-		handshakes: make(chan struct{}, maxHandshakes), limits: newConnLimits(),
-		raft: newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()),
+		limits: newConnLimits(),
+		raft:   newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()),
 	}
 	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
 	p.serving, p.stopServing = context.WithCancel(context.Background())
 	p.tasks.Go(p.accept)
-	return p, nil
+	return p
 }
 
 // inUse tells whether another process has the address.
@@ -97,14 +103,8 @@ func (p *Port) Raft() net.Listener { return p.raft }
 
 func (p *Port) accept() {
 	for {
-		select {
-		case p.handshakes <- struct{}{}:
-		case <-p.accepting.Done():
-			return
-		}
 		conn, err := p.listener.Accept()
 		if err != nil {
-			<-p.handshakes
 			if p.accepting.Err() != nil {
 				return
 			}
@@ -116,9 +116,10 @@ func (p *Port) accept() {
 			}
 			continue
 		}
+		end := p.handshakes.begin(conn)
 		p.tasks.Go(func() {
 			tc, err := p.handshake(conn)
-			<-p.handshakes // whoever waits for its protocol holds no slot
+			end() // whoever waits for its protocol holds no slot
 			if err != nil {
 				p.logger.Debug("connection refused", "remote", conn.RemoteAddr().String(), "error", err)
 				conn.Close()
@@ -147,14 +148,12 @@ func (p *Port) handshake(conn net.Conn) (*tls.Conn, error) {
 func (p *Port) dispatch(tc *tls.Conn) {
 	var err error
 	switch alpn := tc.ConnectionState().NegotiatedProtocol; alpn {
-	case identity.ALPNRaft:
-		err = p.raft.put(tc)
-	case identity.ALPNHTTP:
-		err = p.dispatchPeer(tc)
+	case identity.ALPNRaft, identity.ALPNHTTP:
+		err = p.dispatchPeer(alpn, tc)
 	case identity.ALPNJoin:
-		var c *httpConn
-		if c, err = p.limits.admit(tc, identity.Identity{}); err == nil {
-			err = p.join.put(c)
+		var release func()
+		if release, err = p.limits.admit(alpn, source(tc.RemoteAddr())); err == nil {
+			err = p.join.put(&httpConn{Conn: tc, release: release})
 		}
 	default:
 		err = fmt.Errorf("no protocol is called %q", alpn)
@@ -165,16 +164,19 @@ func (p *Port) dispatch(tc *tls.Conn) {
 	}
 }
 
-func (p *Port) dispatchPeer(tc *tls.Conn) error {
+func (p *Port) dispatchPeer(alpn string, tc *tls.Conn) error {
 	id, err := identity.PeerIdentity(tc.ConnectionState())
 	if err != nil {
 		return err
 	}
-	c, err := p.limits.admit(tc, id)
+	release, err := p.limits.admit(alpn, id.HostID)
 	if err != nil {
 		return err
 	}
-	return p.peer.put(c)
+	if alpn == identity.ALPNRaft {
+		return p.raft.put(&raftConn{Conn: tc, release: release, recheck: func() error { return p.allow(alpn, id) }})
+	}
+	return p.peer.put(&httpConn{Conn: tc, peer: id, release: release})
 }
 
 // Close stops the port, within ctx: it accepts no more, lets requests in flight

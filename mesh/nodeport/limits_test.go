@@ -1,0 +1,358 @@
+package nodeport
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"moult/mesh/identity"
+)
+
+// addressed is a connection from some address; it remembers being closed.
+type addressed struct {
+	net.Conn
+	from   string
+	closed bool
+}
+
+func (a *addressed) RemoteAddr() net.Addr {
+	ap, err := net.ResolveTCPAddr("tcp", a.from)
+	if err != nil {
+		panic(err)
+	}
+	return ap
+}
+
+func (a *addressed) Close() error {
+	a.closed = true
+	return nil
+}
+
+func TestHandshakesPushOutTheOldestOfTheCrowd(t *testing.T) {
+	var h handshakes
+	begin := func(from string) (*addressed, func()) {
+		a := &addressed{from: from}
+		return a, h.begin(a)
+	}
+	quiet, endQuiet := begin("10.0.0.1:1")
+	var flood []*addressed
+	for i := range maxSourceHandshakes {
+		a, _ := begin(fmt.Sprintf("10.6.6.6:%d", 1000+i))
+		flood = append(flood, a)
+	}
+	if slices.ContainsFunc(flood, func(a *addressed) bool { return a.closed }) {
+		t.Fatal("pushed out before the limit")
+	}
+	// One more of the same address costs that address its oldest.
+	begin("10.6.6.6:9")
+	if !flood[0].closed || flood[1].closed || quiet.closed {
+		t.Error("not its own oldest was pushed out")
+	}
+	// Full by many addresses: the most crowded one pays, whoever comes.
+	for i := 0; len(h.all) < maxHandshakes; i++ {
+		begin(fmt.Sprintf("10.1.%d.%d:1", i/250, i%250))
+	}
+	late, endLate := begin("10.0.0.2:1")
+	if !flood[1].closed || flood[2].closed || quiet.closed || late.closed || len(h.all) != maxHandshakes {
+		t.Errorf("the crowd did not pay; %d handshakes", len(h.all))
+	}
+	endQuiet()
+	endLate()
+	endLate() // of one that is not there any more
+	if len(h.all) != maxHandshakes-2 {
+		t.Errorf("%d handshakes after two ended", len(h.all))
+	}
+}
+
+func TestSources(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.0.0.1:7947": "10.0.0.1", "[::ffff:10.0.0.1]:7947": "10.0.0.1",
+		"[2001:db8:1:2:3:4:5:6]:7947": "2001:db8:1:2::/64", "[2001:db8:1:2::9]:1": "2001:db8:1:2::/64",
+		"[fe80::1%eth0]:7947": "fe80::/64",
+	} {
+		ap := &named{addr}
+		if got := source(ap); got != want {
+			t.Errorf("%s counts as %s", addr, got)
+		}
+	}
+	if got := source(&named{"pipe"}); got != "pipe" {
+		t.Errorf("an address without a port counts as %s", got)
+	}
+}
+
+type named struct{ text string }
+
+func (*named) Network() string  { return "tcp" }
+func (n *named) String() string { return n.text }
+
+func TestConnectionLimits(t *testing.T) {
+	l := newConnLimits()
+	var releases []func()
+	admit := func(alpn, who string) error {
+		release, err := l.admit(alpn, who)
+		if err == nil {
+			releases = append(releases, release)
+		}
+		return err
+	}
+	fill := func(alpn, who string, n int) {
+		for range n {
+			if err := admit(alpn, who); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fill(identity.ALPNHTTP, "a1", maxHostConns)
+	if err := admit(identity.ALPNHTTP, "a1"); err == nil {
+		t.Error("one host has no limit")
+	}
+	fill(identity.ALPNRaft, "s1", maxHostConns)
+	if err := admit(identity.ALPNRaft, "s1"); err == nil {
+		t.Error("one server has no limit on Raft")
+	}
+	for i := 1; i < maxPeerConns/maxHostConns; i++ {
+		fill(identity.ALPNHTTP, fmt.Sprint("b", i), maxHostConns)
+	}
+	if err := admit(identity.ALPNHTTP, "late"); err == nil {
+		t.Error("all hosts together have no limit")
+	}
+	fill(identity.ALPNRaft, "s2", 1) // which costs Raft nothing
+	for i := range maxJoinConns / maxSourceJoinConns {
+		from := fmt.Sprint("10.0.0.", i)
+		fill(identity.ALPNJoin, from, maxSourceJoinConns)
+		if err := admit(identity.ALPNJoin, from); err == nil {
+			t.Error("one address has no limit on joining")
+		}
+	}
+	if err := admit(identity.ALPNJoin, "10.0.1.1"); err == nil {
+		t.Error("joining has no limit")
+	}
+	for _, release := range releases {
+		release()
+		release() // counts once
+	}
+	if len(l.open) != 0 {
+		t.Errorf("after all have gone it still counts %v", l.open)
+	}
+	fill(identity.ALPNHTTP, "a1", maxHostConns)
+}
+
+// A host at its limit is refused, on real sockets; one connection less, and it
+// is let in again. Nobody else notices.
+func TestOneHostCannotHoldAllConnections(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.a1.ClientTLS(identity.ALPNHTTP, nil)
+	var held []net.Conn
+	for range maxHostConns {
+		conn, err := tls.Dial("tcp", w.addr, cfg)
+		must(t, err)
+		defer conn.Close()
+		held = append(held, conn)
+	}
+	await(t, "all are counted", func() bool { return w.open(identity.ALPNHTTP, "a1") == maxHostConns })
+	more, err := tls.Dial("tcp", w.addr, cfg)
+	must(t, err)
+	defer more.Close()
+	_ = ended(t, more)
+	if status, _, err := w.get(t, client(t, w.s2), "/", nil); status != http.StatusOK {
+		t.Errorf("another host: %d %v", status, err)
+	}
+	held[0].Close()
+	await(t, "the closed one is counted out", func() bool { return w.open(identity.ALPNHTTP, "a1") < maxHostConns })
+	if status, _, err := w.get(t, client(t, w.a1), "/", nil); status != http.StatusOK {
+		t.Errorf("after one was closed: %d %v", status, err)
+	}
+}
+
+func (w *world) open(alpn, who string) int {
+	w.port.limits.mu.Lock()
+	defer w.port.limits.mu.Unlock()
+	return w.port.limits.open[connKey{alpn, who}]
+}
+
+// Strangers open connections and say nothing, from several addresses and from
+// the servers' own; some finish the handshake of moult-join and send no request.
+// Raft and the peers get through all the same.
+func TestFloodKeepsNobodyOut(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux gives loopback more addresses than one")
+	}
+	w := newWorld(t)
+	sources := []string{"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"}
+	for _, ip := range sources {
+		for range 2 * maxSourceHandshakes {
+			conn := w.dialFrom(t, ip)
+			_, err := conn.Write([]byte{22, 3, 1}) // the beginning of a handshake
+			if err != nil && !errors.Is(err, io.ErrClosedPipe) && !strings.Contains(err.Error(), "reset") && !strings.Contains(err.Error(), "broken pipe") {
+				t.Fatal(err)
+			}
+		}
+		for range maxSourceJoinConns + 1 {
+			_ = tls.Client(w.dialFrom(t, ip), bareTLS(identity.ALPNJoin)).Handshake() // the last ones are refused
+		}
+	}
+	await(t, "joins are at their limit", func() bool { return w.open(identity.ALPNJoin, "") == maxJoinConns })
+	w.port.handshakes.mu.Lock()
+	pending := len(w.port.handshakes.all)
+	w.port.handshakes.mu.Unlock()
+	if pending < maxSourceHandshakes {
+		t.Fatalf("only %d handshakes are pending: this is no flood", pending)
+	}
+	for range 5 {
+		began := time.Now()
+		raft, err := DialRaft(t.Context(), w.s2, w.addr)
+		must(t, err)
+		defer raft.Close()
+		accepted, err := w.port.Raft().Accept()
+		must(t, err)
+		defer accepted.Close()
+		if status, _, err := w.get(t, client(t, w.a1), "/", nil); status != http.StatusOK {
+			t.Errorf("an agent: %d %v", status, err)
+		}
+		// Far below handshakeTimeout, which is what waiting for a slot would take.
+		if took := time.Since(began); took > handshakeTimeout/2 {
+			t.Errorf("it took %v", took)
+		}
+	}
+}
+
+// Connections that nobody accepts are closed at once beyond the backlog.
+func TestQueue(t *testing.T) {
+	q := newQueue(&named{"here"})
+	var conns []*addressed
+	for range backlog + 1 {
+		conns = append(conns, &addressed{from: "10.0.0.1:1"})
+	}
+	for i, c := range conns {
+		if err := q.put(c); (err == nil) != (i < backlog) || c.closed != (i == backlog) {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	if c, err := q.Accept(); err != nil || c != net.Conn(conns[0]) {
+		t.Errorf("accepted %v, %v", c, err)
+	}
+	must(t, q.Close())
+	must(t, q.Close())
+	if !conns[1].closed || conns[0].closed {
+		t.Error("closing did not close what nobody accepted, or more than that")
+	}
+	if _, err := q.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("accept after close: %v", err)
+	}
+	late := &addressed{from: "10.0.0.1:1"}
+	if err := q.put(late); !errors.Is(err, net.ErrClosed) || !late.closed {
+		t.Errorf("put after close: %v", err)
+	}
+}
+
+func TestBodiesAreBounded(t *testing.T) {
+	w := newWorld(t)
+	c := client(t, w.a1)
+	if status, text, err := w.get(t, c, "/", io.LimitReader(endless{}, maxBodyBytes+1)); err != nil || status != http.StatusBadRequest || !strings.Contains(text, "too large") {
+		t.Errorf("too long a body: %d %.100q %v", status, text, err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+w.addr+"/", nil)
+	must(t, err)
+	req.Header.Set("X", strings.Repeat("x", 2*maxHeaderBytes))
+	if resp, err := c.Do(req); err == nil {
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("too long a header: %d", resp.StatusCode)
+		}
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = 'x'
+	}
+	return len(b), nil
+}
+
+// Close is bounded, whoever holds on: idle connections, handshakes that stand
+// still, joins without a request, handlers that wait for their context.
+func TestCloseIsBounded(t *testing.T) {
+	w := newWorld(t)
+	c := client(t, w.a1)
+	if status, _, err := w.get(t, c, "/", nil); status != http.StatusOK {
+		t.Fatal(status, err)
+	}
+	stuck := w.dialFrom(t, "127.0.0.1")
+	join := tls.Client(w.dialFrom(t, "127.0.0.1"), bareTLS(identity.ALPNJoin))
+	must(t, join.Handshake())
+	raft, err := DialRaft(t.Context(), w.s2, w.addr) // and nobody accepts it
+	must(t, err)
+	defer raft.Close()
+	held := make(chan error, 1)
+	go func() {
+		status, _, err := w.get(t, client(t, w.a1), "/hold", nil)
+		if status != 0 {
+			err = fmt.Errorf("answered %d", status)
+		}
+		held <- err
+	}()
+	await(t, "all are here", func() bool {
+		return w.open(identity.ALPNHTTP, "a1") >= 2 && w.open(identity.ALPNRaft, "s2") == 1 && w.open(identity.ALPNJoin, "127.0.0.1") == 1
+	})
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	must(t, w.port.Close(ctx))
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("closing took %v", took)
+	}
+	must(t, w.port.Close(ctx)) // again
+	for name, conn := range map[string]net.Conn{"handshake": stuck, "join": join, "raft": raft} {
+		if err := ended(t, conn); err == nil {
+			t.Errorf("%s is still open", name)
+		}
+	}
+	<-held
+	if _, err := w.port.Raft().Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("accept after close: %v", err)
+	}
+	if conn, err := net.DialTimeout("tcp", w.addr, time.Second); err == nil {
+		conn.Close()
+		t.Error("the port still listens")
+	}
+}
+
+// A handler that does not end is told of, in time.
+func TestCloseTellsOfAHandlerThatDoesNotEnd(t *testing.T) {
+	w := newWorld(t)
+	release, entered := make(chan struct{}), make(chan struct{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	p := open(l, func() (identity.Credentials, bool) { return w.s1, true }, nil, w.port.logger)
+	p.ServeHTTP(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(entered)
+		<-release
+	}), nil)
+	w.addr = p.Addr().String()
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		_, _, _ = w.get(t, client(t, w.a1), "/", nil) // it is cut off
+	}()
+	<-entered
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if err := p.Close(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "handler does not end") {
+		t.Errorf("closed: %v", err)
+	}
+	close(release)
+	<-asked
+	p.tasks.Wait()
+	p.requests.Wait()
+}
