@@ -60,10 +60,11 @@ func Build(o BuildOptions) (Manifest, error) {
 	if err != nil {
 		return Manifest{}, err
 	}
+	_, err = os.Stat(o.Dir)
+	b := builder{BuildOptions: o, fresh: errors.Is(err, os.ErrNotExist)}
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
-		return Manifest{}, err
+		return Manifest{}, fmt.Errorf("make --out: %w", err)
 	}
-	b := builder{BuildOptions: o}
 	for _, p := range platforms {
 		a, err := b.artifact(p, total[p])
 		if err != nil {
@@ -80,11 +81,17 @@ func Build(o BuildOptions) (Manifest, error) {
 // check refuses what cannot become a release before anything is written, and
 // returns the platforms in order and the size of each one's binary.
 func (o BuildOptions) check() ([]Platform, map[Platform]int64, error) {
+	if o.Dir == "" {
+		return nil, nil, errors.New("--out is empty; give the directory to make")
+	}
 	if !ValidVersion(o.Version) {
-		return nil, nil, fmt.Errorf("--version %q: give 1 to %d of A-Z a-z 0-9 . _ + -", o.Version, maxVersionBytes)
+		return nil, nil, fmt.Errorf("--version %.100q: %s", o.Version, versionRule)
 	}
 	if _, err := parseSecretKey(o.SecretKey); err != nil {
 		return nil, nil, err
+	}
+	if o.Expires != nil && !o.Expires.After(o.Created) {
+		return nil, nil, fmt.Errorf("expires: %s is not after the release's making, so no host could install it", o.Expires.UTC().Format(time.RFC3339))
 	}
 	if len(o.Files) == 0 {
 		return nil, nil, errors.New("the release has no binary; give at least one, as linux/amd64=PATH")
@@ -111,6 +118,10 @@ func (o BuildOptions) check() ([]Platform, map[Platform]int64, error) {
 		if err := p.Check(path); err != nil {
 			return nil, nil, err
 		}
+		// It would be overwritten, and taken away when Build fails.
+		if own, err := os.Stat(filepath.Join(o.Dir, FileName(o.Version, p))); err == nil && os.SameFile(own, st) {
+			return nil, nil, fmt.Errorf("the binary for %s: %s is where the release's copy goes; give another --out", p, path)
+		}
 		platforms, total[p] = append(platforms, p), st.Size()
 	}
 	slices.SortFunc(platforms, func(a, b Platform) int {
@@ -122,6 +133,7 @@ func (o BuildOptions) check() ([]Platform, map[Platform]int64, error) {
 // builder writes a release directory and remembers what to take away again.
 type builder struct {
 	BuildOptions
+	fresh   bool // it makes the directory
 	written []string
 }
 
@@ -186,6 +198,9 @@ func (b *builder) undo(err error) error {
 	for _, path := range slices.Backward(b.written) {
 		os.Remove(path)
 	}
+	if b.fresh {
+		os.Remove(b.Dir) // which fails when others have put something there
+	}
 	return err
 }
 
@@ -214,9 +229,10 @@ type Dir struct {
 }
 
 // ReadDir reads a release directory for publishing. Every artifact must be
-// there, have the signed length and be of its platform; neither digests nor the
-// signature are checked, which whoever receives the release does. Returns
-// os.ErrNotExist, wrapped, for a missing file, and ErrWrongPlatform.
+// there, have the signed length and digest and be of its platform, so that what
+// the servers would refuse is not sent to them first. Whose the signature is, it
+// leaves to them: they know the pinned keys. Returns os.ErrNotExist, wrapped, for
+// a missing file, ErrMismatch and ErrWrongPlatform.
 func ReadDir(path string) (Dir, error) {
 	d := Dir{Path: path}
 	var err error
@@ -248,10 +264,34 @@ func (d Dir) check(a Artifact) error {
 	if err != nil {
 		return fmt.Errorf("the release is incomplete: %w; create it again", err)
 	}
+	if !st.Mode().IsRegular() {
+		return fmt.Errorf("%w: %s is not a file; create the release again", ErrMismatch, path)
+	}
 	if st.Size() != a.Size {
-		return fmt.Errorf("%s is %d bytes, the manifest says %d; create the release again", path, st.Size(), a.Size)
+		return fmt.Errorf("%w: %s is %d bytes, the manifest says %d; create the release again", ErrMismatch, path, st.Size(), a.Size)
+	}
+	digest, err := digestOf(path, a.Size)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	if digest != a.SHA256 {
+		return fmt.Errorf("%w: %s has the sha256 %s, the manifest says %s; create the release again", ErrMismatch, path, digest, a.SHA256)
 	}
 	return Platform{a.OS, a.Arch}.Check(path)
+}
+
+// digestOf hashes at most one byte more than a file should have.
+func digestOf(path string, size int64) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, io.LimitReader(f, size+1)); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 func readBounded(path string, limit int64) ([]byte, error) {

@@ -49,7 +49,9 @@ var (
 	// ErrNoReleaseKey: nothing can be verified, because no valid key is pinned.
 	ErrNoReleaseKey = errors.New("no release key is pinned; make one with `moult key generate` and give it to the first server with --release-key")
 	// ErrEncryptedKey: the secret key needs its password first, see UnlockKey.
-	ErrEncryptedKey = errors.New("the release key is encrypted; unlock it with its password, or sign with the minisign program: minisign -Sm manifest.json")
+	ErrEncryptedKey = errors.New("the release key is under a password; make a copy of the file, take the password off the copy with `minisign -C -W -s COPY`, sign with that and delete it")
+	// ErrMismatch: a release directory's file is not the one its manifest names.
+	ErrMismatch = errors.New("the release's manifest and its files do not fit each other")
 	// ErrWrongPlatform: a binary was built for another platform than it is released for.
 	ErrWrongPlatform = errors.New("wrong platform")
 )
@@ -106,7 +108,7 @@ func (m Manifest) validate() error {
 	case m.Product != Product:
 		return fmt.Errorf("product: the manifest is for %q, not %q", m.Product, Product)
 	case !ValidVersion(m.Version):
-		return fmt.Errorf("version %q: give 1 to %d of A-Z a-z 0-9 . _ + -", m.Version, maxVersionBytes)
+		return fmt.Errorf("version %.100q: %s", m.Version, versionRule)
 	case m.Number == 0:
 		return errors.New("number: it is 0; releases are numbered from 1")
 	case m.Floor > m.Number:
@@ -135,10 +137,13 @@ func (m Manifest) validate() error {
 }
 
 // ValidVersion tells whether s can name a release: 1 to 64 bytes of
-// A-Z a-z 0-9 . _ + -
+// A-Z a-z 0-9 . _ + -, a letter or digit first, so that no version is a
+// directory such as .. or an option such as -f.
 func ValidVersion(s string) bool {
-	return s != "" && len(s) <= maxVersionBytes && onlyOf(s, lower+upper+digits+"._+-")
+	return s != "" && len(s) <= maxVersionBytes && onlyOf(s, lower+upper+digits+"._+-") && onlyOf(s[:1], lower+upper+digits)
 }
+
+const versionRule = "give 1 to 64 of A-Z a-z 0-9 . _ + -, a letter or digit first"
 
 const (
 	lower  = "abcdefghijklmnopqrstuvwxyz"

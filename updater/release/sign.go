@@ -53,7 +53,13 @@ func Sign(secretKey string, manifest []byte) ([]byte, error) {
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return nil, err
 	}
-	return r.SignWithComments(key, Product+" "+m.Version, "signature of a moult release"), nil
+	signature := r.SignWithComments(key, Product+" "+m.Version, "signature of a moult release")
+	// An unencrypted key file carries no checksum that is looked at: a damaged one
+	// would sign, and every host refuse.
+	if public, ok := key.Public().(minisign.PublicKey); !ok || !minisign.Verify(public, manifest, signature) {
+		return nil, errors.New("the release key is damaged: its own signature does not verify; restore the file from a backup")
+	}
+	return signature, nil
 }
 
 // GenerateKey makes a key pair as the texts of minisign's key files. The secret
