@@ -80,6 +80,14 @@ func (c *cluster) keyOf(host string) (ed25519.PublicKey, bool) {
 	return key.Public().(ed25519.PublicKey), true
 }
 
+// roleOf is the enrolled role: hosts named s… are servers.
+func roleOf(host string) (identity.Role, bool) {
+	if strings.HasPrefix(host, "s") {
+		return identity.RoleServer, true
+	}
+	return identity.RoleAgent, true
+}
+
 func (c *cluster) certificate(id identity.Identity, key ed25519.PrivateKey) []byte {
 	text, err := c.ca.Issue(id, key.Public().(ed25519.PublicKey), time.Now(), 365*24*time.Hour)
 	must(c.t, err)
@@ -93,10 +101,8 @@ func gossipKey(fill byte) []byte { return bytes.Repeat([]byte{fill}, 32) }
 // servers.
 func (c *cluster) config(host string, segments ...string) Config {
 	c.t.Helper()
-	id := identity.Identity{Cluster: testCluster, HostID: host, Name: host, Role: identity.RoleAgent}
-	if strings.HasPrefix(host, "s") {
-		id.Role = identity.RoleServer
-	}
+	role, _ := roleOf(host)
+	id := identity.Identity{Cluster: testCluster, HostID: host, Name: host, Role: role}
 	key := c.key(host)
 	c.boots[host]++
 	cfg := Config{
@@ -108,7 +114,7 @@ func (c *cluster) config(host string, segments ...string) Config {
 		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", host)
 	}
 	if id.Role == identity.RoleServer {
-		cfg.KeyOf = c.keyOf
+		cfg.KeyOf, cfg.RoleOf = c.keyOf, roleOf
 	}
 	for _, s := range segments {
 		c.ports++

@@ -88,8 +88,9 @@ type Config struct {
 	// that do not verify by it are ignored and counted. Nil on agents. It is
 	// called often and from several goroutines, and must not block.
 	KeyOf func(hostID string) (ed25519.PublicKey, bool)
-	// RoleOf returns a host's enrolled role, where known: records and messages
-	// that claim another one are ignored and counted. May be nil.
+	// RoleOf returns a host's enrolled role: records and messages that claim
+	// another one are ignored and counted, for a key signs what its host likes.
+	// Set, and called, as KeyOf is.
 	RoleOf func(hostID string) (identity.Role, bool)
 
 	Logger *slog.Logger // nil: no log
@@ -165,6 +166,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("the certificate has %d bytes; want 1 to %d", len(c.CertDER), maxCert)
 	case len(c.Pools) == 0 || len(c.Pools) > MaxSegments:
 		return fmt.Errorf("a host is in 1 to %d segments, not %d", MaxSegments, len(c.Pools))
+	case (c.KeyOf == nil) != (c.RoleOf == nil):
+		return errors.New("KeyOf and RoleOf go together: an enrolled key proves whose a record is, not the role it claims")
 	case len(c.Digest) != 64:
 		return fmt.Errorf("digest %q: want 64 hex digits", c.Digest)
 	}

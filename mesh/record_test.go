@@ -165,6 +165,12 @@ func FuzzDecodeMessages(f *testing.F) {
 		if e, err := decodeEnvelope(b); err == nil && (len(e.payload) > MaxPayload || !validID(e.to)) {
 			t.Fatalf("envelope out of bounds: %+v", e)
 		}
+		if e, err := decodeEnvelope(b); err == nil {
+			again := e.seal(testCluster, fixedKey()).raw
+			if cut := len(b) - ed25519.SignatureSize; len(again) != len(b) || !bytes.Equal(again[:cut], b[:cut]) {
+				t.Fatalf("two encodings of one envelope: %x, %x", again, b)
+			}
+		}
 		if h, _, err := decodeRelay(b); err == nil && len(h.visited) > MaxHops {
 			t.Fatalf("%d hops", len(h.visited))
 		}

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"errors"
 	"strings"
@@ -311,4 +312,63 @@ func TestSightingsOfAnOrdinaryAgentAreRefused(t *testing.T) {
 			t.Error("the server believed a gossiped hint")
 		}
 	})
+}
+
+// Invariant 19 in one story: whatever a holder of the gossip key, or an agent
+// that has turned, gossips, a server's view of who is what, and of what runs
+// where, stays as the hosts' own keys and the enrolment have it.
+func TestGossipAloneChangesNoRoleAndNoRecord(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t)
+		s, a := c.node("s1", "default"), c.node("a1", "default")
+		awaitLiveness(t, 10*time.Second, "a1", Online, s)
+		awaitLiveness(t, 10*time.Second, "s1", Online, a)
+		before, _ := s.Roster().Member("a1")
+		turned := c.key("a2") // enrolled as an agent
+		_, keyless, err := ed25519.GenerateKey(nil)
+		must(t, err)
+		claim := func(r Record, key ed25519.PrivateKey) []byte { return signed(t, r, key).Raw }
+		asServer := agentRecord("a2", 1, 1)
+		asServer.Role = string(identity.RoleServer)
+		updated := agentRecord("a1", before.Boot+1, 1)
+		updated.Version, updated.Phase, updated.JobID = "2.0.0", PhaseIdle, "job-1"
+		gone := agentRecord("a1", before.Boot+1, 2)
+		gone.Leaving = true
+		lies := map[string][]byte{
+			"an agent calls itself a server":     claim(asServer, turned),
+			"an agent speaks for another":        claim(updated, turned),
+			"no host's key, another's success":   claim(updated, keyless),
+			"no host's key, another's goodbye":   claim(gone, keyless),
+			"an old record, its sequence raised": func() []byte { r := bytes.Clone(a.Record().Raw); r[2+1+2+8+7]++; return r }(),
+		}
+		for name, raw := range lies {
+			refused := s.Counters().UnverifiedRecords
+			if err := s.Offer(raw); !errors.Is(err, ErrUnverified) {
+				t.Errorf("%s, as a report: %v", name, err)
+			}
+			must(t, a.pools[0].send("s1", append([]byte{kindRecord}, raw...)))
+			await(t, time.Second, name+" is refused both ways", func() bool { return s.Counters().UnverifiedRecords == refused+2 })
+		}
+		after, _ := s.Roster().Member("a1")
+		if after.Boot != before.Boot || after.Seq != before.Seq || after.Version != "1.0.0" || after.JobID != "" || after.Liveness != Online {
+			t.Errorf("the server's view of a1 became %+v", after)
+		}
+		if _, known := s.Roster().Member("a2"); known {
+			t.Error("the lie about a2 is in the roster")
+		}
+		if servers := s.Roster().Servers(); len(servers) != 1 {
+			t.Errorf("servers %+v", servers)
+		}
+	})
+}
+
+func TestKeysAndRolesAreEnrolledTogether(t *testing.T) {
+	c := newCluster(t)
+	for _, spoil := range []func(*Config){func(cfg *Config) { cfg.RoleOf = nil }, func(cfg *Config) { cfg.KeyOf = nil }} {
+		cfg := c.config("s1", "default")
+		spoil(&cfg)
+		if _, err := Start(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "go together") {
+			t.Errorf("started: %v", err)
+		}
+	}
 }

@@ -134,6 +134,15 @@ func enrolledKey(raft *consensus.Node) func(hostID string) (ed25519.PublicKey, b
 	}
 }
 
+// enrolledRole looks a host's role up in the replicated state: gossip makes no
+// server of an agent.
+func enrolledRole(raft *consensus.Node) func(hostID string) (identity.Role, bool) {
+	return func(hostID string) (identity.Role, bool) {
+		h, ok := raft.State().View().Host(hostID)
+		return roleOf(h.Role), ok
+	}
+}
+
 // memberGate decides who may speak on a server's node port. It lets nobody in
 // before Raft is open.
 type memberGate struct {
