@@ -155,6 +155,32 @@ func TestCrashWhileJoining(t *testing.T) {
 	}
 }
 
+// The order in which Save writes is what makes the crashes above harmless: a
+// Save that cannot go on at some file has not said yet that the host has joined.
+func TestSaveThatCannotGoOn(t *testing.T) {
+	for _, name := range []string{"ca.pem", "cert.pem"} {
+		dir := newDir(t)
+		s := mustStore(t, dir)
+		e := enrolment(t, s, mustCA(t, clusterID, time.Now()), clusterID)
+		inTheWay := filepath.Join(dir, name, "x")
+		must(t, os.MkdirAll(inTheWay, 0o700))
+		if err := s.Save(e); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if s.Enrolled() {
+			t.Errorf("%s could not be written, and the host counts as joined", name)
+		}
+		must(t, os.RemoveAll(filepath.Join(dir, name)))
+		must(t, s.Save(e))
+		if _, err := s.Load(); err != nil {
+			t.Errorf("%s: after a second try: %v", name, err)
+		}
+		if len(read(t, dir)) != len(storeFiles) {
+			t.Errorf("%s: left behind: %v", name, read(t, dir))
+		}
+	}
+}
+
 // A crash of a later Save, at any file: what is there can be used, and the
 // certificate says who the host is.
 func TestCrashWhileSavingAgain(t *testing.T) {

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"moult/consensus"
+	"moult/mesh/identity"
+	"moult/mesh/nodeport"
+)
+
+// Only configured servers speak Raft: a certificate says "server" for a year,
+// the configuration says who is one today, and it is asked at each message.
+func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	ca, err := identity.NewCA("cluster-1", time.Now())
+	must(err)
+	host := func(name string, role identity.Role) identity.Credentials {
+		key, err := identity.NewKey()
+		must(err)
+		id := identity.Identity{Cluster: "cluster-1", HostID: name, Name: name, Role: role}
+		cert, err := ca.Issue(id, key.Public().(ed25519.PublicKey), time.Now(), time.Hour)
+		must(err)
+		return identity.Credentials{Identity: id, Key: key, CertPEM: cert, CAPEM: ca.CertPEM()}
+	}
+	s1, s2 := host("s1", identity.RoleServer), host("s2", identity.RoleServer)
+	gate := &memberGate{}
+	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return s1, true }, gate.allow, quiet)
+	must(err)
+	defer closeWithin(port.Close, quiet, "node port")
+	addr := port.Addr().String()
+
+	// A client in TLS 1.3 learns on its first read whether it was let in.
+	dial := func(c identity.Credentials) net.Conn {
+		conn, err := nodeport.DialRaft(ctx, c, addr)
+		must(err)
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	refused := func(when string, conn net.Conn) {
+		t.Helper()
+		must(conn.SetDeadline(time.Now().Add(5 * time.Second)))
+		_, _ = conn.Write([]byte{0}) // an AppendEntries begins; Raft itself would wait for the rest
+		var timeout net.Error
+		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+			t.Errorf("%s: it is not refused: %v", when, err)
+		}
+	}
+	refused("before Raft is open", dial(s2))
+
+	raft, err := consensus.Open(consensus.Config{
+		Dir: filepath.Join(t.TempDir(), "raft"), ServerID: "s1", Address: addr, Listener: port.Raft(),
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return nodeport.DialRaft(ctx, s1, addr) },
+		Forward: func(context.Context, string, string, []byte) ([]byte, error) {
+			return nil, errors.New("nobody else is here")
+		},
+		Logger: quiet,
+	})
+	must(err)
+	defer closeWithin(raft.Close, quiet, "raft")
+	must(raft.Bootstrap(ctx))
+	gate.open(raft)
+
+	if err := gate.allow(identity.ALPNRaft, s1.Identity); err != nil {
+		t.Errorf("the configured server: %v", err)
+	}
+	if err := gate.allow(identity.ALPNRaft, identity.Identity{Cluster: "cluster-1", HostID: "s1", Role: identity.RoleAgent}); err == nil {
+		t.Error("an agent under a server's id is let in")
+	}
+	if err := gate.allow(identity.ALPNRaft, s2.Identity); err == nil {
+		t.Error("a server that is not configured is let in")
+	}
+	refused("a server that is not configured", dial(s2))
+
+	must(raft.AddServer(ctx, "s2", "127.0.0.1:1"))
+	if err := gate.allow(identity.ALPNRaft, s2.Identity); err != nil {
+		t.Errorf("a configured server: %v", err)
+	}
+	member := dial(s2)
+	must(member.SetReadDeadline(time.Now().Add(200 * time.Millisecond)))
+	var timeout net.Error
+	if _, err := member.Read(make([]byte, 1)); !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("a configured server is cut off: %v", err)
+	}
+	must(raft.RemoveServer(ctx, "s2"))
+	refused("a removed server on its open connection", member)
+}
