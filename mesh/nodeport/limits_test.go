@@ -209,12 +209,7 @@ func TestFloodKeepsNobodyOut(t *testing.T) {
 	}
 	for range 5 {
 		began := time.Now()
-		raft, err := DialRaft(t.Context(), w.s2, w.addr)
-		must(t, err)
-		defer raft.Close()
-		accepted, err := w.port.Raft().Accept()
-		must(t, err)
-		defer accepted.Close()
+		w.raftPair(t)
 		if status, _, err := w.get(t, client(t, w.a1), "/", nil); status != http.StatusOK {
 			t.Errorf("an agent: %d %v", status, err)
 		}

@@ -161,6 +161,18 @@ func (w *world) dialFrom(t testing.TB, ip string) net.Conn {
 	return conn
 }
 
+// raftPair is a Raft connection of s2 with s1, both ends.
+func (w *world) raftPair(t testing.TB) (dialed, accepted net.Conn) {
+	t.Helper()
+	dialed, err := DialRaft(t.Context(), w.s2, w.addr)
+	must(t, err)
+	t.Cleanup(func() { dialed.Close() })
+	accepted, err = w.port.Raft().Accept()
+	must(t, err)
+	t.Cleanup(func() { accepted.Close() })
+	return dialed, accepted
+}
+
 func bareTLS(alpn string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{alpn}, InsecureSkipVerify: true}
 }
@@ -194,12 +206,7 @@ func TestProtocolsShareThePort(t *testing.T) {
 		}
 	}
 	// moult-raft: a stream of bytes, each way.
-	raft, err := DialRaft(t.Context(), w.s2, w.addr)
-	must(t, err)
-	defer raft.Close()
-	accepted, err := w.port.Raft().Accept()
-	must(t, err)
-	defer accepted.Close()
+	raft, accepted := w.raftPair(t)
 	for _, way := range [][2]net.Conn{{raft, accepted}, {accepted, raft}} {
 		_, err := way[0].Write([]byte("append"))
 		must(t, err)
@@ -248,12 +255,7 @@ func TestOnlyServersReachRaft(t *testing.T) {
 		conn.Close()
 	}
 	// The first that Accept returns is the one that was let in.
-	good, err := DialRaft(t.Context(), w.s2, w.addr)
-	must(t, err)
-	defer good.Close()
-	accepted, err := w.port.Raft().Accept()
-	must(t, err)
-	defer accepted.Close()
+	good, accepted := w.raftPair(t)
 	if accepted.RemoteAddr().String() != good.LocalAddr().String() {
 		t.Errorf("somebody else was let in: %v", accepted.RemoteAddr())
 	}
@@ -266,13 +268,8 @@ func TestRemovedHostsConnectionsEnd(t *testing.T) {
 	if status, _, err := w.get(t, agent, "/", nil); status != http.StatusOK {
 		t.Fatal(status, err)
 	}
-	raft, err := DialRaft(t.Context(), w.s2, w.addr)
-	must(t, err)
-	defer raft.Close()
-	accepted, err := w.port.Raft().Accept()
-	must(t, err)
-	defer accepted.Close()
-	_, err = raft.Write([]byte("one"))
+	raft, accepted := w.raftPair(t)
+	_, err := raft.Write([]byte("one"))
 	must(t, err)
 	if _, err := io.ReadFull(accepted, make([]byte, 3)); err != nil {
 		t.Fatal(err)
