@@ -57,12 +57,25 @@ func TestHandshakesPushOutTheOldestOfTheCrowd(t *testing.T) {
 	if !flood[0].closed || flood[1].closed || quiet.closed {
 		t.Error("not its own oldest was pushed out")
 	}
+	// And no other one's, though it has as many.
+	var neighbours []*addressed
+	for i := range maxSourceHandshakes {
+		a, _ := begin(fmt.Sprintf("10.0.0.9:%d", 1000+i))
+		neighbours = append(neighbours, a)
+	}
+	begin("10.6.6.6:10")
+	if !flood[1].closed || flood[2].closed || neighbours[0].closed {
+		t.Error("a neighbour was pushed out")
+	}
+	for _, a := range neighbours[1:] { // they end
+		h.all = slices.DeleteFunc(h.all, func(other *handshake) bool { return other.conn == net.Conn(a) })
+	}
 	// Full by many addresses: the most crowded one pays, whoever comes.
 	for i := 0; len(h.all) < maxHandshakes; i++ {
 		begin(fmt.Sprintf("10.1.%d.%d:1", i/250, i%250))
 	}
 	late, endLate := begin("10.0.0.2:1")
-	if !flood[1].closed || flood[2].closed || quiet.closed || late.closed || len(h.all) != maxHandshakes {
+	if !flood[2].closed || flood[3].closed || quiet.closed || late.closed || len(h.all) != maxHandshakes {
 		t.Errorf("the crowd did not pay; %d handshakes", len(h.all))
 	}
 	endQuiet()
@@ -321,6 +334,31 @@ func TestCloseIsBounded(t *testing.T) {
 		conn.Close()
 		t.Error("the port still listens")
 	}
+}
+
+// Closing ends the context of a handler that has not read its request's body:
+// net/http itself ends only those that have.
+func TestCloseEndsHandlersContexts(t *testing.T) {
+	w := newWorld(t)
+	entered := make(chan struct{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	p := open(l, func() (identity.Credentials, bool) { return w.s1, true }, nil, w.port.logger)
+	p.ServeHTTP(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-r.Context().Done()
+	}), nil)
+	w.addr = p.Addr().String()
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		_, _, _ = w.get(t, client(t, w.a1), "/", strings.NewReader("a body that nobody reads")) // it is cut off
+	}()
+	<-entered
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	must(t, p.Close(ctx))
+	<-asked
 }
 
 // A handler that does not end is told of, in time.
