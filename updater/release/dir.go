@@ -265,19 +265,25 @@ func (d Dir) check(a Artifact) error {
 		return fmt.Errorf("the release is incomplete: %w; create it again", err)
 	}
 	if !st.Mode().IsRegular() {
-		return fmt.Errorf("%w: %s is not a file; create the release again", ErrMismatch, path)
+		return mismatch("%s is not a file", path)
 	}
 	if st.Size() != a.Size {
-		return fmt.Errorf("%w: %s is %d bytes, the manifest says %d; create the release again", ErrMismatch, path, st.Size(), a.Size)
+		return mismatch("%s is %d bytes, the manifest says %d", path, st.Size(), a.Size)
 	}
 	digest, err := digestOf(path, a.Size)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
 	if digest != a.SHA256 {
-		return fmt.Errorf("%w: %s has the sha256 %s, the manifest says %s; create the release again", ErrMismatch, path, digest, a.SHA256)
+		return mismatch("%s has the sha256 %s, the manifest says %s", path, digest, a.SHA256)
 	}
 	return Platform{a.OS, a.Arch}.Check(path)
+}
+
+// mismatch ends with the code that a server refuses such a release with, so that
+// it reads alike wherever it is found.
+func mismatch(format string, args ...any) error {
+	return fmt.Errorf("%w: %s; create the release again (digest_mismatch)", ErrMismatch, fmt.Sprintf(format, args...))
 }
 
 // digestOf hashes at most one byte more than a file should have.

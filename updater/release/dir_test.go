@@ -250,8 +250,11 @@ func TestReadDirRefuses(t *testing.T) {
 		_, err := Build(o)
 		must(t, err)
 		tc.spoil(t, o.Dir)
-		if _, err := ReadDir(o.Dir); err == nil || tc.want != nil && !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.says) {
+		_, err = ReadDir(o.Dir)
+		if err == nil || tc.want != nil && !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: %v", name, err)
+		} else if errors.Is(err, ErrMismatch) && !strings.HasSuffix(err.Error(), "create the release again (digest_mismatch)") {
+			t.Errorf("%s: it does not say what to do: %v", name, err)
 		}
 	}
 }
