@@ -5,6 +5,7 @@ package updater
 import (
 	"bytes"
 	"crypto/ed25519"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -79,28 +80,35 @@ func TestOrdersThatAreNotForThisHost(t *testing.T) {
 	h := newHost(t)
 	p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("6.6.6"))
 	older := h.order("job-old", "1.1.0", p)
-	seal := func(change func(*order.Order), key ed25519.PrivateKey) []byte {
+	sealBy := func(key ed25519.PrivateKey, cert []byte, change func(*order.Order)) []byte {
 		o := order.Order{
 			Cluster: "cluster-1", HostID: "agent-1", JobID: "job-bad", Attempt: 1, Action: order.ActionUpdate, Version: "1.1.0",
 			Manifest: p.manifest, Signature: p.signature, Index: 1000, Expires: time.Now().Add(time.Minute),
 		}
 		change(&o)
-		sealed, err := order.Seal(o, key, h.serverCert)
+		sealed, err := order.Seal(o, key, cert)
 		must(t, err)
 		return sealed
 	}
-	otherKey, err := identity.NewKey()
+	seal := func(change func(*order.Order)) []byte { return sealBy(h.serverKey, h.serverCert, change) }
+	foreignKey, err := identity.NewKey()
 	must(t, err)
-	good := seal(func(*order.Order) {}, h.serverKey)
+	foreignCA, err := identity.NewCA("cluster-1", time.Now())
+	must(t, err)
+	certPEM, err := foreignCA.Issue(identity.Identity{Cluster: "cluster-1", HostID: "server-1", Name: "s", Role: identity.RoleServer},
+		foreignKey.Public().(ed25519.PublicKey), time.Now(), time.Hour)
+	must(t, err)
+	foreignCert, _ := pem.Decode(certPEM)
+	good := seal(func(*order.Order) {})
 	bad := map[string][]byte{
-		"another host's":       seal(func(o *order.Order) { o.HostID = "agent-2" }, h.serverKey),
-		"another cluster's":    seal(func(o *order.Order) { o.Cluster = "cluster-2" }, h.serverKey),
-		"expired":              seal(func(o *order.Order) { o.Expires = time.Now().Add(-time.Second) }, h.serverKey),
-		"good for too long":    seal(func(o *order.Order) { o.Expires = time.Now().Add(48 * time.Hour) }, h.serverKey),
-		"signed by nobody":     seal(func(*order.Order) {}, otherKey),
-		"changed":              bytes.Replace(good, []byte(`"sig":"`), []byte(`"sig":"AA`), 1),
-		"of a lower index":     older,
-		"of the highest index": seal(func(o *order.Order) { o.JobID, o.Index = "job-same", 2 }, h.serverKey),
+		"another host's":         seal(func(o *order.Order) { o.HostID = "agent-2" }),
+		"another cluster's":      seal(func(o *order.Order) { o.Cluster = "cluster-2" }),
+		"expired":                seal(func(o *order.Order) { o.Expires = time.Now().Add(-time.Second) }),
+		"good for too long":      seal(func(o *order.Order) { o.Expires = time.Now().Add(48 * time.Hour) }),
+		"by another CA's server": sealBy(foreignKey, foreignCert.Bytes, func(*order.Order) {}),
+		"changed":                bytes.Replace(good, []byte(`"sig":"`), []byte(`"sig":"AA`), 1),
+		"of a lower index":       older,
+		"of the highest index":   seal(func(o *order.Order) { o.JobID, o.Index = "job-same", 2 }),
 	}
 	stop := h.run()
 	h.ordered("job-1", "1.1.0", p, PhaseFailed) // index 2
