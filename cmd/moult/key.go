@@ -13,7 +13,7 @@ import (
 func newKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "key", Short: "Make the key that signs releases"}
 	var out string
-	var force bool
+	var force, lock bool
 	generate := &cobra.Command{
 		Use:   "generate",
 		Short: "Make a release key pair (minisign format)",
@@ -28,6 +28,15 @@ by every host when it joins: give it to the first server with --release-key.`,
 			if err != nil {
 				return err
 			}
+			if lock {
+				password, err := readNewPassword(cmd)
+				if err != nil {
+					return err
+				}
+				if secret, err = release.LockKey(secret, password); err != nil {
+					return err
+				}
+			}
 			if err := writeNew(out, secret, 0o600, force); err != nil {
 				return err
 			}
@@ -40,6 +49,7 @@ by every host when it joins: give it to the first server with --release-key.`,
 		},
 	}
 	generate.Flags().StringVarP(&out, "out", "o", "release.key", "where the secret key goes; the public key goes beside it as FILE.pub")
+	generate.Flags().BoolVar(&lock, "lock", false, "put the secret key under a password")
 	generate.Flags().BoolVar(&force, "force", false, "overwrite existing files")
 	cmd.AddCommand(generate)
 	return cmd

@@ -34,6 +34,8 @@ func newReleaseCreateCommand(f *clientFlags) *cobra.Command {
 		Short: "Make a signed release directory",
 		Long: `Make a release directory: manifest.json, its signature and the binaries.
 
+A key that is under a password asks for it, or reads it from standard input.
+
 Without --number it is one more than the newest that the cluster knows, or, when
 no server is asked or answers, the seconds since 1970. The directory can be made
 on a machine that reaches no server, and published from another.`,
@@ -63,6 +65,15 @@ on a machine that reaches no server, and published from another.`,
 				return fmt.Errorf("read --key: %w; make one with: moult key generate", err)
 			}
 			o.SecretKey, o.Created = string(secret), time.Now()
+			if release.KeyLocked(o.SecretKey) {
+				password, err := readPassword(cmd, "Password of "+key+": ")
+				if err != nil {
+					return err
+				}
+				if o.SecretKey, err = release.UnlockKey(o.SecretKey, password); err != nil {
+					return fmt.Errorf("--key %s: %w", key, err)
+				}
+			}
 			if o.Number == 0 {
 				o.Number = nextReleaseNumber(cmd.Context(), f)
 			}

@@ -1,19 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 type apiUser struct {
@@ -38,7 +32,7 @@ from standard input where that is no terminal; they are never arguments.`,
 	add := &cobra.Command{
 		Use: "add NAME", Short: "Add a user", Args: cobra.ExactArgs(1),
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
-			password, err := readPassword(cmd)
+			password, err := readNewPassword(cmd)
 			if err != nil {
 				return err
 			}
@@ -77,7 +71,7 @@ from standard input where that is no terminal; they are never arguments.`,
 	password := &cobra.Command{
 		Use: "password NAME", Short: "Set a user's password; it ends the user's sessions", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			text, err := readPassword(cmd)
+			text, err := readNewPassword(cmd)
 			if err != nil {
 				return err
 			}
@@ -126,37 +120,4 @@ func changeUser(cmd *cobra.Command, f *clientFlags, name, method string, in any)
 		}
 	}
 	return fmt.Errorf("no user is called %q; `moult user list` lists them", name)
-}
-
-// readPassword asks twice on a terminal, and reads a line elsewhere.
-func readPassword(cmd *cobra.Command) (string, error) {
-	in, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !term.IsTerminal(int(in.Fd())) {
-		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
-		if password := strings.TrimRight(line, "\r\n"); password != "" {
-			return password, nil
-		}
-		if err != nil && !errors.Is(err, io.EOF) {
-			return "", err
-		}
-		return "", errors.New("no password on standard input; type it on a terminal, or pass it in a pipe")
-	}
-	ask := func(prompt string) (string, error) {
-		fmt.Fprint(cmd.ErrOrStderr(), prompt)
-		text, err := term.ReadPassword(int(in.Fd()))
-		fmt.Fprintln(cmd.ErrOrStderr())
-		return string(text), err
-	}
-	first, err := ask("Password: ")
-	if err != nil {
-		return "", err
-	}
-	second, err := ask("Again: ")
-	if err != nil {
-		return "", err
-	}
-	if first != second {
-		return "", errors.New("the two passwords differ; nothing was changed")
-	}
-	return first, nil
 }

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// readPassword asks for a password on a terminal, and reads a line elsewhere. It
+// is never an argument: the process list shows those.
+func readPassword(cmd *cobra.Command, prompt string) (string, error) {
+	in, ok := cmd.InOrStdin().(*os.File)
+	if ok && term.IsTerminal(int(in.Fd())) {
+		fmt.Fprint(cmd.ErrOrStderr(), prompt)
+		text, err := term.ReadPassword(int(in.Fd()))
+		fmt.Fprintln(cmd.ErrOrStderr())
+		return string(text), err
+	}
+	line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
+	if password := strings.TrimRight(line, "\r\n"); password != "" {
+		return password, nil
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return "", errors.New("no password on standard input; type it on a terminal, or pass it in a pipe")
+}
+
+// readNewPassword asks twice on a terminal.
+func readNewPassword(cmd *cobra.Command) (string, error) {
+	first, err := readPassword(cmd, "Password: ")
+	if err != nil {
+		return "", err
+	}
+	if in, ok := cmd.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
+		return first, nil
+	}
+	second, err := readPassword(cmd, "Again: ")
+	if err != nil {
+		return "", err
+	}
+	if first != second {
+		return "", errors.New("the two passwords differ; nothing was changed")
+	}
+	return first, nil
+}
