@@ -57,7 +57,7 @@ func (s *State) Apply(index uint64, e Entry) Result {
 			return p.Result
 		}
 	}
-	t := &tx{Txn: txn, bounds: s.bounds, index: index, at: e.At, actor: e.Actor}
+	t := &tx{Txn: txn, bounds: s.bounds, index: index, at: e.At.UTC(), actor: e.Actor}
 	refused := t.apply(e)
 	if refused != nil {
 		// Start over: whatever the refused change did is gone.
@@ -87,7 +87,7 @@ func (t *tx) record(e Entry, named bool, result Result) {
 		if subject == "" {
 			subject = e.Type
 		}
-		t.put(tableAudit, AuditEntry{Index: t.index, At: e.At, Actor: e.Actor, Action: e.Type, Subject: subject, Detail: clip(t.detail, MaxDetailBytes)})
+		t.put(tableAudit, AuditEntry{Index: t.index, At: t.at, Actor: e.Actor, Action: e.Type, Subject: subject, Detail: clip(t.detail, MaxDetailBytes)})
 		t.touch("audit")
 		m.auditRows = t.keepNewest(tableAudit, "id", m.auditRows+1, t.bounds.audit)
 	}
@@ -110,9 +110,6 @@ func (t *tx) keepNewest(table, index string, rows, limit int) int {
 	return rows
 }
 
-// maxYear is the last year whose times JSON can carry in every time zone.
-const maxYear = 9998
-
 // apply runs the entry's change. An unknown kind is told first: a newer server's
 // entry may break every other rule.
 func (t *tx) apply(e Entry) *Error {
@@ -126,8 +123,8 @@ func (t *tx) apply(e Entry) *Error {
 		return refuse(CodeBadRequest, "actor is %d bytes; give at most %d", len(e.Actor), MaxActorBytes)
 	case !validID(e.ID):
 		return refuse(CodeBadRequest, "id %q of the proposal: %s", e.ID, nameRule)
-	case e.At.UTC().Year() > maxYear:
-		return refuse(CodeBadRequest, "at is after the year %d; set the server's clock", maxYear)
+	case !validTime(e.At):
+		return refuse(CodeBadRequest, "at is after the year %d, or before the year 1; set the server's clock", maxYear)
 	}
 	return f(t, e.Body)
 }

@@ -63,7 +63,7 @@ func applyJoinTokenCreated(t *tx, c JoinTokenCreated) *Error {
 		return refuse(CodeBadRequest, "role %q: give agent or server", k.Role)
 	case !validSegment(k.Segment):
 		return refuse(CodeBadRequest, "segment %q: %s", k.Segment, segmentRule)
-	case !k.ExpiresAt.After(t.at):
+	case !k.ExpiresAt.After(t.at) || !validTime(k.ExpiresAt):
 		return refuse(CodeBadRequest, "ttl is not positive; give how long the token is good for, such as 15m")
 	}
 	_, sameID := first[JoinToken](t.Txn, tableJoinTokens, "id", k.ID)
@@ -76,6 +76,7 @@ func applyJoinTokenCreated(t *tx, c JoinTokenCreated) *Error {
 			t.remove(tableJoinTokens, old)
 		}
 	}
+	k.ExpiresAt = k.ExpiresAt.UTC()
 	k.CreatedAt, k.CreatedBy, k.UsedAt, k.UsedBy = t.at, t.actor, nil, ""
 	t.put(tableJoinTokens, k)
 	t.touch("tokens")

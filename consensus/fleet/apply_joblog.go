@@ -23,7 +23,7 @@ func (g *jobLog) add(l LogLine) {
 		g.put(LogLine{At: g.at, Stream: StreamCoordinator, Line: fmt.Sprintf("the log ends here: a job keeps %d lines", g.bounds.jobLines)})
 	default:
 		l.Line = clip(l.Line, MaxLogLineBytes)
-		if l.At.IsZero() {
+		if l.At = l.At.UTC(); l.At.IsZero() || !validTime(l.At) {
 			l.At = g.at
 		}
 		g.put(l)

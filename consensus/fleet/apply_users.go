@@ -133,8 +133,12 @@ func applyAPITokenCreated(t *tx, c APITokenCreated) *Error {
 	if !validRole(k.Role) {
 		return refuse(CodeBadRequest, "role %q: %s", k.Role, roleRule)
 	}
-	if k.ExpiresAt != nil && !k.ExpiresAt.After(t.at) {
-		return refuse(CodeBadRequest, "expires_at is not in the future; give a later time, or none")
+	if k.ExpiresAt != nil {
+		at := k.ExpiresAt.UTC()
+		if !at.After(t.at) || !validTime(at) {
+			return refuse(CodeBadRequest, "expires_at is not in the future, or after the year %d; give another time, or none", maxYear)
+		}
+		k.ExpiresAt = &at
 	}
 	_, sameID := first[APIToken](t.Txn, tableAPITokens, "id", k.ID)
 	if _, sameHash := t.view().APITokenByHash(k.Hash); sameID || sameHash {
@@ -163,7 +167,7 @@ func applySessionCreated(t *tx, c SessionCreated) *Error {
 	if refused != nil {
 		return refused
 	}
-	if !validID(c.Session.Hash) || !c.Session.ExpiresAt.After(t.at) {
+	if c.Session.ExpiresAt = c.Session.ExpiresAt.UTC(); !validID(c.Session.Hash) || !c.Session.ExpiresAt.After(t.at) || !validTime(c.Session.ExpiresAt) {
 		return refuse(CodeBadRequest, "session.hash or session.expires_at is not valid; sign in again")
 	}
 	if _, exists := t.view().Session(c.Session.Hash); exists {

@@ -39,6 +39,17 @@ const (
 	MaxSignatureBytes    = 4 << 10
 )
 
+// maxYear is the last year that a time may lie in.
+const maxYear = 9998
+
+// validTime tells whether a time can be stored. Times are stored in UTC: JSON
+// reads a zone of 24 hours, or a year that has four digits only in its zone, but
+// does not write them, and one such row would make every snapshot fail.
+func validTime(t time.Time) bool {
+	year := t.UTC().Year()
+	return year >= 1 && year <= maxYear
+}
+
 // timeFormat is how messages tell a time, in UTC.
 const timeFormat = "2006-01-02 15:04:05 MST"
 
