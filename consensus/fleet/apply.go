@@ -19,6 +19,7 @@ type tx struct {
 	subject string // for the audit
 	detail  string
 	silent  bool // leave no audit entry
+	added   sizes
 }
 
 func (t *tx) view() View              { return View{txn: t.Txn} }
@@ -75,7 +76,7 @@ func (s *State) Apply(index uint64, e Entry) Result {
 }
 
 // record notes that the entry was applied: in the audit, among the proposals,
-// and in the state's index.
+// and in the state's index. It drops what is now too much.
 func (t *tx) record(e Entry, named bool, result Result) {
 	m := t.view().meta()
 	m.Index = t.index
@@ -89,25 +90,14 @@ func (t *tx) record(e Entry, named bool, result Result) {
 		}
 		t.put(tableAudit, AuditEntry{Index: t.index, At: t.at, Actor: e.Actor, Action: e.Type, Subject: subject, Detail: clip(t.detail, MaxDetailBytes)})
 		t.touch("audit")
-		m.auditRows = t.keepNewest(tableAudit, "id", m.auditRows+1, t.bounds.audit)
+		t.added.audit++
 	}
 	if named {
 		t.put(tableProposals, proposalRow{ID: e.ID, Index: t.index, Result: result})
-		m.proposalRows = t.keepNewest(tableProposals, "index", m.proposalRows+1, t.bounds.proposals)
+		t.added.proposals++
 	}
+	m.size = t.prune(m.size.plus(t.added))
 	t.put(tableMeta, m)
-}
-
-// keepNewest drops a table's first rows by an index while there are more than
-// limit, and returns how many are left. The caller counts the rows: to walk a
-// table on every entry would cost milliseconds.
-func (t *tx) keepNewest(table, index string, rows, limit int) int {
-	for ; rows > limit; rows-- {
-		oldest, err := t.First(table, index)
-		must(err)
-		t.remove(table, oldest)
-	}
-	return rows
 }
 
 // apply runs the entry's change. An unknown kind is told first: a newer server's

@@ -5,6 +5,7 @@ import "strconv"
 // openAlert opens an alert; its ID comes from the index that opened it.
 func (t *tx) openAlert(kind, hostID, fleetUpdateID, target, message string) {
 	id := strconv.FormatUint(t.index, 10) + "-" + kind
+	t.added.alerts++
 	t.put(tableAlerts, alertRow{OpenedIndex: t.index, Alert: Alert{
 		ID: id, Kind: kind, HostID: hostID, FleetUpdateID: fleetUpdateID, TargetVersion: target,
 		Message: clip(message, MaxReasonBytes), Status: AlertStatusOpen, OpenedAt: t.at,

@@ -70,11 +70,8 @@ func applyJoinTokenCreated(t *tx, c JoinTokenCreated) *Error {
 	if _, sameHash := t.view().JoinTokenByHash(k.Hash); sameID || sameHash {
 		return refuse(CodeConflict, "this join token exists already; make another one with: moult token create")
 	}
-	// Tokens that expired long ago are of no more use to anybody.
-	for _, old := range t.view().JoinTokens() {
-		if old.ExpiresAt.Add(expiredTokenRetention).Before(t.at) {
-			t.remove(tableJoinTokens, old)
-		}
+	if refused := t.roomForJoinToken(); refused != nil {
+		return refused
 	}
 	k.ExpiresAt = k.ExpiresAt.UTC()
 	k.CreatedAt, k.CreatedBy, k.UsedAt, k.UsedBy = t.at, t.actor, nil, ""
@@ -131,6 +128,9 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 	if other, taken := v.HostByName(h.Name); taken {
 		return refuse(CodeNameTaken, "a host called %q has joined already (%s); give another --name, or remove that one first with: moult host remove %s", h.Name, other.Role, h.Name)
 	}
+	if hosts := len(v.Hosts()); hosts >= t.bounds.hosts {
+		return refuse(CodeLimitReached, "%d hosts have joined, and no more fit; remove one that is gone with: moult host remove", hosts)
+	}
 	h.Role, h.Segment, h.EnrolledAt = token.Role, token.Segment, t.at
 	t.put(tableHosts, h)
 	at := t.at
@@ -167,6 +167,10 @@ func applyHostAddressesChanged(t *tx, c HostAddressesChanged) *Error {
 	}
 	if refused := checkAddresses(c.GossipAddr, c.PeerAddr, c.HTTPAddr); refused != nil {
 		return refused
+	}
+	if h.GossipAddr == c.GossipAddr && h.PeerAddr == c.PeerAddr && h.HTTPAddr == c.HTTPAddr {
+		t.unaudited() // a host that starts again where it was
+		return nil
 	}
 	h.GossipAddr, h.PeerAddr, h.HTTPAddr = c.GossipAddr, c.PeerAddr, c.HTTPAddr
 	t.put(tableHosts, h)

@@ -11,6 +11,8 @@ type jobLog struct {
 func (g *jobLog) put(l LogLine) {
 	g.row.LineCount++
 	l.Seq = g.row.LineCount
+	g.row.LogBytes += lineCost(l)
+	g.added.logBytes += lineCost(l)
 	g.tx.put(tableJobLines, lineRow{JobID: g.row.ID, LogLine: l})
 }
 

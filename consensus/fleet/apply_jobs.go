@@ -26,11 +26,12 @@ func (t *tx) newID(field, id, table string) *Error {
 
 func (t *tx) newJob(id string, h Host, target, fleetUpdateID, actor string) jobRow {
 	attempt := 1
-	for _, j := range t.view().Jobs(h.ID) {
+	for _, j := range t.view().Jobs(h.ID) { // not their number: old ones are dropped
 		if j.TargetVersion == target {
-			attempt++
+			attempt = max(attempt, j.Attempt+1)
 		}
 	}
+	t.added.jobs++
 	return jobRow{CreatedIndex: t.index, Job: Job{
 		ID: id, HostID: h.ID, HostName: h.Name, FleetUpdateID: fleetUpdateID, Kind: KindUpdate,
 		Status: JobQueued, TargetVersion: target, Attempt: attempt, Actor: actor, CreatedAt: t.at,

@@ -51,6 +51,9 @@ func applyReleasePublished(t *tx, c ReleasePublished) *Error {
 			return refuse(CodeReleaseExists, "release %s has the number %d already; create the new one with a higher --number", other.Version, r.Number)
 		}
 	}
+	if refused := t.roomForRelease(); refused != nil {
+		return refused
+	}
 	r.PublishedAt, r.PublishedBy, r.Withdrawn = t.at, t.actor, false
 	t.put(tableReleases, r)
 	t.touch("releases", "hosts")

@@ -97,6 +97,8 @@ func applyFleetUpdateStarted(t *tx, c FleetUpdateStarted) *Error {
 		seen[id] = true
 		u.Hosts = append(u.Hosts, FleetUpdateHost{HostID: id, Name: h.Name, Position: i + 1, Status: TurnPending})
 	}
+	t.added.fleetUpdates++
+	t.added.turns += len(u.Hosts)
 	t.put(tableFleetUpdates, u)
 	t.touch("fleet-updates", "fleet-update:"+u.ID, "hosts")
 	t.audit("fleet update "+u.ID, fmt.Sprintf("to %s, %d hosts", u.TargetVersion, len(u.Hosts)))

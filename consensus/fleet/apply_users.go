@@ -45,6 +45,9 @@ func applyUserCreated(t *tx, c UserCreated) *Error {
 	if _, exists := t.view().User(u.ID); exists {
 		return refuse(CodeUserExists, "a user with the id %q exists already; give the new one another id", u.ID)
 	}
+	if users := len(t.view().Users()); users >= t.bounds.users {
+		return refuse(CodeLimitReached, "there are %d users, and no more fit; delete one", users)
+	}
 	u.CreatedAt = t.at
 	t.put(tableUsers, u)
 	t.touch("users")
@@ -144,6 +147,9 @@ func applyAPITokenCreated(t *tx, c APITokenCreated) *Error {
 	if _, sameHash := t.view().APITokenByHash(k.Hash); sameID || sameHash {
 		return refuse(CodeConflict, "this API token exists already; make another one")
 	}
+	if refused := t.roomForAPIToken(); refused != nil {
+		return refused
+	}
 	k.CreatedAt, k.CreatedBy = t.at, t.actor
 	t.put(tableAPITokens, k)
 	t.touch("tokens")
@@ -173,11 +179,7 @@ func applySessionCreated(t *tx, c SessionCreated) *Error {
 	if _, exists := t.view().Session(c.Session.Hash); exists {
 		return refuse(CodeConflict, "this session exists already; sign in again")
 	}
-	for _, s := range all[Session](t.Txn, false, tableSessions, "id") {
-		if s.ExpiresAt.Before(t.at) {
-			t.remove(tableSessions, s)
-		}
-	}
+	t.roomForSession(u.ID)
 	c.Session.CreatedAt = t.at
 	t.put(tableSessions, c.Session)
 	t.audit("user "+u.Name, "signed in")

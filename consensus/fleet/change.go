@@ -60,6 +60,7 @@ const (
 	CodeUserExists          = "user_exists"
 	CodeLastAdmin           = "last_admin"
 	CodeAPITokenNotFound    = "token_not_found"
+	CodeLimitReached        = "limit_reached"
 	CodeConflict            = "conflict" // the state moved on: e.g. the job is no longer running
 )
 
@@ -88,7 +89,8 @@ type (
 	HostRemoved struct {
 		HostID string `json:"host_id"`
 	}
-	// HostAddressesChanged records where a host now listens.
+	// HostAddressesChanged records where a host now listens. Repeating it changes
+	// nothing.
 	HostAddressesChanged struct {
 		HostID     string `json:"host_id"`
 		GossipAddr string `json:"gossip_addr"`
@@ -222,7 +224,8 @@ type (
 		TokenID string `json:"token_id"`
 	}
 	// SessionCreated signs a browser in; sessions that have expired by the
-	// entry's time are dropped in passing.
+	// entry's time are dropped in passing, and the user's oldest above
+	// MaxUserSessions.
 	SessionCreated struct {
 		Session Session `json:"session"`
 	}

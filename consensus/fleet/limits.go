@@ -17,7 +17,23 @@ const (
 	MaxAuditEntries = 100_000 // the oldest are dropped
 	MaxProposals    = 10_000  // proposal IDs remembered; the oldest are dropped
 	MaxFleetHosts   = 20_000  // hosts of one fleet update: what one entry of 1 MiB can name
-	MaxSources      = 64      // sources kept per job; the first ones win
+	MaxHosts        = 20_000  // hosts enrolled, servers too; no more are let in
+
+	// Of these the oldest that are over are dropped; see prune.go.
+	MaxJobs         = 20_000
+	MaxLogBytes     = 128 << 20 // of all jobs' logs, with lineOverhead for each line
+	MaxFleetUpdates = 500
+	MaxTurns        = 200_000 // hosts of all fleet updates
+	MaxAlerts       = 5_000
+	MaxReleases     = 1_000 // a withdrawn one gives way; without one no more are taken
+	MaxJoinTokens   = 10_000
+	MaxUserSessions = 50 // of one user
+
+	// No more than these are taken.
+	MaxUsers     = 1_000
+	MaxAPITokens = 1_000
+
+	MaxSources = 64 // sources kept per job; the first ones win
 )
 
 // The limits of what a change may carry, in bytes where nothing else is said.
@@ -53,17 +69,22 @@ func validTime(t time.Time) bool {
 // timeFormat is how messages tell a time, in UTC.
 const timeFormat = "2006-01-02 15:04:05 MST"
 
-// expiredTokenRetention is how long an expired join token is kept, so that its
-// late use gets the right error.
+// expiredTokenRetention is how long an expired token is kept, so that its late
+// use gets the right error.
 const expiredTokenRetention = 30 * 24 * time.Hour
 
 // bounds are the limits of tables, apart so that tests can reach them.
 type bounds struct {
-	audit, proposals int
-	jobLines         uint64
+	audit, proposals, jobs, logBytes, fleetUpdates, turns, alerts int
+	hosts, releases, joinTokens, apiTokens, users, userSessions   int
+	jobLines                                                      uint64 // of one job
 }
 
-var defaultBounds = bounds{audit: MaxAuditEntries, proposals: MaxProposals, jobLines: MaxJobLogLines}
+var defaultBounds = bounds{
+	audit: MaxAuditEntries, proposals: MaxProposals, jobs: MaxJobs, logBytes: MaxLogBytes, jobLines: MaxJobLogLines,
+	fleetUpdates: MaxFleetUpdates, turns: MaxTurns, alerts: MaxAlerts, hosts: MaxHosts, releases: MaxReleases,
+	joinTokens: MaxJoinTokens, apiTokens: MaxAPITokens, users: MaxUsers, userSessions: MaxUserSessions,
+}
 
 // What the validators below accept, told for people.
 const (

@@ -193,6 +193,9 @@ func mayBeSilent(before View, c Change) bool {
 	case HostEnrolled: // repeated by a host that did not hear the answer
 		k, _ := before.JoinTokenByHash(c.TokenHash)
 		return k.UsedAt != nil
+	case HostAddressesChanged: // where it was already
+		h, _ := before.Host(c.HostID)
+		return h.GossipAddr == c.GossipAddr && h.PeerAddr == c.PeerAddr && h.HTTPAddr == c.HTTPAddr
 	case SessionEnded: // ended already
 		_, ok := before.Session(c.Hash)
 		return !ok

@@ -35,8 +35,7 @@ type metaRow struct {
 	Cluster Cluster `json:"cluster"`
 	Unknown uint64  `json:"unknown"` // entries of unknown kinds seen
 
-	// How many rows these tables have. Derived: a snapshot does not carry them.
-	auditRows, proposalRows int
+	size sizes // derived: a snapshot does not carry it
 }
 
 const metaKey = "meta"
@@ -46,7 +45,8 @@ type jobRow struct {
 	Job
 	CreatedIndex uint64 `json:"created_index"`
 	LineCount    uint64 `json:"line_count"`
-	HostSeq      uint64 `json:"host_seq"` // the highest host-given line number stored
+	LogBytes     int    `json:"log_bytes"` // of its lines, by lineCost
+	HostSeq      uint64 `json:"host_seq"`  // the highest host-given line number stored
 	Truncated    bool   `json:"truncated,omitempty"`
 }
 

@@ -161,8 +161,9 @@ func restoreAll(txn *memdb.Txn, r snapshotReader) error {
 	if err := checkRows(txn, read); err != nil {
 		return err
 	}
-	m := View{txn: txn}.meta()
-	m.auditRows, m.proposalRows = read[tableAudit], read[tableProposals]
+	v := View{txn: txn}
+	m := v.meta()
+	m.size = measured(v, read)
 	return txn.Insert(tableMeta, m)
 }
 
