@@ -202,9 +202,15 @@ func (n *Node) takePeer(p *pool, q peer) (audience bool) {
 			return false // stays changed: its enrolment may be under way
 		}
 		p.settled(q)
+		if q.alive {
+			return false // who cannot show the host's record does not stand for the host
+		}
 	case errors.Is(err, ErrStale):
 		n.counters.staleRecords.Add(1)
 		p.settled(q)
+		if known, ok := n.roster.signed(id); q.alive && ok && rec.Boot < known.Boot {
+			return false // an earlier start: gossip lags behind, or somebody kept its record
+		}
 	case err == nil:
 		p.settled(q)
 	}

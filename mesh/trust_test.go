@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -138,11 +139,74 @@ func TestForgedRecordIsIgnored(t *testing.T) {
 		c.forger("a1", signed(t, forged, mallory).Raw)
 		await(t, 10*time.Second, "the forged record is counted", func() bool { return s.Counters().UnverifiedRecords > 0 })
 		time.Sleep(time.Minute)
-		if m, _ := s.Roster().Member("a1"); m.Boot != 5 || m.Version == "evil" {
-			t.Errorf("the roster took it: %+v", m.Record)
+		if m, _ := s.Roster().Member("a1"); m.Boot != 5 || m.Version == "evil" || m.Liveness != Offline || m.Addr != "" {
+			t.Errorf("the roster took it: %+v", m)
 		}
 		if got := s.Counters().UnverifiedRecords; got != 1 {
 			t.Errorf("one record, counted %d times", got)
+		}
+	})
+}
+
+// A genuine record of an earlier start, kept by somebody who has the gossip key,
+// brings a host that is away neither back nor to another address.
+func TestRecordOfAnEarlierStartIsNoSignOfLife(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t)
+		s := c.node("s1", "default")
+		old := signed(t, agentRecord("a1", 4, 7), c.key("a1"))
+		must(t, s.Offer(signed(t, agentRecord("a1", 5, 1), c.key("a1")).Raw))
+		c.forger("a1", old.Raw)
+		await(t, 10*time.Second, "the old record is counted", func() bool { return s.Counters().StaleRecords > 0 })
+		time.Sleep(time.Minute)
+		if m, _ := s.Roster().Member("a1"); m.Boot != 5 || m.Liveness != Offline || m.Addr != "" {
+			t.Errorf("the roster took it: %+v", m)
+		}
+	})
+}
+
+// Forged words about a host that is here: by a member under its name, and by
+// messages. Nothing changes, and each is counted.
+func TestForgedWordsAboutALivingHostChangeNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t)
+		s, a := c.node("s1", "default"), c.node("a1", "default")
+		awaitLiveness(t, 10*time.Second, "a1", Online, s)
+		a.Announce(PhaseFetching, "job-1")
+		await(t, 5*time.Second, "the record", func() bool { m, _ := s.Roster().Member("a1"); return m.JobID == "job-1" })
+		before, _ := s.Roster().Member("a1")
+		changed := s.Roster().Changed()
+
+		_, mallory, err := ed25519.GenerateKey(nil)
+		must(t, err)
+		forged := agentRecord("a1", 99, 1)
+		forged.Version, forged.Phase, forged.JobID = "2.0.0", PhaseIdle, "job-1"
+		byMallory := signed(t, forged, mallory)
+		flipped := signed(t, forged, c.key("a1"))
+		flipped.Raw[len(flipped.Raw)-1] ^= 1
+		leaving := forged
+		leaving.Leaving = true
+		for i, raw := range [][]byte{byMallory.Raw, flipped.Raw, signed(t, leaving, mallory).Raw} {
+			s.read(s.pools[0], append([]byte{kindRecord}, raw...))
+			if got := s.Counters().UnverifiedRecords; got != uint64(i+1) {
+				t.Errorf("record %d: %d counted", i, got)
+			}
+		}
+		s.read(s.pools[0], append([]byte{kindRecord}, byMallory.Raw[:80]...))
+		if got := s.Counters().MalformedRecords; got != 1 {
+			t.Errorf("%d malformed records counted", got)
+		}
+		c.forger("a1", byMallory.Raw)
+		time.Sleep(30 * time.Second)
+		after, _ := s.Roster().Member("a1")
+		before.LastSeen, after.LastSeen = time.Time{}, time.Time{}
+		if !reflect.DeepEqual(before, after) {
+			t.Errorf("before %+v\nafter %+v", before, after)
+		}
+		select {
+		case <-changed:
+			t.Error("watchers were woken")
+		default:
 		}
 	})
 }
