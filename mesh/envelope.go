@@ -116,36 +116,70 @@ func (v envelopeVerifier) open(e envelope, now time.Time) (identity.Identity, er
 	return id, nil
 }
 
-// replayWindow is how many messages of one sender may arrive out of order.
-const replayWindow = 1024
+const (
+	// replayWindow is how many messages of one sender may arrive out of order.
+	replayWindow = 1024
+	// maxSenders bounds the senders remembered: over the years more hosts send
+	// than are there at a time. The one that was silent longest is forgotten,
+	// like all of them at a restart.
+	maxSenders = 16384
+)
 
 // replayGuard refuses a message that was seen before. Messages may overtake
 // each other (several pools, several relays), so it remembers the newest
 // replayWindow numbers of each sender's present start.
 type replayGuard struct {
+	limit int // of senders
+
 	mu      sync.Mutex
 	senders map[string]*replayState
+	uses    uint64
 }
 
 type replayState struct {
+	used          uint64 // the guard's count at the last fresh message
 	boot, highest uint64
 	seen          [replayWindow / 64]uint64
 }
 
-func newReplayGuard() *replayGuard { return &replayGuard{senders: map[string]*replayState{}} }
+func newReplayGuard(limit int) *replayGuard {
+	return &replayGuard{limit: limit, senders: map[string]*replayState{}}
+}
 
 // fresh tells whether (boot, seq) of a verified sender is new, and notes it.
-// Only holders of a certificate get an entry, so the map is bounded by the cluster.
 func (g *replayGuard) fresh(sender string, boot, seq uint64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s, ok := g.senders[sender]
+	if !ok && len(g.senders) >= g.limit {
+		g.forget()
+	}
 	if !ok || boot > s.boot {
 		s = &replayState{boot: boot, highest: seq}
 		g.senders[sender] = s
-		s.mark(seq)
-		return true
+	} else if !s.advance(boot, seq) {
+		return false
 	}
+	g.uses++
+	s.used = g.uses
+	s.mark(seq)
+	return true
+}
+
+// forget drops the sender that was silent longest; the lock is held.
+func (g *replayGuard) forget() {
+	var oldest string
+	for id, s := range g.senders {
+		if oldest == "" || s.used < g.senders[oldest].used {
+			oldest = id
+		}
+	}
+	delete(g.senders, oldest)
+}
+
+// advance tells whether (boot, seq) was not seen yet, and moves the window up
+// to it.
+func (s *replayState) advance(boot, seq uint64) bool {
 	switch {
 	case boot < s.boot, seq+replayWindow <= s.highest:
 		return false
@@ -158,13 +192,9 @@ func (g *replayGuard) fresh(sender string, boot, seq uint64) bool {
 			}
 		}
 		s.highest = seq
-		s.mark(seq)
 		return true
-	case s.seen[seq/64%uint64(len(s.seen))]&(1<<(seq%64)) != 0:
-		return false
 	}
-	s.mark(seq)
-	return true
+	return s.seen[seq/64%uint64(len(s.seen))]&(1<<(seq%64)) == 0
 }
 
 func (s *replayState) mark(seq uint64) {

@@ -58,8 +58,9 @@ type Node struct {
 	life    sync.Mutex // guards the starting of goroutines against Close
 	closing bool
 
-	mu  sync.Mutex // own record
-	own SignedRecord
+	changing sync.Mutex // held while a change of the own record is announced
+	mu       sync.Mutex // own record
+	own      SignedRecord
 }
 
 type inboxItem struct {
@@ -92,7 +93,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		envelopes:  envelopeVerifier{cluster: id.Cluster, certs: cfg.Verifier, records: verifier},
 		roster:     newRoster(id.HostID, verifier),
 		outboxes:   map[*pool]*outbox{},
-		replays:    newReplayGuard(),
+		replays:    newReplayGuard(maxSenders),
 		results:    &results{waiting: map[uint64]chan byte{}},
 		inbox:      make(chan inboxItem, inboxLength),
 		peersDirty: make(chan struct{}, 1),
@@ -125,6 +126,7 @@ func (n *Node) openPools() error {
 			segment: pc.Segment, seeds: slices.Clone(pc.Join), self: n.cfg.Identity.HostID, timing: n.cfg.Timing,
 			meta:    func() []byte { return n.Record().Raw },
 			receive: n.receive, notify: func() { poke(n.peersDirty) },
+			refused:  func() { n.counters.malformedRecords.Add(1) },
 			announce: make(chan struct{}, 1), peers: map[string]*peer{},
 		}
 		p.broadcast = newBroadcastQueue(func() int { return len(p.livePeers()) })
@@ -181,6 +183,8 @@ func (n *Node) SetHolds(digests []string) {
 // change alters the own record and gossips it: as memberlist metadata, and as a
 // message of its own, because memberlist may lose one of many equal-sized ones.
 func (n *Node) change(f func(*Record)) {
+	n.changing.Lock() // or the older of two records would be announced last
+	defer n.changing.Unlock()
 	if err := n.publish(f); err != nil {
 		n.logger.Error("own record cannot be announced", "error", err)
 		return

@@ -17,7 +17,9 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// maxPeers bounds what a pool remembers of members that are gone.
+// maxPeers bounds what a pool knows of members: of those that are gone the
+// oldest are forgotten, and when all are alive no further ones are let in. A
+// pool is meant for a thousand; a holder of the gossip key can make up any number.
 const maxPeers = 4096
 
 // pool is one segment: a memberlist, and what it last said of each member.
@@ -34,6 +36,7 @@ type pool struct {
 	meta    func() []byte       // the node's own signed record
 	receive func(*pool, []byte) // takes over the bytes; never blocks
 	notify  func()              // peers changed; never blocks
+	refused func()              // a member was kept out; never blocks
 
 	announce chan struct{} // own record changed; capacity 1
 
@@ -135,11 +138,17 @@ func (p *pool) NotifyAlive(n *memberlist.Node) error {
 		return nil
 	}
 	rec, err := DecodeRecord(n.Meta)
+	if err == nil && rec.HostID != n.Name {
+		err = fmt.Errorf("%w: member %s carries the record of %s", ErrMalformed, n.Name, rec.HostID)
+	}
 	if err != nil {
+		p.refused()
 		return err
 	}
-	if rec.HostID != n.Name {
-		return fmt.Errorf("%w: member %s carries the record of %s", ErrMalformed, n.Name, rec.HostID)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.peers[n.Name]; !known && len(p.peers) >= maxPeers && p.oldestGone() == "" {
+		return fmt.Errorf("the pool of segment %q is full with %d members; use more segments", p.segment, maxPeers)
 	}
 	return nil
 }
@@ -157,8 +166,8 @@ func (p *pool) note(n *memberlist.Node, alive bool) {
 	node := *n
 	node.Meta = bytes.Clone(n.Meta)
 	p.mu.Lock()
-	if len(p.peers) >= maxPeers {
-		p.forgetOldest()
+	if _, known := p.peers[n.Name]; !known && len(p.peers) >= maxPeers {
+		delete(p.peers, p.oldestGone())
 	}
 	p.changes++
 	p.peers[n.Name] = &peer{node: node, alive: alive, since: time.Now(), change: p.changes, dirty: true}
@@ -166,14 +175,15 @@ func (p *pool) note(n *memberlist.Node, alive bool) {
 	p.notify()
 }
 
-func (p *pool) forgetOldest() {
-	var oldest string
+// oldestGone returns the member that is gone for longest, "" when none is; the
+// lock is held.
+func (p *pool) oldestGone() (oldest string) {
 	for id, q := range p.peers {
 		if !q.alive && (oldest == "" || q.since.Before(p.peers[oldest].since)) {
 			oldest = id
 		}
 	}
-	delete(p.peers, oldest)
+	return oldest
 }
 
 // livePeer returns a member that memberlist holds for alive.

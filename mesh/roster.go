@@ -37,6 +37,10 @@ type Member struct {
 // gossip key cannot fill the memory with hosts that do not exist.
 const maxRoster = 16384
 
+// maxSightings bounds how many observers' words are kept on one host: a relay
+// passes on what others saw, and can make up observers.
+const maxSightings = 64
+
 // Roster is who is known, the node itself included. A host that failed or left
 // stays in it.
 type Roster struct {
@@ -233,6 +237,9 @@ func (r *Roster) see(hostID string, key sightingKey, s sighting) bool {
 		return false
 	}
 	old, had := h.sightings[key]
+	if !had && key.observer != "" && len(h.sightings) >= maxSightings {
+		return false
+	}
 	if had && key.observer != "" && (s.boot < old.boot || s.boot == old.boot && s.version <= old.version) {
 		return false
 	}

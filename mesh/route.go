@@ -243,7 +243,7 @@ func (n *Node) relay(p *pool, h relayHeader, raw []byte) {
 		n.deliver(raw)
 		code = resultOK
 	} else {
-		ctx, cancel := context.WithTimeout(context.Background(), h.budget)
+		ctx, cancel := context.WithTimeout(context.Background(), min(h.budget, hopBudget))
 		if err := n.route(ctx, e, h.visited); err == nil {
 			code = resultOK
 			n.counters.forwarded.Add(1)

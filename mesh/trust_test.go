@@ -221,6 +221,9 @@ func TestRecordOfAnotherHostIsKeptOut(t *testing.T) {
 		c.forger("a4", []byte("no record"))
 		time.Sleep(30 * time.Second)
 		for _, n := range []*Node{s, a} {
+			if n.Counters().MalformedRecords == 0 {
+				t.Errorf("%s did not count what it kept out", n.cfg.Identity.HostID)
+			}
 			if peers := n.LivePeers(); peers != 1 {
 				t.Errorf("%s has %d peers", n.cfg.Identity.HostID, peers)
 			}
@@ -318,7 +321,7 @@ func TestEnvelopesAreVerifiedAndNotReplayed(t *testing.T) {
 }
 
 func TestReplayWindow(t *testing.T) {
-	g := newReplayGuard()
+	g := newReplayGuard(maxSenders)
 	for i, step := range []struct {
 		boot, seq uint64
 		fresh     bool
