@@ -127,7 +127,7 @@ func (n *Node) openPools() error {
 			meta:    func() []byte { return n.Record().Raw },
 			receive: n.receive, notify: func() { poke(n.peersDirty) },
 			refused:  func() { n.counters.malformedRecords.Add(1) },
-			announce: make(chan struct{}, 1), peers: map[string]*peer{},
+			announce: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{},
 		}
 		p.broadcast = newBroadcastQueue(func() int { return len(p.livePeers()) })
 		if err := p.open(n.cfg, pc, n.logger.With("segment", pc.Segment)); err != nil {

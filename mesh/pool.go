@@ -43,6 +43,7 @@ type pool struct {
 	mu      sync.Mutex
 	peers   map[string]*peer // by host id
 	changes uint64
+	misses  map[string]int // by seed: attempts in vain since one succeeded, if any did; absent: not tried
 }
 
 // peer is memberlist's view of a member, under the pool's lock.
@@ -224,10 +225,15 @@ func (p *pool) send(hostID string, msg []byte) error {
 	return nil
 }
 
+// seedPatience is how many times in a row a seed that does not answer is tried
+// in each round: for two minutes, by when a site that lost power is up again.
+const seedPatience = 12
+
 // missing returns addresses to join by, at most eight, at random: of peers that
-// failed, and of the seeds that are not among the live members. A seed whose
-// members advertise another address never looks live, so that a pool that is
-// not alone asks for seeds only now and then.
+// failed, and of the seeds that are not among the live members. A seed that has
+// answered may never look live, because its members advertise another address,
+// and one that has not for long may be gone for good: a pool that is not alone
+// asks for those only now and then.
 func (p *pool) missing() (addrs []string, alone bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -245,8 +251,10 @@ func (p *pool) missing() (addrs []string, alone bool) {
 			want[q.node.Address()] = true
 		}
 	}
-	if alone || rand.N(6) == 0 {
-		for _, s := range p.seeds {
+	nowAndThen := rand.N(6) == 0
+	for _, s := range p.seeds {
+		misses, tried := p.misses[s]
+		if due := !tried || misses > 0 && misses < seedPatience; due || alone || nowAndThen {
 			want[s] = true
 		}
 	}
@@ -256,6 +264,19 @@ func (p *pool) missing() (addrs []string, alone bool) {
 	addrs = slices.Sorted(maps.Keys(want))
 	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
 	return addrs[:min(len(addrs), 8)], alone
+}
+
+// noteSeed remembers whether an address answered, if it is a seed's.
+func (p *pool) noteSeed(addr string, answered bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !slices.Contains(p.seeds, addr):
+	case answered:
+		p.misses[addr] = 0
+	default:
+		p.misses[addr]++
+	}
 }
 
 func (q *peer) leaving() bool {
@@ -276,7 +297,8 @@ func (p *pool) rejoin(stop <-chan struct{}) {
 				return
 			default:
 			}
-			_, _ = p.list.Join([]string{a}) // memberlist logs why not
+			_, err := p.list.Join([]string{a}) // memberlist logs why not
+			p.noteSeed(a, err == nil)
 		}
 		next := p.timing.Rejoin
 		if alone {
