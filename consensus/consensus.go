@@ -11,7 +11,7 @@
 //
 // Lead runs the work that only the leader may do. Proposals made under the
 // context that Lead hands out are fenced: they are appended by this leader in
-// this term of office or not at all, so in the order of the log everything one
+// this term of office, or they are void on every server, so in the order of the log everything one
 // leader's callback wrote precedes everything its successor's wrote.
 //
 // # What the node needs from outside

@@ -60,6 +60,8 @@ func (n *Node) serve(ctx context.Context, r request) response {
 		return n.notLeader()
 	}
 	switch {
+	case r.Op == opPropose && r.Entry != nil && len(r.Entry.Body) > MaxEntry:
+		return response{Refused: fmt.Sprintf("the change has %d bytes; the log takes at most %d", len(r.Entry.Body), MaxEntry)}
 	case r.Op == opPropose && r.Entry != nil:
 		return n.servePropose(ctx, *r.Entry)
 	case r.Op == opAddServer:

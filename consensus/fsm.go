@@ -2,9 +2,11 @@ package consensus
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,11 +18,13 @@ import (
 // fsm feeds the state from the log and remembers how far it came. Apply,
 // Snapshot and Restore are called by Raft's own goroutine, one at a time.
 type fsm struct {
-	state *fleet.State
+	state         *fleet.State
+	serverRemoved func()        // called when a server was, or may have been, removed; must not block
+	servers       []raft.Server // of the last configuration; owned by Raft's goroutine
 
 	mu      sync.Mutex
 	applied uint64        // index of the last command in state
-	lastAt  time.Time     // the latest time an entry carried
+	lastAt  time.Time     // the last entry's
 	moved   chan struct{} // closed when applied rises
 }
 
@@ -28,10 +32,27 @@ func newFSM() *fsm {
 	return &fsm{state: fleet.New(), moved: make(chan struct{})}
 }
 
+// StoreConfiguration is Raft saying that a configuration is committed.
+func (f *fsm) StoreConfiguration(_ uint64, c raft.Configuration) {
+	gone := func(s raft.Server) bool {
+		return !slices.ContainsFunc(c.Servers, func(t raft.Server) bool { return t.ID == s.ID })
+	}
+	if f.servers == nil || slices.ContainsFunc(f.servers, gone) { // nil: what was before is in a snapshot
+		f.serverRemoved()
+	}
+	f.servers = c.Clone().Servers
+}
+
 // Apply applies one command. An entry that is not JSON can only come from a
 // broken or newer server; it takes the way of an unknown change, which every
-// server refuses alike.
+// server refuses alike. One that was proposed for another term than it was
+// appended in comes too late (see Lead): it is void on all servers.
 func (f *fsm) Apply(l *raft.Log) any {
+	if fence := l.Extensions; len(fence) == 8 && binary.BigEndian.Uint64(fence) != l.Term {
+		result := f.state.Pass(l.Index, "the leader that proposed this was deposed; look again before you repeat it")
+		f.reached(l.Index, time.Time{})
+		return result
+	}
 	var e fleet.Entry
 	if err := json.Unmarshal(l.Data, &e); err != nil {
 		e = fleet.Entry{}
@@ -66,15 +87,15 @@ func (f *fsm) reached(index uint64, at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.applied = index
-	if at.After(f.lastAt) {
+	if !at.IsZero() {
 		f.lastAt = at
 	}
 	close(f.moved)
 	f.moved = make(chan struct{})
 }
 
-// position returns the index of the last command applied and the latest time
-// that a command carried.
+// position returns the index of the last command applied and the time that the
+// last one carried.
 func (f *fsm) position() (index uint64, at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

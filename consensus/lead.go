@@ -92,9 +92,10 @@ func (n *Node) beginTerm() (end func()) {
 	go func() {
 		defer close(opened)
 		for term.Err() == nil {
+			number := n.raft.CurrentTerm()
 			err := await(term, func() error { return n.raft.Barrier(n.timing.Enqueue).Error() })
-			if err == nil {
-				n.term.begin(term)
+			if err == nil && n.raft.CurrentTerm() == number { // else the barrier may be of an earlier one
+				n.term.begin(context.WithValue(term, termNumber{}, number))
 				return
 			}
 			pause(term, n.timing.Commit)
@@ -117,8 +118,12 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// termKey finds the term of office in the contexts that Lead hands out.
-type termKey struct{}
+// termKey finds the term of office in the contexts that Lead hands out, and
+// termNumber finds Raft's number of it in a term of office.
+type (
+	termKey    struct{}
+	termNumber struct{}
+)
 
 // Lead runs f on this server whenever it leads: not before its state contains
 // everything committed under earlier leaders, and with a context that ends at
@@ -128,7 +133,7 @@ type termKey struct{}
 // the node closes, after f has returned.
 //
 // f's context fences proposals: one made under it is appended by this server in
-// this term of office, or Propose returns an error.
+// this term of office, or Propose returns an error, a *fleet.Error among them.
 func (n *Node) Lead(ctx context.Context, f func(context.Context)) {
 	for {
 		term, changed := n.term.get()

@@ -80,6 +80,7 @@ func Open(cfg Config) (*Node, error) {
 		append: make(chan struct{}, 1), members: make(chan struct{}, 1),
 		term: newLeadership(), leader: newLeaderWatch(),
 	}
+	n.fsm.serverRemoved = n.stream.dropAccepted
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	if err := n.startRaft(watchedLog{cfg.wrapLog(store), n.disk}, watchedStable{store, n.disk}); err != nil {
 		n.stop()

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -116,25 +117,37 @@ func (n *Node) appendEntry(ctx context.Context, e fleet.Entry) (raft.ApplyFuture
 		return nil, fmt.Errorf("%w: %w", errNotAppended, err)
 	}
 	defer func() { <-n.append }()
-	if term, ok := ctx.Value(termKey{}).(context.Context); ok && term.Err() != nil || ctx.Err() != nil {
+	term, fenced := ctx.Value(termKey{}).(context.Context)
+	if fenced && term.Err() != nil || ctx.Err() != nil {
 		return nil, errNotAppended
+	}
+	var fence []byte
+	if fenced {
+		number, _ := term.Value(termNumber{}).(uint64)
+		fence = binary.BigEndian.AppendUint64(nil, number)
 	}
 	e.At = n.stamp()
 	data, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNotAppended, err)
 	}
-	return n.raft.Apply(data, n.timing.Enqueue), nil
+	return n.raft.ApplyLog(raft.Log{Data: data, Extensions: fence}, n.timing.Enqueue), nil
 }
 
-// stamp returns the time for the next entry: now, but never before an earlier
-// entry's, whoever appended that by whatever clock. The caller holds n.append,
-// and leads, so the state contains all earlier terms' entries.
+// maxClockSkew is how far an earlier entry's time may lie ahead for the next one
+// to keep to it. What is further ahead is of a clock that was wrong: if time
+// stood still until it is right, no join token and no session would be good.
+const maxClockSkew = 24 * time.Hour
+
+// stamp returns the time for the next entry: now, but not before an earlier
+// entry's, whoever appended that by whatever clock, within maxClockSkew. The
+// caller holds n.append, and leads, so the state contains all earlier terms'
+// entries.
 func (n *Node) stamp() time.Time {
 	_, applied := n.fsm.position()
 	at := n.now()
 	for _, earlier := range []time.Time{n.lastAt, applied} {
-		if earlier.After(at) {
+		if earlier.After(at) && earlier.Sub(at) <= maxClockSkew {
 			at = earlier
 		}
 	}

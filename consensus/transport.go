@@ -81,6 +81,8 @@ type streamLayer struct {
 
 	mu    sync.Mutex
 	conns map[*trackedConn]struct{} // nil once closed
+
+	closing sync.WaitGroup
 }
 
 func newStreamLayer(cfg Config) *streamLayer {
@@ -95,7 +97,7 @@ func (s *streamLayer) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.track(c)
+	return s.track(c, true)
 }
 
 // Dial implements raft.StreamLayer.
@@ -106,7 +108,7 @@ func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.
 	if err != nil {
 		return nil, err
 	}
-	return s.track(c)
+	return s.track(c, false)
 }
 
 // Addr returns the address that the others dial, which is what Raft puts in its
@@ -125,14 +127,28 @@ func (s *streamLayer) Close() error {
 	for c := range conns {
 		c.Conn.Close()
 	}
+	s.closing.Wait()
 	if errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err
 }
 
-func (s *streamLayer) track(c net.Conn) (net.Conn, error) {
-	t := &trackedConn{Conn: c, layer: s}
+// dropAccepted closes the connections that others opened. Who is a member opens
+// new ones; who was removed is kept out by the listener, which only looks at the
+// beginning of a connection.
+func (s *streamLayer) dropAccepted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.accepted {
+			s.closing.Go(func() { _ = c.Close() }) // TLS may take seconds over its goodbye
+		}
+	}
+}
+
+func (s *streamLayer) track(c net.Conn, accepted bool) (net.Conn, error) {
+	t := &trackedConn{Conn: c, layer: s, accepted: accepted}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conns == nil {
@@ -145,7 +161,8 @@ func (s *streamLayer) track(c net.Conn) (net.Conn, error) {
 
 type trackedConn struct {
 	net.Conn
-	layer *streamLayer
+	layer    *streamLayer
+	accepted bool // others opened it
 }
 
 // Close closes the connection and forgets it.

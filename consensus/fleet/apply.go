@@ -75,6 +75,17 @@ func (s *State) Apply(index uint64, e Entry) Result {
 	return result
 }
 
+// Pass notes an entry of the log that is void, and why: it changes nothing but
+// the index. Whether one is void must be equal on all servers.
+func (s *State) Pass(index uint64, why string) Result {
+	txn := s.db.Txn(true)
+	m := View{txn: txn}.meta()
+	m.Index = index
+	must(txn.Insert(tableMeta, m))
+	txn.Commit()
+	return Result{Index: index, Err: refuse(CodeConflict, "%s", why)}
+}
+
 // record notes that the entry was applied: in the audit, among the proposals,
 // and in the state's index. It drops what is now too much.
 func (t *tx) record(e Entry, named bool, result Result) {
