@@ -249,7 +249,9 @@ func TestNoDispatchAfterAFailureWhoeverLeads(t *testing.T) {
 	s.mu.Lock()
 	j := s.orders[0]
 	s.mu.Unlock()
-	s.observe(j.HostID, func(o *coordinator.Observation) { o.JobID, o.Phase, o.Error = j.ID, "failed", "no space left on device" })
+	s.observe(j.HostID, func(o *coordinator.Observation) {
+		o.JobID, o.Phase, o.Error = j.ID, "failed", "no space left on device"
+	})
 	s.Kill(s.AwaitLeader())
 	halted := func() bool {
 		u, _ := s.AwaitLeader().View().FleetUpdate("f1")
