@@ -24,7 +24,7 @@ func (g *jobLog) add(l LogLine) {
 		g.row.Truncated = true
 		g.put(LogLine{At: g.at, Stream: StreamCoordinator, Line: fmt.Sprintf("the log ends here: a job keeps %d lines", g.bounds.jobLines)})
 	default:
-		l.Line = clip(l.Line, MaxLogLineBytes)
+		l.Line = ClipLine(l.Line)
 		if l.At = l.At.UTC(); l.At.IsZero() || !validTime(l.At) {
 			l.At = g.at
 		}

@@ -166,6 +166,11 @@ func checkLabels(labels map[string]string) *Error {
 // ellipsis ends a text that was cut.
 const ellipsis = "…"
 
+// ClipLine cuts a line of a job's log to what is kept of it, at most
+// MaxLogLineBytes. Who proposes lines does that before: an entry is stored as it
+// comes.
+func ClipLine(s string) string { return clip(s, MaxLogLineBytes) }
+
 // clip cuts a text to at most limit bytes. It cuts between runes: half a rune
 // would be stored as it is but come back from a snapshot as U+FFFD, and the
 // restored server's state would differ from the others'.

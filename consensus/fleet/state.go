@@ -204,6 +204,13 @@ func (v View) JobLogHostSeq(id string) uint64 {
 	return r.HostSeq
 }
 
+// JobLogFull tells whether a job's log takes no more lines, or there is no such
+// job: to propose some would only fill the log of entries.
+func (v View) JobLogFull(id string) bool {
+	r, ok := first[jobRow](v.txn, tableJobs, "id", id)
+	return !ok || r.Truncated
+}
+
 // Alert returns an alert by its ID.
 func (v View) Alert(id string) (Alert, bool) {
 	r, ok := first[alertRow](v.txn, tableAlerts, "id", id)

@@ -261,6 +261,21 @@ func TestJobLogDropsResentLinesAndIsBounded(t *testing.T) {
 }
 
 // orConflict finishes the host's open job first.
+func TestFullJobLogIsTold(t *testing.T) {
+	s := fleetOf(t, 1)
+	s.state.bounds.jobLines = 2
+	s.must(JobCreated{JobID: "j", HostID: "h1", TargetVersion: "B"})
+	for i, full := range []bool{false, false, true, true} {
+		s.must(JobLogAppended{JobID: "j", First: uint64(i + 1), Lines: []LogLine{{Line: ClipLine(strings.Repeat("x", MaxLogLineBytes+i))}}})
+		if got := s.state.View().JobLogFull("j"); got != full {
+			t.Errorf("after %d lines: full is %t", i+1, got)
+		}
+	}
+	if !s.state.View().JobLogFull("nothing") {
+		t.Error("a job that is not there takes lines")
+	}
+}
+
 func (c JobCreated) orConflict(s *script) Change {
 	s.must(JobFinished{JobID: "j", Status: JobCancelled})
 	return c
