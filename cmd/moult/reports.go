@@ -72,8 +72,12 @@ func (in *reportInbox) commit(from identity.Identity, jobID string, first uint64
 	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
 	defer cancel()
 	last := first + uint64(len(lines)) - 1
-	stored := in.raft.State().View().JobLogHostSeq(jobID)
-	if last > stored {
+	for i := range lines {
+		lines[i].Line = fleet.ClipLine(lines[i].Line)
+	}
+	v := in.raft.State().View()
+	stored := v.JobLogHostSeq(jobID)
+	if last > stored && !v.JobLogFull(jobID) {
 		_, err := in.raft.Propose(ctx, "host:"+from.Name, fleet.JobLogAppended{JobID: jobID, First: first, Lines: lines})
 		if err != nil {
 			in.logger.Warn("commit job log", "host", from.HostID, "job", jobID, "error", err)
