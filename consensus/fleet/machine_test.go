@@ -261,5 +261,8 @@ func TestInvariantsOverRandomHistories(t *testing.T) {
 		if restored.Hash() != s.state.Hash() {
 			r.Fatalf("invariant 12: snapshot at %d and the rest of the log give another state", cut)
 		}
+		if row := differs(restored, replayed); row != "" {
+			r.Fatalf("invariant 12: snapshot at %d and the rest of the log against all of the log: %s", cut, row)
+		}
 	})
 }
