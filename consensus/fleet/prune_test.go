@@ -188,6 +188,21 @@ func TestLongLogsGoFirst(t *testing.T) {
 	}
 }
 
+// An active fleet update stays however large it is, and goes when it has ended
+// and still is too large.
+func TestActiveFleetUpdateIsKept(t *testing.T) {
+	s := fleetOf(t, 3)
+	s.state.bounds.turns = 2
+	s.must(FleetUpdateStarted{ID: "f", TargetVersion: "B", HostIDs: []string{"h1", "h2", "h3"}}, FleetUpdatePaused{ID: "f"}, FleetUpdateResumed{ID: "f"})
+	if _, ok := s.state.View().FleetUpdate("f"); !ok {
+		t.Fatal("it was dropped while it was active")
+	}
+	s.must(FleetUpdateCancelled{ID: "f"})
+	if _, ok := s.state.View().FleetUpdate("f"); ok {
+		t.Error("it was kept after its end")
+	}
+}
+
 func TestResolvedAlertsGoBeforeOpenOnes(t *testing.T) {
 	s := fleetOf(t, 1)
 	s.state.bounds.alerts = 2
