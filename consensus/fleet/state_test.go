@@ -362,7 +362,8 @@ func BenchmarkApply(b *testing.B) {
 			index := uint64(len(s.log))
 			apply := func() {
 				index += c.step
-				e, _ := NewEntry(fmt.Sprint(index), "user:ann", epoch, HostAddressesChanged{HostID: "h1", PeerAddr: "10.0.0.1:7947"})
+				// Each one moves the host: a repetition would leave no audit entry.
+				e, _ := NewEntry(fmt.Sprint(index), "user:ann", epoch, HostAddressesChanged{HostID: "h1", PeerAddr: fmt.Sprint("10.0.0.1:", index%65536)})
 				s.state.Apply(index, e)
 			}
 			for range c.rows {
@@ -375,7 +376,7 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-// A turn of a large fleet update: the row of the fleet update is one value.
+// A turn (dispatch and verdict) of a large fleet update, whose row is one value.
 func BenchmarkDispatchInLargeFleet(b *testing.B) {
 	s := newScript(b)
 	s.must(cluster(), release("B", 1))
@@ -385,13 +386,20 @@ func BenchmarkDispatchInLargeFleet(b *testing.B) {
 		s.must(joinToken(hash), HostEnrolled{TokenHash: hash, Host: host(i)})
 		ids = append(ids, fmt.Sprintf("h%d", i))
 	}
-	s.must(FleetUpdateStarted{ID: "f", TargetVersion: "B", HostIDs: ids})
-	i := 0
+	i, current := len(ids), ""
 	for b.Loop() {
-		job := fmt.Sprintf("j%d", i)
-		if i < len(ids) {
-			s.must(JobDispatched{JobID: job, HostID: ids[i], FleetUpdateID: "f"}, JobFinished{JobID: job, Status: JobSucceeded})
+		if i == len(ids) {
+			b.StopTimer()
+			i = 0
+			if u, active := s.state.View().ActiveFleetUpdate(); active {
+				s.must(FleetUpdateCompleted{ID: u.ID})
+			}
+			current = fmt.Sprintf("f%d", len(s.log))
+			s.must(FleetUpdateStarted{ID: current, TargetVersion: "B", HostIDs: ids})
+			b.StartTimer()
 		}
+		job := fmt.Sprintf("j%d", s.state.View().Index())
+		s.must(JobDispatched{JobID: job, HostID: ids[i], FleetUpdateID: current}, JobFinished{JobID: job, Status: JobSucceeded})
 		i++
 	}
 }
