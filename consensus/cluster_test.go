@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -198,7 +199,8 @@ func (c *cluster) Kill(s *server) {
 func (c *cluster) Stop(s *server) {
 	c.tb.Helper()
 	if err := s.Close(c.within(10 * time.Second)); err != nil {
-		c.tb.Errorf("close %s: %v", s.id, err)
+		stacks := make([]byte, 1<<20)
+		c.tb.Errorf("close %s: %v\n%s", s.id, err, stacks[:runtime.Stack(stacks, true)])
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
