@@ -52,12 +52,59 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	if err != nil {
 		return nil, err
 	}
-	return &pipeline{AppendPipeline: p, disk: t.disk}, nil
+	return newPipeline(p, t.disk), nil
 }
 
+// pipeline is Raft's stream of entries to one follower with two changes: it
+// stops with a hung disk, and it ends at the first answer that is not a success.
+//
+// Raft stops reading answers there, too, but its sender may already wait for the
+// next one to be read. Both then wait for ever: the leader goes on sending
+// heartbeats but no entries, and cannot be shut down (see DESIGN.md).
 type pipeline struct {
 	raft.AppendPipeline
-	disk *diskWatch
+	disk    *diskWatch
+	answers chan raft.AppendFuture
+	closed  chan struct{}
+	close   func()
+}
+
+func newPipeline(p raft.AppendPipeline, disk *diskWatch) *pipeline {
+	closed := make(chan struct{})
+	w := &pipeline{
+		AppendPipeline: p, disk: disk, closed: closed, close: sync.OnceFunc(func() { close(closed) }),
+		answers: make(chan raft.AppendFuture, 1),
+	}
+	go w.passAnswers()
+	return w
+}
+
+// passAnswers ends with Close, which Raft calls for every pipeline.
+func (p *pipeline) passAnswers() {
+	for {
+		select {
+		case <-p.closed:
+			return
+		case f := <-p.AppendPipeline.Consumer():
+			select {
+			case p.answers <- f:
+			case <-p.closed:
+				return
+			}
+			if r := f.Response(); !r.Success || r.Term > f.Request().Term {
+				_ = p.AppendPipeline.Close() // wakes the sender
+			}
+		}
+	}
+}
+
+// Consumer returns the channel of answers.
+func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.answers }
+
+// Close ends the pipeline. It is idempotent.
+func (p *pipeline) Close() error {
+	p.close()
+	return p.AppendPipeline.Close()
 }
 
 // AppendEntries sends entries; an idle leader's pipeline sends empty ones, which
