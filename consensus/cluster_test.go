@@ -256,6 +256,14 @@ func (c *cluster) Followers(leader *server) []*server {
 // AwaitEqual waits until all servers hold the same state at the same index.
 func (c *cluster) AwaitEqual() {
 	c.tb.Helper()
+	defer func() {
+		if c.tb.Failed() {
+			for _, s := range c.all() {
+				v := s.View()
+				c.tb.Logf("%s at %d, state %.8s, %v", s.id, v.Index(), v.Hash(), s.raft.Stats())
+			}
+		}
+	}()
 	await10s(c.tb, "equal states", func() bool {
 		all := c.all()
 		first := all[0].View()
