@@ -73,8 +73,12 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 	if err != nil {
 		return identity.Credentials{}, err
 	}
+	role := identity.RoleAgent
+	if httpAddr != "" {
+		role = identity.RoleServer
+	}
 	req := identity.JoinRequest{
-		HostID: hostID, Name: o.name, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version,
+		Role: role, HostID: hostID, Name: o.name, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version,
 		GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: httpAddr,
 	}
 	var errs []error

@@ -83,7 +83,7 @@ type enrolment struct {
 
 func (e *enrolment) enrol(ctx context.Context, req identity.JoinRequest, secretHash string) (identity.Enrolment, error) {
 	host := fleet.Host{
-		ID: req.HostID, Name: req.Name, OS: req.OS, Arch: req.Arch, PublicKey: req.PublicKey,
+		ID: req.HostID, Name: req.Name, Role: fleet.HostRole(req.Role), OS: req.OS, Arch: req.Arch, PublicKey: req.PublicKey,
 		GossipAddr: req.GossipAddr, PeerAddr: req.PeerAddr, HTTPAddr: req.HTTPAddr,
 	}
 	_, err := e.raft.Propose(ctx, "host:"+req.Name, fleet.HostEnrolled{TokenHash: secretHash, Host: host})

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -132,6 +133,18 @@ func enrolledKey(raft *consensus.Node) func(hostID string) (ed25519.PublicKey, b
 		h, ok := raft.State().View().Host(hostID)
 		return ed25519.PublicKey(h.PublicKey), ok
 	}
+}
+
+// gossipSeeds are the other servers' gossip addresses: as of joining, and what the
+// state knows by now. The first server knows none by joining.
+func gossipSeeds(raft *consensus.Node, creds identity.Credentials) []string {
+	seeds := slices.Clone(creds.GossipJoin)
+	for _, h := range raft.State().View().Hosts() {
+		if h.Role == fleet.RoleServer && h.ID != creds.HostID && !slices.Contains(seeds, h.GossipAddr) {
+			seeds = append(seeds, h.GossipAddr)
+		}
+	}
+	return seeds
 }
 
 // enrolledRole looks a host's role up in the replicated state: gossip makes no

@@ -53,11 +53,21 @@ func (o *observer) Changed() <-chan struct{} {
 	return o.changed
 }
 
-// store keeps a host's newest report.
-func (o *observer) store(hostID string, r updater.Report) {
+// store keeps a host's newest report, and drops those of hosts that were removed
+// when there are more reports than hosts.
+func (o *observer) store(hostID string, r updater.Report, hosts []fleet.Host) {
 	r.Record, r.Lines = nil, nil
 	o.mu.Lock()
 	o.reports[hostID] = r
+	if len(o.reports) > len(hosts) {
+		gone := maps.Clone(o.reports)
+		for _, h := range hosts {
+			delete(gone, h.ID)
+		}
+		for id := range gone {
+			delete(o.reports, id)
+		}
+	}
 	o.mu.Unlock()
 	o.notify()
 }

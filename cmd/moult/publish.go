@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync"
 	"time"
 
 	"moult/consensus"
@@ -180,23 +179,46 @@ func (p *publisher) fetch(ctx context.Context, digest string, size int64, candid
 	return err
 }
 
+// dropWithdrawn deletes the bytes that only withdrawn releases name. Others are
+// left: an upload's are not released yet.
+func (p *publisher) dropWithdrawn(releases []fleet.Release) error {
+	offered := map[string]bool{}
+	for _, r := range releases {
+		for _, a := range r.Artifacts {
+			offered[a.SHA256] = offered[a.SHA256] || !r.Withdrawn
+		}
+	}
+	var errs []error
+	for digest, kept := range offered {
+		if !kept && p.store.Has(digest) {
+			errs = append(errs, p.store.Remove(digest))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // keepUp gets the bytes of published releases that this server lacks, because
-// it was down or joined later, until ctx ends.
+// it was down or joined later, and drops those of withdrawn ones, until ctx ends.
 func (p *publisher) keepUp(ctx context.Context, candidates func(digest string) []artifact.Peer) {
 	ticker := time.NewTicker(syncInterval)
 	defer ticker.Stop()
-	var once sync.Once
+	var told string // the last error, so that it is logged once
 	for {
-		for _, r := range p.raft.State().View().Releases() {
+		releases := p.raft.State().View().Releases()
+		for _, r := range releases {
 			for _, a := range r.Artifacts {
 				if r.Withdrawn || p.store.Has(a.SHA256) {
 					continue
 				}
 				err := p.fetch(ctx, a.SHA256, a.Size, func() []artifact.Peer { return candidates(a.SHA256) })
-				if err != nil && ctx.Err() == nil {
-					once.Do(func() { p.logger.Warn("get release bytes", "release", r.Version, "error", err) })
+				if err != nil && ctx.Err() == nil && err.Error() != told {
+					told = err.Error()
+					p.logger.Warn("get release bytes", "release", r.Version, "error", err)
 				}
 			}
+		}
+		if err := p.dropWithdrawn(releases); err != nil {
+			p.logger.Warn("drop a withdrawn release's bytes", "error", err)
 		}
 		select {
 		case <-ctx.Done():

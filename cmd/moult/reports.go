@@ -60,7 +60,7 @@ func (in *reportInbox) handle(from identity.Identity, payload []byte) {
 	}
 	r.Sources = namedSources(v, r.Sources)
 	lines, first := r.Lines, r.First
-	in.observer.store(from.HostID, r)
+	in.observer.store(from.HostID, r, v.Hosts())
 	if len(lines) == 0 || !in.raft.IsLeader() {
 		return
 	}

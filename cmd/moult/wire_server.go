@@ -119,7 +119,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: creds.Identity, Key: creds.Key, CertDER: me.certDER, Verifier: creds.Verifier(), Boot: me.boot,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
-		Pools: []mesh.PoolConfig{{Segment: creds.Segment, Bind: o.gossip, Advertise: o.gossipAdv, Keys: creds.GossipKeys, Join: creds.GossipJoin}},
+		Pools: []mesh.PoolConfig{{Segment: creds.Segment, Bind: o.gossip, Advertise: o.gossipAdv, Keys: creds.GossipKeys, Join: gossipSeeds(raft, creds)}},
 		KeyOf: enrolledKey(raft), RoleOf: enrolledRole(raft),
 		Logger: logger.With("component", "mesh"),
 	})

@@ -119,6 +119,9 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 	if t.at.After(token.ExpiresAt) {
 		return refuse(CodeTokenExpired, "the join token expired at %s; make a new one with: moult token create", token.ExpiresAt.UTC().Format(timeFormat))
 	}
+	if h.Role != "" && h.Role != token.Role {
+		return refuse(CodeBadRequest, "the join token is for the role %s, not %s; make another one with: moult token create --role %s", token.Role, clip(string(h.Role), 16), clip(string(h.Role), 16))
+	}
 	if refused := checkNewHost(h); refused != nil {
 		return refused
 	}

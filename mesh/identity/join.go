@@ -32,6 +32,7 @@ const joinContext = "moult join 1"
 type JoinRequest struct {
 	Secret     string `json:"secret,omitempty"`    // the token's; set by Join, cleared before enroll sees it
 	HostID     string `json:"host_id"`             // a UUID; set by Join
+	Role       Role   `json:"role,omitempty"`      // what it means to be; the token decides, and refuses another
 	Name       string `json:"name"`                // for people
 	OS         string `json:"os"`                  // Go's name of it
 	Arch       string `json:"arch"`                // Go's name of it

@@ -67,6 +67,7 @@ func (r JoinRequest) validate() error {
 	}{
 		{"secret", r.Secret, false},
 		{"host_id", r.HostID, false},
+		{"role", string(r.Role), true},
 		{"name", r.Name, false},
 		{"os", r.OS, false},
 		{"arch", r.Arch, false},
