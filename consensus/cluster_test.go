@@ -67,7 +67,7 @@ func startCluster(tb testing.TB, n int, adjust func(*Config)) *cluster {
 			tb.Fatal(err)
 		}
 	}
-	await10s(tb, "all servers are voters and ready", func() bool {
+	awaitSoon(tb, "all servers are voters and ready", func() bool {
 		for _, s := range c.all() {
 			if s.voters() != n || s.Ready() != nil {
 				return false
@@ -230,7 +230,7 @@ func (c *cluster) all() []*server {
 func (c *cluster) AwaitLeader() *server {
 	c.tb.Helper()
 	var leader *server
-	await10s(c.tb, "a leader", func() bool {
+	awaitSoon(c.tb, "a leader", func() bool {
 		for _, s := range c.all() {
 			if _, err := c.reach(s.addr, s.addr); err == nil && s.IsLeader() {
 				leader = s
@@ -264,12 +264,16 @@ func (c *cluster) AwaitEqual() {
 			}
 		}
 	}()
-	await10s(c.tb, "equal states", func() bool {
+	awaitSoon(c.tb, "equal states", func() bool {
 		all := c.all()
 		first := all[0].View()
 		for _, s := range all[1:] {
-			if v := s.View(); v.Index() != first.Index() || v.Hash() != first.Hash() {
+			v := s.View()
+			if v.Index() != first.Index() {
 				return false
+			}
+			if v.Hash() != first.Hash() { // waiting would not mend it
+				c.tb.Fatalf("%s and %s differ at index %d", all[0].id, s.id, v.Index())
 			}
 		}
 		return true
@@ -285,17 +289,21 @@ func within(tb testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
-// await10s polls until the condition holds, or fails the test.
-func await10s(tb testing.TB, what string, holds func() bool) {
+// patience is long: the machines that run the tests are busy, and a failover
+// that meets another one starts over.
+const patience = 30 * time.Second
+
+// awaitSoon polls until the condition holds, or fails the test.
+func awaitSoon(tb testing.TB, what string, holds func() bool) {
 	tb.Helper()
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for !holds() {
 		select {
 		case <-poll.C:
 		case <-deadline:
-			tb.Fatalf("not within 10 s: %s", what)
+			tb.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }

@@ -189,7 +189,7 @@ func TestFleetUpdateSurvivesItsLeaders(t *testing.T) {
 	}
 	mustPropose(t, s.all()[0], fleet.FleetUpdateStarted{ID: "f1", TargetVersion: "B", HostIDs: ids})
 	for i := range hosts {
-		await10s(t, fmt.Sprintf("host %d is at work", i+1), func() bool { return s.begun() == i+1 })
+		awaitSoon(t, fmt.Sprintf("host %d is at work", i+1), func() bool { return s.begun() == i+1 })
 		switch i {
 		case 1:
 			leader := s.AwaitLeader()
@@ -198,11 +198,11 @@ func TestFleetUpdateSurvivesItsLeaders(t *testing.T) {
 		case 3:
 			leader := s.AwaitLeader()
 			s.Cut(leader)
-			await10s(t, "another leader", func() bool { return s.AwaitLeader() != leader })
+			awaitSoon(t, "another leader", func() bool { return s.AwaitLeader() != leader })
 			s.Heal(leader)
 		case 5:
 			leader := s.AwaitLeader()
-			await10s(t, "the handover", func() bool { // on a busy machine a target may be too slow for it
+			awaitSoon(t, "the handover", func() bool { // on a busy machine a target may be too slow for it
 				return leader.TransferLeadership(s.within(time.Second)) == nil || s.AwaitLeader() != leader
 			})
 		case 6:
@@ -211,7 +211,7 @@ func TestFleetUpdateSurvivesItsLeaders(t *testing.T) {
 		}
 		release <- struct{}{}
 	}
-	await10s(t, "the fleet update is completed", func() bool {
+	awaitSoon(t, "the fleet update is completed", func() bool {
 		u, _ := s.all()[0].View().FleetUpdate("f1")
 		return u.Status == fleet.FleetCompleted
 	})
@@ -246,7 +246,7 @@ func TestNoDispatchAfterAFailureWhoeverLeads(t *testing.T) {
 		s.coordinate(server)
 	}
 	mustPropose(t, s.all()[0], fleet.FleetUpdateStarted{ID: "f1", TargetVersion: "B", HostIDs: []string{siteHost(0), siteHost(1), siteHost(2)}})
-	await10s(t, "the first host is at work", func() bool { return s.begun() == 1 })
+	awaitSoon(t, "the first host is at work", func() bool { return s.begun() == 1 })
 	s.mu.Lock()
 	j := s.orders[0]
 	s.mu.Unlock()
@@ -258,7 +258,7 @@ func TestNoDispatchAfterAFailureWhoeverLeads(t *testing.T) {
 		u, _ := s.AwaitLeader().View().FleetUpdate("f1")
 		return u.Status == fleet.FleetHalted
 	}
-	await10s(t, "the fleet update is halted", halted)
+	awaitSoon(t, "the fleet update is halted", halted)
 	// Whatever else happens, and whoever asks.
 	s.observe(siteHost(1), func(o *coordinator.Observation) { o.Seq++ })
 	leader := s.AwaitLeader()
@@ -307,7 +307,7 @@ func benchmarkTurnaround(b *testing.B, servers int) {
 			b.StartTimer()
 		}
 		b.StopTimer() // until the coordinator is at rest: its lines are in the log
-		await10s(b, "the job's first line", func() bool {
+		awaitSoon(b, "the job's first line", func() bool {
 			return len(leader.View().JobLog(job.ID, 0, 1)) == 1 || !leader.IsLeader() // a line is lost with its leader
 		})
 		leader = s.AwaitLeader()
@@ -337,7 +337,7 @@ func (s *site) again(b *testing.B, leader *server, id string, orders <-chan flee
 			s.mu.Unlock()
 			s.succeed(j)
 		}
-		await10s(b, "the fleet update before has ended", func() bool {
+		awaitSoon(b, "the fleet update before has ended", func() bool {
 			u, _ := leader.View().FleetUpdate(u.ID)
 			return !u.Status.Active()
 		})

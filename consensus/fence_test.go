@@ -118,13 +118,13 @@ func TestRemovedServersConnectionsEnd(t *testing.T) {
 		}
 		return n
 	}
-	await10s(t, "the connection is accepted", func() bool { return accepted() == 1 })
+	awaitSoon(t, "the connection is accepted", func() bool { return accepted() == 1 })
 	// Adding one ends nothing.
 	s4 := c.open("s4", "")
 	if err := leader.AddServer(c.within(5*time.Second), s4.id, s4.addr); err != nil {
 		t.Fatal(err)
 	}
-	await10s(t, "s4 is a voter everywhere", func() bool { return others[0].voters() == 4 && s4.voters() == 4 })
+	awaitSoon(t, "s4 is a voter everywhere", func() bool { return others[0].voters() == 4 && s4.voters() == 4 })
 	if accepted() != 1 {
 		t.Error("a connection was ended though nobody was removed")
 	}

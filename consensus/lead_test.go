@@ -43,7 +43,7 @@ func TestLeadIsExclusive(t *testing.T) {
 	}
 	written := func(s *server, more int) {
 		before := s.AppliedIndex()
-		await10s(t, "the callback writes", func() bool { return s.AppliedIndex() >= before+uint64(more) })
+		awaitSoon(t, "the callback writes", func() bool { return s.AppliedIndex() >= before+uint64(more) })
 	}
 	for range 4 {
 		old := c.AwaitLeader()
@@ -52,7 +52,7 @@ func TestLeadIsExclusive(t *testing.T) {
 			t.Logf("transfer: %v", err) // under this load a target may be too slow
 			continue
 		}
-		await10s(t, "another leader", func() bool { return c.AwaitLeader() != old })
+		awaitSoon(t, "another leader", func() bool { return c.AwaitLeader() != old })
 	}
 	cut := c.AwaitLeader()
 	written(cut, 20)

@@ -73,7 +73,7 @@ func TestAcknowledgedWritesSurviveAnyMinority(t *testing.T) {
 	progress := func() {
 		t.Helper()
 		before := written.Load()
-		await10s(t, "writes are acknowledged", func() bool { return written.Load() >= before+20 })
+		awaitSoon(t, "writes are acknowledged", func() bool { return written.Load() >= before+20 })
 	}
 	for range 2 {
 		progress()
@@ -89,7 +89,7 @@ func TestAcknowledgedWritesSurviveAnyMinority(t *testing.T) {
 		progress()
 		leader = c.AwaitLeader()
 		c.Cut(leader)
-		await10s(t, "another leader", func() bool { return c.AwaitLeader() != leader })
+		awaitSoon(t, "another leader", func() bool { return c.AwaitLeader() != leader })
 		progress()
 		c.Heal(leader)
 	}
@@ -111,7 +111,7 @@ func TestAcknowledgedWritesSurviveAnyMinority(t *testing.T) {
 	if err := survivor.AddServer(c.within(10*time.Second), fresh.id, fresh.addr); err != nil {
 		t.Fatal(err)
 	}
-	await10s(t, "the new server is a voter", func() bool { return fresh.Ready() == nil && fresh.voters() == 3 })
+	awaitSoon(t, "the new server is a voter", func() bool { return fresh.Ready() == nil && fresh.voters() == 3 })
 	c.AwaitEqual()
 	for _, s := range c.all() {
 		at := map[uint64]fleet.AuditEntry{}

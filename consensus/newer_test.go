@@ -44,7 +44,7 @@ func TestUnknownAndBrokenEntriesStopNobody(t *testing.T) {
 	for _, s := range c.all() { // one after the other, each from its disk
 		c.Stop(s)
 		again := c.open(s.id, s.addr)
-		await10s(t, "the server is back", func() bool { return again.Ready() == nil })
+		awaitSoon(t, "the server is back", func() bool { return again.Ready() == nil })
 		if got := again.AppliedIndex(); got < last {
 			t.Errorf("%s is at %d of %d", s.id, got, last)
 		}

@@ -102,7 +102,7 @@ func TestRestartFromDiskGivesTheSameState(t *testing.T) {
 	for _, s := range stopped {
 		c.open(s.id, s.addr)
 	}
-	await10s(t, "all are ready", func() bool {
+	awaitSoon(t, "all are ready", func() bool {
 		for _, s := range c.all() {
 			if s.Ready() != nil {
 				return false
@@ -135,7 +135,7 @@ func TestSnapshotIsInstalledOnAFarBehindFollower(t *testing.T) {
 		}
 	}
 	back := c.open(behind.id, behind.addr)
-	await10s(t, "the follower is ready", func() bool { return back.Ready() == nil })
+	awaitSoon(t, "the follower is ready", func() bool { return back.Ready() == nil })
 	c.AwaitEqual()
 	if !hasUser(back, "u49") {
 		t.Error("the follower lacks what the snapshot held")
@@ -172,7 +172,7 @@ func TestNewServerIsPromotedWhenCaughtUp(t *testing.T) {
 		t.Fatal("a server that does not answer became a voter")
 	}
 	c.Heal(s)
-	await10s(t, "it is a voter", func() bool { return s.voters() == 2 && leader.voters() == 2 })
+	awaitSoon(t, "it is a voter", func() bool { return s.voters() == 2 && leader.voters() == 2 })
 	c.AwaitEqual()
 }
 
@@ -216,7 +216,7 @@ func TestServersAreRemoved(t *testing.T) {
 	if err := followers[1].RemoveServer(ctx, followers[0].id); err != nil {
 		t.Fatalf("removing the one that is down, from a follower: %v", err)
 	}
-	await10s(t, "it is gone", func() bool { return !leader.IsMember(followers[0].id) && !followers[1].IsMember(followers[0].id) })
+	awaitSoon(t, "it is gone", func() bool { return !leader.IsMember(followers[0].id) && !followers[1].IsMember(followers[0].id) })
 	if err := leader.RemoveServer(ctx, followers[0].id); err != nil {
 		t.Errorf("removing it again: %v", err)
 	}
@@ -224,7 +224,7 @@ func TestServersAreRemoved(t *testing.T) {
 	if err := leader.RemoveServer(ctx, leader.id); err != nil {
 		t.Fatalf("removing the leader: %v", err)
 	}
-	await10s(t, "the last one leads alone", func() bool { return followers[1].IsLeader() && followers[1].voters() == 1 })
+	awaitSoon(t, "the last one leads alone", func() bool { return followers[1].IsLeader() && followers[1].voters() == 1 })
 	if err := followers[1].RemoveServer(ctx, followers[1].id); !errors.Is(err, ErrRefused) {
 		t.Errorf("removing the only voter: %v", err)
 	}
@@ -239,9 +239,9 @@ func TestLeadershipIsTransferredToAServerThatAnswers(t *testing.T) {
 	if err := followers[1].TransferLeadership(c.within(5 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	await10s(t, "the one that answers leads", followers[1].IsLeader)
+	awaitSoon(t, "the one that answers leads", followers[1].IsLeader)
 	c.Cut(old)
-	await10s(t, "it notices that it is alone", func() bool { return !followers[1].IsLeader() })
+	awaitSoon(t, "it notices that it is alone", func() bool { return !followers[1].IsLeader() })
 }
 
 func TestCloseHandsLeadershipOver(t *testing.T) {
@@ -308,7 +308,7 @@ func TestCloseEndsAcceptedConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	await10s(t, "the connection is accepted", func() bool {
+	awaitSoon(t, "the connection is accepted", func() bool {
 		s.stream.mu.Lock()
 		defer s.stream.mu.Unlock()
 		return len(s.stream.conns) == 1

@@ -172,7 +172,7 @@ func TestMinorityLeaderCommitsNothing(t *testing.T) {
 	mustPropose(t, others[0], user("kept"))
 
 	c.Heal(old)
-	await10s(t, "the old leader follows", func() bool { return hasUser(old, "kept") })
+	awaitSoon(t, "the old leader follows", func() bool { return hasUser(old, "kept") })
 	c.AwaitEqual()
 	if hasUser(old, "lost") {
 		t.Error("a proposal that only a minority held was applied")
@@ -193,7 +193,7 @@ func TestEntryTimesNeverGoBack(t *testing.T) {
 		if err := old.TransferLeadership(c.within(5 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		await10s(t, "another leader", func() bool { return c.AwaitLeader() != old })
+		awaitSoon(t, "another leader", func() bool { return c.AwaitLeader() != old })
 	}
 	audit := c.AwaitLeader().View().Audit(0, 100)
 	if len(audit) < 7 {
@@ -244,7 +244,7 @@ func TestStalledDiskCostsLeadership(t *testing.T) {
 	go func() { // the write that hangs
 		_, _ = old.Propose(c.within(3*time.Second), "user:test", user("stuck"))
 	}()
-	await10s(t, "another leader", func() bool { return others[0].IsLeader() || others[1].IsLeader() })
+	awaitSoon(t, "another leader", func() bool { return others[0].IsLeader() || others[1].IsLeader() })
 	if old.IsLeader() {
 		t.Error("the old one still thinks it leads")
 	}
@@ -253,7 +253,7 @@ func TestStalledDiskCostsLeadership(t *testing.T) {
 	}
 	mustPropose(t, others[0], user("meanwhile"))
 	disks[old.id].resume()
-	await10s(t, "the old leader follows", func() bool { return hasUser(old, "meanwhile") && old.Ready() == nil })
+	awaitSoon(t, "the old leader follows", func() bool { return hasUser(old, "meanwhile") && old.Ready() == nil })
 	c.AwaitEqual()
 }
 
