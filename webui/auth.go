@@ -41,8 +41,11 @@ func (u *ui) guard(role fleet.UserRole, next handler) http.Handler {
 		who, known := u.authenticate(r)
 		err := func() error {
 			switch {
-			case role != public && !known && !wantsJSON(r) && r.URL.Path != "/fragments/live":
-				http.Redirect(w, r, "/login?next="+url.QueryEscape(r.URL.RequestURI()), http.StatusSeeOther)
+			case role != public && !known && wantsFragment(r):
+				w.Header().Set("HX-Redirect", loginFor(r)) // the whole page goes there
+				return refuse(codeUnauthenticated, "the session is over; sign in again")
+			case role != public && !known && !wantsJSON(r):
+				http.Redirect(w, r, loginFor(r), http.StatusSeeOther)
 				return nil
 			case role != public && !known:
 				return refuse(codeUnauthenticated, "sign in, or send a valid API token as \"Authorization: Bearer TOKEN\"")
@@ -58,6 +61,9 @@ func (u *ui) guard(role fleet.UserRole, next handler) http.Handler {
 		}
 	})
 }
+
+// loginFor is the login page that leads back to where a request was for.
+func loginFor(r *http.Request) string { return "/login?next=" + url.QueryEscape(r.URL.RequestURI()) }
 
 func hasBearer(r *http.Request) bool { return r.Header.Get("Authorization") != "" }
 

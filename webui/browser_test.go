@@ -11,23 +11,32 @@ import (
 	"moult/webui/browsertest"
 )
 
+// MustSignIn opens a page of a server as admin.
+func MustSignIn(b *browsertest.Browser, srv *httptest.Server, path string) {
+	b.Do(chromedp.Navigate(srv.URL+path), chromedp.WaitVisible(chromedp.ID("password")),
+		chromedp.SendKeys(chromedp.ID("username"), "admin"), chromedp.SendKeys(chromedp.ID("password"), adminPassword),
+		chromedp.Submit(chromedp.ID("password")), chromedp.WaitVisible(chromedp.ID("live")))
+}
+
+// confirm says yes in the dialog that asks.
+func confirm() browsertest.Step { return chromedp.Click(chromedp.CSS("#confirm [value=yes]")) }
+
+var errNoLeaderInTest = errors.New("no leader; a majority of the servers must be up")
+
 // TestAdminUpdatesTheFleetInABrowser goes the way of an admin: sign in, see the
 // chip, start, watch the page follow without a reload, cancel.
 func TestAdminUpdatesTheFleetInABrowser(t *testing.T) {
 	w := StartWorld(t)
 	id := w.MustEnrol("a", "1.0.0", true)
 	w.MustEnrol("b", "1.0.0", true)
-	srv := httptest.NewServer(w.handler)
-	t.Cleanup(srv.Close)
+	srv := w.MustServe("server-2")
 	b := browsertest.Start(t) // ends before the server, which waits for its event stream
 
-	b.Do(chromedp.Navigate(srv.URL+"/"), chromedp.WaitVisible(chromedp.ID("password")),
-		chromedp.SendKeys(chromedp.ID("username"), "admin"), chromedp.SendKeys(chromedp.ID("password"), adminPassword),
-		chromedp.Submit(chromedp.ID("password")), chromedp.WaitVisible(chromedp.ID("live")))
+	MustSignIn(b, srv, "/")
 	b.AwaitText("2 online")
 	w.MustRelease("2.0.0", 2) // nobody reloads the page
 	b.AwaitText("out of date · 1.0.0 → 2.0.0")
-	b.Do(chromedp.Click(chromedp.ID("start")))
+	b.Do(chromedp.Click(chromedp.ID("start")), confirm())
 	b.AwaitText("Fleet update to 2.0.0 running")
 	f, active := w.state.View().ActiveFleetUpdate()
 	if !active || f.StartedBy != "user:admin" {
@@ -36,11 +45,62 @@ func TestAdminUpdatesTheFleetInABrowser(t *testing.T) {
 	w.MustPropose("coordinator", fleet.JobDispatched{JobID: "j1", HostID: id, FleetUpdateID: f.ID, FromVersion: "1.0.0", Boot: 1})
 	w.roster.set(id, Observation{Online: true, Version: "1.0.0", Phase: "restarting"})
 	b.AwaitText("restarting")
-	b.Do(chromedp.Click(chromedp.ID("cancel")))
+	b.Do(chromedp.Click(chromedp.ID("cancel")), confirm())
 	b.AwaitText("Last fleet update to 2.0.0 cancelled")
 	w.log.fail = errNoLeaderInTest
-	b.Do(chromedp.Click(chromedp.ID("start")))
+	b.Do(chromedp.Click(chromedp.ID("start")), confirm())
 	b.AwaitText(errNoLeaderInTest.Error())
 }
 
-var errNoLeaderInTest = errors.New("no leader; a majority of the servers must be up")
+// TestPageKeepsFocusAndWhatWasOpened types while the page follows the fleet.
+func TestPageKeepsFocusAndWhatWasOpened(t *testing.T) {
+	w := StartWorld(t)
+	w.MustCrowd(2 * hostsPerPage)
+	srv := w.MustServe("server-2")
+	b := browsertest.Start(t)
+	MustSignIn(b, srv, "/")
+	b.AwaitText("Page 1 of 2")
+	b.Do(chromedp.Evaluate[chromedp.Void](`document.querySelector("#live a[rel=next]").focus(); scrollTo(0, 700)`))
+	// What is read stays where it is on the screen, whatever appears above it.
+	const where = `document.activeElement.textContent + " at " + Math.round(document.activeElement.getBoundingClientRect().top)`
+	before := b.Text(where)
+	w.MustRelease("2.0.0", 2)
+	b.AwaitText("out of date · 1.0.0 → 2.0.0")
+	if after := b.Text(where); after != before || before == "" {
+		t.Errorf("was at %q, is at %q", before, after)
+	}
+}
+
+// TestPageGoesOnWhenItsServerIsLost takes away the server that the page came from.
+func TestPageGoesOnWhenItsServerIsLost(t *testing.T) {
+	w := StartWorld(t)
+	id := w.MustEnrol("a", "1.0.0", true)
+	second, first := w.MustServe("server-3"), w.MustServe("server-2")
+	b := browsertest.Start(t)
+	MustSignIn(b, first, "/?status=online")
+	b.AwaitText("1 online")
+	first.CloseClientConnections()
+	first.Listener.Close()
+	b.AwaitText("This server does not answer.")
+	b.AwaitText("Hosts 1 of 1") // what is known stays
+	b.AwaitNoText("This server does not answer.")
+	if at := b.Text("location.href"); at != second.URL+"/?status=online" {
+		t.Errorf("went on at %s", at)
+	}
+	w.roster.set(id, Observation{Online: true, Version: "7.7.7"})
+	b.AwaitText("7.7.7")
+}
+
+// TestPagePollsWithoutTheStream has no stream to listen to.
+func TestPagePollsWithoutTheStream(t *testing.T) {
+	w := StartWorld(t)
+	id := w.MustEnrol("a", "1.0.0", true)
+	srv := w.MustServeWithout("/api/events")
+	b := browsertest.Start(t)
+	MustSignIn(b, srv, "/")
+	b.AwaitText("1 online")
+	w.roster.set(id, Observation{Online: true, Version: "7.7.7"})
+	b.AwaitText("7.7.7")
+	w.MustPropose("system", fleet.UserChanged{UserID: "u1", PasswordHash: "x"}) // ends the session
+	b.Do(chromedp.WaitVisible(chromedp.ID("password")))
+}

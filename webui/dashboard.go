@@ -2,99 +2,87 @@ package webui
 
 import (
 	"net/http"
-	"time"
+	"slices"
 
 	"moult/consensus/fleet"
 )
 
-// dashboardView is what the dashboard shows. The live part of it is rendered
-// alone, too, for the script that keeps the page up to date.
+var dashboardPage = pageKind{name: "dashboard", title: "Dashboard", topics: "hosts jobs fleet-updates releases alerts"}
+
+// dashboardView is what the dashboard shows.
 type dashboardView struct {
-	Now      time.Time
-	Version  string
-	Caller   caller
+	shell
 	Filter   hostFilter
 	Segments []string
 	Counts   hostCounts
 	Total    int
 	Target   string
 	Hosts    []hostJSON
+	Pages    paging
 	Update   *updateView // active, or the last one
-	Alerts   []fleet.Alert
-	CanStart bool // an admin, nothing active, and something to do
-	Startup  int  // how many hosts a fleet update would have
-}
-
-// updateView is a fleet update on the dashboard.
-type updateView struct {
-	fleetUpdateJSON
-	Active, CanCancel, CanPause bool
-	Done                        int
-	Progress                    map[string]*progressJSON // by host id
-	Phases                      map[string]string        // by host id
+	Alerts   int         // open
+	Startup  int         // how many hosts a fleet update would have, when one can be started
 }
 
 func (u *ui) dashboard(w http.ResponseWriter, r *http.Request) error {
-	v, err := u.dashboardView(r)
-	if err != nil {
-		return err
-	}
-	return u.pages.page(w, http.StatusOK, "dashboard.html", v)
-}
-
-func (u *ui) liveFragment(w http.ResponseWriter, r *http.Request) error {
-	v, err := u.dashboardView(r)
-	if err != nil {
-		return err
-	}
-	return u.pages.page(w, http.StatusOK, "live", v)
-}
-
-func (u *ui) dashboardView(r *http.Request) (dashboardView, error) {
 	f, err := readHostFilter(r)
 	if err != nil {
-		return dashboardView{}, err
+		return err
 	}
-	p, who := u.picture(), callerOf(r)
-	v := dashboardView{
-		Now: u.Now(), Version: u.Version, Caller: who, Filter: f, Target: p.target,
-		Counts: p.counts(), Hosts: p.filtered(f), Alerts: p.OpenAlerts(),
+	page, err := readPage(r, 1)
+	if err != nil {
+		return err
 	}
-	seen := map[string]bool{}
-	for _, h := range p.agents() {
-		v.Total++
-		if !seen[h.Segment] {
-			seen[h.Segment] = true
-			v.Segments = append(v.Segments, h.Segment)
-		}
+	p := u.picture()
+	hosts := p.filtered(f)
+	v := &dashboardView{
+		Filter: f, Target: p.target, Counts: p.counts(), Alerts: len(p.OpenAlerts()), Total: len(p.agents()),
+		Segments: p.segments(), Pages: paginate(len(hosts), hostsPerPage, page, "/", f.query()),
 	}
+	v.Hosts = p.rows(hosts[v.Pages.fromIndex:v.Pages.toIndex])
 	if updates := p.FleetUpdates(); len(updates) > 0 {
-		v.Update = p.updateView(updates[0], who)
+		v.Update = p.updateView(updates[0])
 	}
-	if who.Role.Includes(fleet.Admin) && (v.Update == nil || !v.Update.Active) && p.requireRelease(p.target) == nil {
-		if hosts, err := p.chooseHosts(p.target, nil); err == nil {
-			v.CanStart, v.Startup = true, len(hosts)
+	if (v.Update == nil || !v.Update.Active) && p.requireRelease(p.target) == nil {
+		if chosen, err := p.chooseHosts(p.target, nil); err == nil {
+			v.Startup = len(chosen)
 		}
 	}
-	return v, nil
+	return u.show(w, r, dashboardPage, v)
 }
 
-func (p picture) updateView(f fleet.FleetUpdate, who caller) *updateView {
-	active := f.Status.Active()
-	v := &updateView{
-		fleetUpdateJSON: showFleetUpdate(f), Active: active,
-		CanCancel: active && who.Role.Includes(fleet.Admin),
-		CanPause:  active && who.Role.Includes(fleet.Operator),
-		Progress:  map[string]*progressJSON{}, Phases: map[string]string{},
+// segments returns the names of all segments that agents are in.
+func (p picture) segments() []string {
+	var names []string
+	for _, h := range p.agents() {
+		if !slices.Contains(names, h.Segment) {
+			names = append(names, h.Segment)
+		}
 	}
+	slices.Sort(names)
+	return names
+}
+
+// updateView is a fleet update as pages show it.
+type updateView struct {
+	fleetUpdateJSON
+	Active  bool
+	Done    int                    // turns that have ended
+	Running *fleet.FleetUpdateHost // whose turn it is
+	Phase   string                 // of that host
+	Fetched *progressJSON          // that host's download, if one is under way
+}
+
+func (p picture) updateView(f fleet.FleetUpdate) *updateView {
+	v := &updateView{fleetUpdateJSON: showFleetUpdate(f), Active: f.Status.Active()}
 	for _, t := range f.Hosts {
 		switch t.Status {
 		case fleet.TurnPending:
 		case fleet.TurnRunning:
 			o := p.observed[t.HostID]
-			v.Phases[t.HostID] = o.Phase
+			v.Running, v.Phase = &t, o.Phase
 			if o.Total > 0 {
-				v.Progress[t.HostID] = &progressJSON{Done: o.Done, Total: o.Total}
+				v.Fetched = &progressJSON{Done: o.Done, Total: o.Total}
 			}
 		default:
 			v.Done++

@@ -94,7 +94,7 @@ func (u *ui) render(w http.ResponseWriter, r *http.Request, err error) {
 		writeJSON(w, status, errorJSON{Error: *coded})
 		return
 	}
-	u.pages.renderError(w, u.Logger, status, coded.Message)
+	u.renderError(w, r, status, coded.Message)
 }
 
 // errorJSON is the body of every error under /api.

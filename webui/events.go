@@ -16,8 +16,9 @@ const (
 	// eventGather is how long changes are gathered into one event. A burst of
 	// records or log lines is one refetch, and nobody sees the delay.
 	eventGather = 150 * time.Millisecond
-	// eventPing is how often a comment keeps proxies from closing a stream, and how
-	// often a silent stream looks whether its reader may still read.
+	// eventPing is how often an event without content keeps proxies from closing a
+	// stream and tells the reader that it is not dead, and how often a silent stream
+	// looks whether its reader may still read.
 	eventPing = 15 * time.Second
 	// eventWrite is how long a reader may keep a write waiting.
 	eventWrite = 10 * time.Second
@@ -68,7 +69,7 @@ func (u *ui) streamEvents(w http.ResponseWriter, r *http.Request) error {
 			}
 			next.Topics = nil
 		case <-ping.C:
-			if !u.mayStillRead(r) || !s.write(": ping\n\n") {
+			if !u.mayStillRead(r) || !s.write("event: ping\ndata: {}\n\n") {
 				return nil
 			}
 		}

@@ -3,7 +3,6 @@ package webui
 import (
 	"net/http"
 	"strconv"
-	"strings"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/google/uuid"
@@ -18,56 +17,6 @@ func quoted(s string) string {
 		s = s[:limit] + "…"
 	}
 	return strconv.Quote(s)
-}
-
-// hostFilter is the query of a host list.
-type hostFilter struct {
-	Status  string // "online", "offline" or ""
-	Updates string // "behind" or ""
-	Segment string
-	Q       string // part of a name or an id, whatever the case
-}
-
-func readHostFilter(r *http.Request) (f hostFilter, err error) {
-	if f.Status, err = queryChoice(r, "status", "online", "offline"); err != nil {
-		return f, err
-	}
-	if f.Updates, err = queryChoice(r, "updates", "behind"); err != nil {
-		return f, err
-	}
-	f.Segment, f.Q = r.URL.Query().Get("segment"), r.URL.Query().Get("q")
-	return f, nil
-}
-
-func (f hostFilter) matches(h hostJSON) bool {
-	q := strings.ToLower(f.Q)
-	switch {
-	case f.Status != "" && h.Online != (f.Status == "online"):
-		return false
-	case f.Updates != "" && !h.UpdateAvailable:
-		return false
-	case f.Segment != "" && h.Segment != f.Segment:
-		return false
-	}
-	return strings.Contains(strings.ToLower(h.Name), q) || strings.Contains(strings.ToLower(h.ID), q)
-}
-
-func (p picture) filtered(f hostFilter) []hostJSON {
-	out := []hostJSON{}
-	for _, h := range p.agents() {
-		if row := p.host(h); f.matches(row) {
-			out = append(out, row)
-		}
-	}
-	return out
-}
-
-func (u *ui) listHosts(w http.ResponseWriter, r *http.Request) error {
-	f, err := readHostFilter(r)
-	if err != nil {
-		return err
-	}
-	return ok(w, map[string]any{"hosts": u.picture().filtered(f)})
 }
 
 func (u *ui) getHost(w http.ResponseWriter, r *http.Request) error {

@@ -13,6 +13,7 @@ import (
 
 // loginView is what the login page shows.
 type loginView struct {
+	shell
 	Next, Username, Error string
 }
 
@@ -22,7 +23,12 @@ func (u *ui) loginPage(w http.ResponseWriter, r *http.Request) error {
 		http.Redirect(w, r, next, http.StatusSeeOther)
 		return nil
 	}
-	return u.pages.page(w, http.StatusOK, "login.html", loginView{Next: next})
+	return u.showLogin(w, http.StatusOK, loginView{Next: next})
+}
+
+func (u *ui) showLogin(w http.ResponseWriter, status int, v loginView) error {
+	v.Title = "Sign in"
+	return u.pages.write(w, status, "login", "page", v)
 }
 
 // localPath lets only paths of this server through: the login page must not send
@@ -61,7 +67,7 @@ func (u *ui) login(w http.ResponseWriter, r *http.Request) error {
 	if !allowed {
 		w.Header().Set("Retry-After", fmt.Sprint(int(loginRefill.Seconds())))
 		view.Error = "Too many attempts. Wait a few seconds, then try again."
-		return u.pages.page(w, http.StatusTooManyRequests, "login.html", view)
+		return u.showLogin(w, http.StatusTooManyRequests, view)
 	}
 	user, right, err := u.checkLogin(r, name, password)
 	if err != nil {
@@ -70,7 +76,7 @@ func (u *ui) login(w http.ResponseWriter, r *http.Request) error {
 	if !right {
 		u.Logger.Warn("login refused", "address", address)
 		view.Error = "Wrong name or password."
-		return u.pages.page(w, http.StatusUnauthorized, "login.html", view)
+		return u.showLogin(w, http.StatusUnauthorized, view)
 	}
 	refund()
 	if err := u.openSession(w, r, user); err != nil {

@@ -8,24 +8,24 @@ import (
 	"fmt"
 	"html/template"
 	"io/fs"
-	"log/slog"
 	"net/http"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
 )
 
-//go:embed templates/*.html
+//go:embed templates
 var templateFiles embed.FS
 
-//go:embed static/*
+//go:embed static
 var staticFiles embed.FS
 
 // pages are the templates and static files, read once.
 type pages struct {
-	templates *template.Template
-	files     map[string]staticFile
+	templates map[string]*template.Template // by page: templates/pages/NAME.html with what all share
+	files     map[string]staticFile         // by path below static/
 }
 
 type staticFile struct {
@@ -34,8 +34,8 @@ type staticFile struct {
 	etag    string
 }
 
-// mediaTypes are those of the static files. They are not looked up: what a system
-// says of .js varies, and browsers run no script under another type.
+// mediaTypes are those of the static files that are served. They are not looked
+// up: what a system says of .js varies, and browsers run no script under another type.
 var mediaTypes = map[string]string{
 	".css": "text/css; charset=utf-8",
 	".js":  "text/javascript; charset=utf-8",
@@ -43,28 +43,39 @@ var mediaTypes = map[string]string{
 }
 
 func loadPages() (*pages, error) {
-	p := &pages{files: map[string]staticFile{}}
-	var err error
-	p.templates, err = template.New("").Funcs(template.FuncMap{
-		"ago": ago, "clock": clock, "percent": percent,
-	}).ParseFS(templateFiles, "templates/*.html")
+	p := &pages{templates: map[string]*template.Template{}, files: map[string]staticFile{}}
+	shared, err := template.New("").Funcs(templateFuncs).ParseFS(templateFiles, "templates/*.html")
 	if err != nil {
 		return nil, fmt.Errorf("read templates: %w", err)
 	}
-	entries, err := fs.ReadDir(staticFiles, "static")
+	names, err := fs.Glob(templateFiles, "templates/pages/*.html")
+	if err != nil {
+		return nil, fmt.Errorf("read templates: %w", err)
+	}
+	for _, name := range names {
+		t, err := shared.Clone()
+		if err == nil {
+			t, err = t.ParseFS(templateFiles, name)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read templates: %w", err)
+		}
+		p.templates[strings.TrimSuffix(path.Base(name), ".html")] = t
+	}
+	err = fs.WalkDir(staticFiles, "static", func(name string, d fs.DirEntry, err error) error {
+		kind, served := mediaTypes[path.Ext(name)]
+		if err != nil || d.IsDir() || !served {
+			return err
+		}
+		content, err := staticFiles.ReadFile(name)
+		sum := sha256.Sum256(content)
+		p.files[strings.TrimPrefix(name, "static/")] = staticFile{
+			content: content, kind: kind, etag: `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`,
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read static files: %w", err)
-	}
-	for _, e := range entries {
-		content, err := staticFiles.ReadFile(path.Join("static", e.Name()))
-		if err != nil {
-			return nil, fmt.Errorf("read static files: %w", err)
-		}
-		sum := sha256.Sum256(content)
-		p.files[e.Name()] = staticFile{
-			content: content, kind: mediaTypes[path.Ext(e.Name())],
-			etag: `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`,
-		}
 	}
 	return p, nil
 }
@@ -72,8 +83,8 @@ func loadPages() (*pages, error) {
 // static serves an embedded file. Browsers ask each time whether it changed: the
 // next server that they talk to may run another version.
 func (p *pages) static(w http.ResponseWriter, r *http.Request) error {
-	f, exists := p.files[chi.URLParam(r, "name")]
-	if !exists {
+	f, exists := p.files[strings.TrimPrefix(r.URL.Path, "/static/")]
+	if !exists || chi.URLParam(r, "name") == "" {
 		return refuse(codeNotFound, "there is nothing at "+r.URL.Path)
 	}
 	w.Header().Set("Cache-Control", "no-cache")
@@ -83,12 +94,12 @@ func (p *pages) static(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// page writes a template's result. It is rendered to memory first, so that a
-// mistake in a template is an error and not half a page.
-func (p *pages) page(w http.ResponseWriter, status int, name string, data any) error {
+// write writes the result of a page's template. It is rendered to memory first,
+// so that a mistake in a template is an error and not half a page.
+func (p *pages) write(w http.ResponseWriter, status int, page, part string, data any) error {
 	var b bytes.Buffer
-	if err := p.templates.ExecuteTemplate(&b, name, data); err != nil {
-		return fmt.Errorf("render %s: %w", name, err)
+	if err := p.templates[page].ExecuteTemplate(&b, part, data); err != nil {
+		return fmt.Errorf("render %s: %w", page, err)
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
@@ -96,39 +107,27 @@ func (p *pages) page(w http.ResponseWriter, status int, name string, data any) e
 	return nil
 }
 
-// renderError writes an error as a page.
-func (p *pages) renderError(w http.ResponseWriter, logger *slog.Logger, status int, message string) {
-	data := struct{ Title, Message string }{http.StatusText(status), message}
-	if err := p.page(w, status, "error.html", data); err != nil {
-		logger.Error("render error page", "error", err)
+// errorView is what the page of an error shows.
+type errorView struct {
+	shell
+	Status  int
+	Message string
+}
+
+// renderError writes an error as a page: with the navigation for who is signed in.
+func (u *ui) renderError(w http.ResponseWriter, r *http.Request, status int, message string) {
+	v := &errorView{Status: status, Message: message}
+	v.Title = http.StatusText(status)
+	if who, known := u.authenticate(r); known {
+		v.shell = u.shell(r, who)
+		v.Title = http.StatusText(status)
+	}
+	part := "page"
+	if wantsFragment(r) {
+		part = "live"
+	}
+	if err := u.pages.write(w, status, "error", part, v); err != nil {
+		u.Logger.Error("render error page", "error", err)
 		http.Error(w, message, status)
 	}
-}
-
-// ago tells how long ago something was, for people.
-func ago(now time.Time, t *time.Time) string {
-	if t == nil {
-		return "never"
-	}
-	switch d := now.Sub(*t); {
-	case d < 5*time.Second:
-		return "now"
-	case d < time.Minute:
-		return fmt.Sprintf("%d s ago", int(d.Seconds()))
-	case d < time.Hour:
-		return fmt.Sprintf("%d min ago", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h ago", int(d.Hours()))
-	default:
-		return fmt.Sprintf("%d days ago", int(d.Hours()/24))
-	}
-}
-
-func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
-
-func percent(p *progressJSON) int64 {
-	if p == nil || p.Total <= 0 {
-		return 0
-	}
-	return min(100, 100*p.Done/p.Total)
 }

@@ -3,7 +3,10 @@ package webui
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -58,7 +61,7 @@ func TestDashboardShowsTheFleet(t *testing.T) {
 		t.Error("the tile does not link to the hosts behind")
 	}
 	viewer := w.Call(viewerToken, "GET", "/", "").Body.String()
-	if strings.Contains(viewer, "data-post") {
+	if strings.Contains(viewer, "data-call") {
 		t.Error("a viewer is offered buttons")
 	}
 	filtered := textOf(w.Admin("GET", "/?updates=behind&status=offline", "").Body.String())
@@ -78,7 +81,7 @@ func TestDashboardFollowsAFleetUpdate(t *testing.T) {
 	id := w.Admin("POST", "/api/fleet/update", "").OK()["fleet_update_id"].(string)
 	w.MustPropose("coordinator", fleet.JobDispatched{JobID: "j1", HostID: a, FleetUpdateID: id, FromVersion: "1.0.0", Boot: 1})
 	w.roster.set(a, Observation{Online: true, Version: "1.0.0", Phase: "fetching", Done: 30, Total: 120, LastSeen: w.clock.Now()})
-	live := w.Admin("GET", "/fragments/live", "").Body.String()
+	live := w.Fragment(adminToken, "/").Body.String()
 	for _, want := range []string{"0/2 update running", "Fleet update to 2.0.0 running", "1 a running fetching 25 % 25 %", "2 b pending", "Pause", "Cancel"} {
 		if !strings.Contains(textOf(live), want) {
 			t.Errorf("no %q in %s", want, textOf(live))
@@ -87,12 +90,12 @@ func TestDashboardFollowsAFleetUpdate(t *testing.T) {
 	if strings.Contains(live, "<html") || strings.Contains(live, "Start rolling update") {
 		t.Errorf("fragment: %s", live)
 	}
-	operator := w.Call(operatorToken, "GET", "/fragments/live", "").Body.String()
+	operator := w.Fragment(operatorToken, "/").Body.String()
 	if !strings.Contains(operator, "/pause") || strings.Contains(operator, "/cancel") {
 		t.Error("an operator may pause and not cancel")
 	}
 	w.MustPropose("coordinator", fleet.JobFinished{JobID: "j1", Status: fleet.JobFailed, Error: "the disk is full"})
-	halted := textOf(w.Admin("GET", "/fragments/live", "").Body.String())
+	halted := textOf(w.Fragment(adminToken, "/").Body.String())
 	for _, want := range []string{"Last fleet update to 2.0.0 halted", "Halted: a: the disk is full", "failed the disk is full", "open alerts", "Start rolling update"} {
 		if !strings.Contains(halted, want) {
 			t.Errorf("no %q in %s", want, halted)
@@ -105,13 +108,15 @@ func TestNothingFromHostsIsMarkup(t *testing.T) {
 	id := w.MustEnrol("a", "1.0.0", true)
 	evil := `"><script>alert(1)</script>`
 	w.roster.set(id, Observation{Online: true, Version: evil, Phase: evil})
-	for _, path := range []string{"/", "/fragments/live", "/?q=" + "%22%3E%3Cscript%3Ealert(1)%3C/script%3E", "/login?next=/%22%3E%3Cscript%3E"} {
+	for _, path := range []string{"/", "/?q=" + "%22%3E%3Cscript%3Ealert(1)%3C/script%3E", "/login?next=/%22%3E%3Cscript%3E"} {
 		token := adminToken
 		if strings.HasPrefix(path, "/login") {
 			token = ""
 		}
-		if body := w.Call(token, "GET", path, "").Body.String(); strings.Contains(body, `"><script`) {
-			t.Errorf("%s: %s", path, body)
+		for _, body := range []string{w.Call(token, "GET", path, "").Body.String(), w.Fragment(token, path).Body.String()} {
+			if strings.Contains(body, `"><script`) {
+				t.Errorf("%s: %s", path, body)
+			}
 		}
 	}
 }
@@ -120,7 +125,7 @@ func TestPagesKeepToTheirPolicy(t *testing.T) {
 	w := StartWorld(t)
 	w.MustEnrol("a", "0.9.0", true)
 	w.MustRelease("1.0.0", 1)
-	for _, path := range []string{"/", "/login", "/fragments/live", "/nothing", "/api/hosts", "/static/app.js"} {
+	for _, path := range []string{"/", "/login", "/nothing", "/api/hosts", "/static/live.js"} {
 		token := adminToken
 		if path == "/login" {
 			token = ""
@@ -141,7 +146,7 @@ func TestPagesKeepToTheirPolicy(t *testing.T) {
 			t.Errorf("%s: Cache-Control %s", path, cache)
 		}
 		// What the policy would block must not be there.
-		if inline := regexp.MustCompile(`<script>|<style|style="|\son[a-z]+="|javascript:|https?://`).FindString(a.Body.String()); inline != "" && path != "/static/app.js" {
+		if inline := regexp.MustCompile(`<script>|<style|style="|\son[a-z]+="|javascript:|https?://`).FindString(a.Body.String()); inline != "" && path != "/static/live.js" {
 			t.Errorf("%s has inline %s", path, inline)
 		}
 	}
@@ -149,7 +154,7 @@ func TestPagesKeepToTheirPolicy(t *testing.T) {
 
 func TestStaticFiles(t *testing.T) {
 	w := StartWorld(t)
-	for name, kind := range map[string]string{"app.css": "text/css", "app.js": "text/javascript", "icon.svg": "image/svg+xml"} {
+	for name, kind := range map[string]string{"app.css": "text/css", "live.js": "text/javascript", "vendor/htmx.min.js": "text/javascript", "icon.svg": "image/svg+xml"} {
 		a := w.Call("", "GET", "/static/"+name, "")
 		if a.Code != 200 || !strings.HasPrefix(a.Header().Get("Content-Type"), kind) {
 			t.Errorf("%s: %d %v", name, a.Code, a.Header())
@@ -160,8 +165,32 @@ func TestStaticFiles(t *testing.T) {
 			t.Errorf("%s again: %d", name, again.Code)
 		}
 	}
-	if a := w.Call("", "GET", "/static/..%2fwebui.go", ""); a.Code != 404 {
-		t.Errorf("%d", a.Code)
+	for _, path := range []string{"/static/..%2fwebui.go", "/static/vendor/README.md", "/static/vendor/..%2fapp.css", "/static/vendor/", "/static/"} {
+		if a := w.Call("", "GET", path, ""); a.Code != 404 {
+			t.Errorf("%s: %d", path, a.Code)
+		}
+	}
+}
+
+// TestVendoredFilesAreWhatTheirReadmeSays keeps others' files unchanged.
+func TestVendoredFilesAreWhatTheirReadmeSays(t *testing.T) {
+	readme, err := os.ReadFile("static/vendor/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("static/vendor/*.js")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		content, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		row := regexp.MustCompile(`(?m)^\| ` + regexp.QuoteMeta(filepath.Base(f)) + ` \|.*$`).FindString(string(readme))
+		if sum := sha256.Sum256(content); !strings.Contains(row, hex.EncodeToString(sum[:])) {
+			t.Errorf("%s is not what its row says: %q", f, row)
+		}
 	}
 }
 

@@ -12,10 +12,11 @@ type picture struct {
 	observed   map[string]Observation
 	target     string          // the version that hosts are meant to run
 	inProgress map[string]bool // hosts with an unfinished job or a turn to come, by id
+	hosts      *hostCache
 }
 
 func (u *ui) picture() picture {
-	p := picture{View: u.View(), observed: u.Observed(), target: u.Version, inProgress: map[string]bool{}}
+	p := picture{View: u.View(), observed: u.Observed(), target: u.Version, inProgress: map[string]bool{}, hosts: &u.hosts}
 	if newest, exists := p.NewestRelease(); exists {
 		p.target = newest.Version
 	}
@@ -56,7 +57,7 @@ type progressJSON struct {
 	Total int64 `json:"total"`
 }
 
-func (p picture) host(h fleet.Host) hostJSON {
+func (p picture) host(h *fleet.Host) hostJSON {
 	o := p.observed[h.ID]
 	out := hostJSON{
 		ID: h.ID, Name: h.Name, Segment: h.Segment, OS: h.OS, Arch: h.Arch,
@@ -83,23 +84,18 @@ func (p picture) behind(hostID, target string) bool {
 }
 
 // agents returns the hosts that run agents, by name.
-func (p picture) agents() []fleet.Host {
-	var out []fleet.Host
-	for _, h := range p.Hosts() {
-		if h.Role == fleet.RoleAgent {
-			out = append(out, h)
-		}
-	}
-	return out
+func (p picture) agents() []*fleet.Host {
+	agents, _ := p.hosts.lists(p.View)
+	return agents
 }
 
 // agent returns one of them.
-func (p picture) agent(id string) (fleet.Host, error) {
+func (p picture) agent(id string) (*fleet.Host, error) {
 	h, exists := p.Host(id)
 	if !exists || h.Role != fleet.RoleAgent {
-		return fleet.Host{}, refuse(fleet.CodeHostNotFound, "no host has the id "+quoted(id)+"; GET /api/hosts lists them")
+		return nil, refuse(fleet.CodeHostNotFound, "no host has the id "+quoted(id)+"; GET /api/hosts lists them")
 	}
-	return h, nil
+	return &h, nil
 }
 
 // requireRelease refuses a version that is not an available release.

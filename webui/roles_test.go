@@ -16,13 +16,13 @@ import (
 // changes its role, or a new one, must be entered here too.
 var roleMatrix = map[string]fleet.UserRole{
 	"GET /api/version": public, "GET /healthz": public, "GET /readyz": public, "GET /agent/binary": public,
-	"GET /login": public, "POST /login": public, "POST /logout": public, "GET /static/{name}": public,
+	"GET /login": public, "POST /login": public, "POST /logout": public, "GET /static/{name}": public, "GET /static/vendor/{name}": public,
 
 	"GET /api/openapi.json": fleet.Viewer, "GET /metrics": fleet.Viewer, "GET /api/hosts": fleet.Viewer,
 	"GET /api/hosts/{id}": fleet.Viewer, "GET /api/jobs/{id}": fleet.Viewer, "GET /api/jobs/{id}/log": fleet.Viewer,
 	"GET /api/fleet-updates": fleet.Viewer, "GET /api/fleet-updates/{id}": fleet.Viewer, "GET /api/releases": fleet.Viewer,
 	"GET /api/alerts": fleet.Viewer, "GET /api/audit": fleet.Viewer, "GET /api/users": fleet.Viewer, "GET /api/tokens": fleet.Viewer,
-	"GET /api/servers": fleet.Viewer, "GET /api/events": fleet.Viewer, "GET /": fleet.Viewer, "GET /fragments/live": fleet.Viewer,
+	"GET /api/servers": fleet.Viewer, "GET /api/events": fleet.Viewer, "GET /": fleet.Viewer,
 
 	"POST /api/fleet-updates/{id}/pause": fleet.Operator, "POST /api/fleet-updates/{id}/resume": fleet.Operator,
 	"POST /api/alerts/{id}/acknowledge": fleet.Operator,
@@ -33,6 +33,9 @@ var roleMatrix = map[string]fleet.UserRole{
 	"POST /api/tokens": fleet.Admin, "DELETE /api/tokens/{id}": fleet.Admin, "POST /api/join-tokens": fleet.Admin,
 	"POST /api/servers/{id}/remove": fleet.Admin, "POST /api/servers/transfer-leadership": fleet.Admin,
 }
+
+// isPage tells browsers' paths from those of programs.
+func isPage(path string) bool { return !wantsJSON(httptest.NewRequest("GET", path, nil)) }
 
 func walk(t *testing.T, h http.Handler) map[string]bool {
 	t.Helper()
@@ -79,7 +82,7 @@ func TestEachRoleReachesWhatItMayAndNothingElse(t *testing.T) {
 			before := w.state.View().Index()
 			got := w.Do(r)
 			cancel()
-			page := pattern == "/"
+			page := isPage(pattern)
 			switch {
 			case need == public && pattern == "/login" && method == "POST":
 				if got.Code != http.StatusUnauthorized || !strings.Contains(got.Body.String(), "Wrong name") {
@@ -92,6 +95,11 @@ func TestEachRoleReachesWhatItMayAndNothingElse(t *testing.T) {
 				}
 				continue
 			case role == public && page:
+				fragment := httptest.NewRequest(method, path, nil)
+				fragment.Header.Set("HX-Request", "true")
+				if f := w.Do(fragment); f.Code != http.StatusUnauthorized || f.Header().Get("HX-Redirect") != got.Header().Get("Location") {
+					t.Errorf("%s without login as a fragment: %d %s", op, f.Code, f.Header())
+				}
 				if got.Code != http.StatusSeeOther || !strings.HasPrefix(got.Header().Get("Location"), "/login?next=") {
 					t.Errorf("%s without login: %d %s", op, got.Code, got.Header())
 				}

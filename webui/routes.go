@@ -72,8 +72,8 @@ func (u *ui) routes() []route {
 		{"POST", "/login", public, u.login},
 		{"POST", "/logout", public, u.logout},
 		{"GET", "/", fleet.Viewer, u.dashboard},
-		{"GET", "/fragments/live", fleet.Viewer, u.liveFragment},
 		{"GET", "/static/{name}", public, u.pages.static},
+		{"GET", "/static/vendor/{name}", public, u.pages.static},
 	}
 }
 

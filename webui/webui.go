@@ -35,7 +35,8 @@
 //
 // It says what changed, never how: the reader fetches that again. The topics are
 // those of fleet.Event; "hosts" stands for observed changes too, and "*", which
-// is also the first event of each stream, for anything.
+// is also the first event of each stream, for anything. Events of the type "ping"
+// tell that the stream is alive.
 //
 // The API is described by the OpenAPI document at /api/openapi.json, which is
 // written by hand; a test holds the routes and the answers to it.
@@ -166,6 +167,7 @@ func (c *Config) validate() error {
 type ui struct {
 	Config
 	pages    *pages
+	hosts    hostCache
 	logins   *throttle
 	streams  slots // open event streams
 	binaries slots // open downloads of /agent/binary

@@ -121,6 +121,31 @@ func (w *world) mustEnrol(name string, role fleet.HostRole, segment, version str
 	return id
 }
 
+// MustServe serves the world's pages at an address of their own, known to the
+// state as that of a server.
+func (w *world) MustServe(name string) *httptest.Server {
+	w.tb.Helper()
+	srv := httptest.NewServer(w.handler)
+	w.tb.Cleanup(srv.Close)
+	id := "id-" + name
+	if _, enrolled := w.state.View().Host(id); !enrolled {
+		w.mustEnrol(name, fleet.RoleServer, "default", ownVersion, true)
+	}
+	w.MustPropose("host:"+name, fleet.HostAddressesChanged{HostID: id, PeerAddr: "10.0.0.9:7947", HTTPAddr: srv.Listener.Addr().String()})
+	return srv
+}
+
+// MustServeWithout serves the world's pages but one path, which is not found.
+func (w *world) MustServeWithout(path string) *httptest.Server {
+	w.tb.Helper()
+	mux := http.NewServeMux()
+	mux.Handle("/", w.handler)
+	mux.Handle(path, http.NotFoundHandler())
+	srv := httptest.NewServer(mux)
+	w.tb.Cleanup(srv.Close)
+	return srv
+}
+
 func (w *world) MustRelease(version string, number uint64) {
 	w.tb.Helper()
 	w.MustPropose("user:admin", fleet.ReleasePublished{Release: fleet.Release{
@@ -146,6 +171,17 @@ type answer struct {
 func (w *world) Call(token, method, path, body string) answer {
 	w.tb.Helper()
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	return w.Do(r)
+}
+
+// Fragment asks for a page's live part, as htmx does.
+func (w *world) Fragment(token, path string) answer {
+	w.tb.Helper()
+	r := httptest.NewRequest("GET", path, nil)
+	r.Header.Set("HX-Request", "true")
 	if token != "" {
 		r.Header.Set("Authorization", "Bearer "+token)
 	}

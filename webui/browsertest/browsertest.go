@@ -104,6 +104,18 @@ func (b *Browser) Do(steps ...Step) {
 	}
 }
 
+// Text returns what a JavaScript expression gives, as text.
+func (b *Browser) Text(expression string) string {
+	b.tb.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	text, err := chromedp.Run(ctx, chromedp.Evaluate[string]("String("+expression+")"))
+	if err != nil {
+		b.tb.Fatal(err)
+	}
+	return text
+}
+
 // AwaitText waits until the page shows a text, white space folded.
 func (b *Browser) AwaitText(text string) {
 	b.tb.Helper()

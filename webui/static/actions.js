@@ -1,0 +1,141 @@
+// Buttons and forms that call the API. Markup says all:
+//
+//   data-call="POST /api/…"   what to call; a form sends its fields as JSON
+//   data-body='{"…"}'         the body that a button sends
+//   data-confirm="…?"         what to ask first
+//   data-then="/jobs/{job_id}" where to go then, with fields of the answer
+//   data-show="id"            which element to fill with the answer: its parts
+//                             with data-field are given the field of that name
+//
+// An error is shown beside what was pressed. What was pressed stays disabled
+// until the answer is there, so a double click is one call.
+"use strict";
+
+(() => {
+  const unknown = "The server does not answer. It is not known whether this was done: wait until the page is up to date, then look.";
+
+  async function call(source, method, path, body) {
+    const response = await fetch(path, {
+      method,
+      headers: body === undefined ? {} : { "Content-Type": "application/json" },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+    const answer = await response.json().catch(() => ({}));
+    if (response.status === 401) {
+      location.assign("/login?next=" + encodeURIComponent(location.pathname + location.search));
+    }
+    if (!response.ok) {
+      throw new Refused(answer.error ? answer.error.message : "The server answered " + response.status + ".");
+    }
+    return answer;
+  }
+
+  class Refused extends Error {}
+
+  // note shows an error beside the element it is about; "" takes it away.
+  function note(source, text) {
+    const place = source.closest("form[data-call], .card") || source.parentElement;
+    let box = place.querySelector("[data-note]");
+    if (!text) {
+      box?.remove();
+      return;
+    }
+    if (!box) {
+      box = document.createElement("p");
+      box.className = "error";
+      box.dataset.note = "";
+      box.setAttribute("role", "alert");
+      place.append(box);
+    }
+    box.textContent = text;
+  }
+
+  function fieldsOf(form) {
+    const body = {};
+    for (const el of form.elements) {
+      if (!el.name || el.disabled || el.value === "") continue;
+      body[el.name] = el.type === "number" ? Number(el.value) : el.value;
+    }
+    return body;
+  }
+
+  function show(id, answer) {
+    const place = document.getElementById(id);
+    for (const el of place.querySelectorAll("[data-field]")) {
+      const value = el.dataset.field.split(".").reduce((v, key) => v?.[key], answer);
+      el.textContent = value ?? "";
+      (el.closest("[data-optional]") || el).hidden = value === undefined;
+    }
+    place.hidden = false;
+    place.focus();
+  }
+
+  const dialog = document.getElementById("confirm");
+
+  function ask(question, danger) {
+    dialog.querySelector("p").textContent = question;
+    dialog.querySelector("[value=yes]").className = danger ? "danger" : "primary";
+    dialog.returnValue = "no";
+    dialog.showModal();
+    return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
+  }
+
+  async function run(source, button, body) {
+    if (button.disabled || button.dataset.busy !== undefined) return;
+    button.dataset.busy = ""; // before anything is waited for
+    try {
+      const question = source.dataset.confirm;
+      if (question && !(await ask(question, button.classList.contains("danger")))) return;
+      note(source, "");
+      button.setAttribute("aria-busy", "true");
+      const [method, path] = source.dataset.call.split(" ");
+      const answer = await call(source, method, path, body);
+      if (source.dataset.then) {
+        location.assign(source.dataset.then.replace(/\{(\w+)\}/g, (_, key) => encodeURIComponent(answer[key])));
+        return;
+      }
+      if (source instanceof HTMLFormElement) source.reset();
+      if (source.dataset.show) show(source.dataset.show, answer);
+      moultChanged(["*"]);
+    } catch (err) {
+      note(source, err instanceof Refused ? err.message : unknown);
+      moultChanged(["*"]);
+    } finally {
+      button.removeAttribute("aria-busy");
+      delete button.dataset.busy;
+    }
+  }
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-call]");
+    if (button) {
+      run(button, button, button.dataset.body ? JSON.parse(button.dataset.body) : undefined);
+      return;
+    }
+    const copy = event.target.closest("button[data-copy]");
+    if (copy) {
+      const text = document.getElementById(copy.dataset.copy).textContent;
+      navigator.clipboard?.writeText(text).then(() => {
+        copy.textContent = "Copied";
+      });
+    }
+  });
+
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (form.dataset.call === undefined) return;
+    event.preventDefault();
+    run(form, form.querySelector("button[type=submit]"), fieldsOf(form));
+  });
+
+  // Filters apply as soon as something else is chosen.
+  for (const form of document.querySelectorAll("form[data-auto]")) {
+    form.addEventListener("change", (event) => {
+      if (event.target instanceof HTMLSelectElement) form.requestSubmit();
+    });
+    // What is empty need not be in the address.
+    form.addEventListener("formdata", ({ formData }) => {
+      for (const [name, value] of [...formData]) if (value === "") formData.delete(name);
+    });
+  }
+})();
