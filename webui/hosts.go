@@ -42,8 +42,22 @@ func (u *ui) removeHost(w http.ResponseWriter, r *http.Request) error {
 	return done(w)
 }
 
-// updateHost queues a job for one host. The order of its checks is part of the
-// contract: a host that is offline and up to date is reported as offline.
+// refuseUpdate tells why a host cannot be updated now; nil if it can. The order
+// of the checks is part of the contract: a host that is offline and up to date is
+// reported as offline.
+func (p picture) refuseUpdate(h *fleet.Host, target string) error {
+	switch {
+	case p.inProgress[h.ID]:
+		return refuse(fleet.CodeUpdateInProgress, h.Name+" is being updated, or waits for its turn in the running fleet update; wait for the end of that")
+	case !p.observed[h.ID].Online:
+		return refuse(codeHostOffline, h.Name+" is offline; start it, or look at its agent's log")
+	case !p.behind(h.ID, target):
+		return refuse(codeUpToDate, h.Name+" runs "+target+" already")
+	}
+	return p.requireRelease(target)
+}
+
+// updateHost queues a job for one host.
 func (u *ui) updateHost(w http.ResponseWriter, r *http.Request) error {
 	var in struct {
 		TargetVersion string `json:"target_version"`
@@ -60,15 +74,7 @@ func (u *ui) updateHost(w http.ResponseWriter, r *http.Request) error {
 	if in.TargetVersion != "" {
 		target = in.TargetVersion
 	}
-	switch {
-	case p.inProgress[h.ID]:
-		return refuse(fleet.CodeUpdateInProgress, h.Name+" is being updated, or waits for its turn in the running fleet update; wait for the end of that")
-	case !p.observed[h.ID].Online:
-		return refuse(codeHostOffline, h.Name+" is offline; start it, or look at its agent's log")
-	case !p.behind(h.ID, target):
-		return refuse(codeUpToDate, h.Name+" runs "+target+" already")
-	}
-	if err := p.requireRelease(target); err != nil {
+	if err := p.refuseUpdate(h, target); err != nil {
 		return err
 	}
 	job := fleet.JobCreated{JobID: uuid.NewString(), HostID: h.ID, TargetVersion: target}

@@ -72,6 +72,9 @@ func (u *ui) routes() []route {
 		{"POST", "/login", public, u.login},
 		{"POST", "/logout", public, u.logout},
 		{"GET", "/", fleet.Viewer, u.dashboard},
+		{"GET", "/hosts/{id}", fleet.Viewer, u.hostPage},
+		{"GET", "/jobs/{id}", fleet.Viewer, u.jobPage},
+		{"GET", "/jobs/{id}/log", fleet.Viewer, u.jobLogLines},
 		{"GET", "/static/{name}", public, u.pages.static},
 		{"GET", "/static/vendor/{name}", public, u.pages.static},
 	}
