@@ -36,8 +36,19 @@ func TestAdminUpdatesTheFleetInABrowser(t *testing.T) {
 	b.AwaitText("2 online")
 	w.MustRelease("2.0.0", 2) // nobody reloads the page
 	b.AwaitText("out of date · 1.0.0 → 2.0.0")
-	b.Do(chromedp.Click(chromedp.ID("start")), confirm())
+	b.Do(chromedp.Click(chromedp.CSS("a.button")), chromedp.WaitVisible(chromedp.ID("expect")))
+	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "3"))
+	w.MustEnrol("late", "1.0.0", false)
+	b.AwaitText("late: it is offline")
+	if typed := b.Text(`document.getElementById("expect").value`); typed != "3" {
+		t.Errorf("what was typed became %q", typed)
+	}
+	b.Do(chromedp.Click(chromedp.ID("start")))
+	b.AwaitText("3 was confirmed, and 2 hosts would be updated now")
+	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("expect").value = ""`), chromedp.SendKeys(chromedp.ID("expect"), "2"))
+	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("start").click(); document.getElementById("start").click()`))
 	b.AwaitText("Fleet update to 2.0.0 running")
+	b.AwaitNoText("was confirmed")
 	f, active := w.state.View().ActiveFleetUpdate()
 	if !active || f.StartedBy != "user:admin" {
 		t.Fatalf("%+v", f)
@@ -46,10 +57,15 @@ func TestAdminUpdatesTheFleetInABrowser(t *testing.T) {
 	w.roster.set(id, Observation{Online: true, Version: "1.0.0", Phase: "restarting"})
 	b.AwaitText("restarting")
 	b.Do(chromedp.Click(chromedp.ID("cancel")), confirm())
-	b.AwaitText("Last fleet update to 2.0.0 cancelled")
+	b.AwaitText("2.0.0 cancelled 0 of 2") // in the history
+	w.MustPropose("coordinator", fleet.JobFinished{JobID: "j1", Status: fleet.JobSucceeded})
+	w.roster.set(id, Observation{Online: true, Version: "2.0.0"})
 	w.log.fail = errNoLeaderInTest
-	b.Do(chromedp.Click(chromedp.ID("start")), confirm())
+	b.AwaitText("1 host goes to 2.0.0")
+	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "1"), chromedp.Click(chromedp.ID("start")))
 	b.AwaitText(errNoLeaderInTest.Error())
+	b.Do(chromedp.Navigate(srv.URL + "/"))
+	b.AwaitText("Last fleet update to 2.0.0 cancelled")
 }
 
 // TestPageKeepsFocusAndWhatWasOpened types while the page follows the fleet.

@@ -25,6 +25,7 @@ const (
 	codeTooManyAttempts  = "too_many_attempts"
 	codeHostOffline      = "host_offline"
 	codeUpToDate         = "already_up_to_date"
+	codeHostsChanged     = "hosts_changed"
 	codeInternal         = "internal"
 	codeUnavailable      = "unavailable"
 	codeNoMajority       = "no_majority"

@@ -1,11 +1,11 @@
 package webui
 
 import (
+	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/go-chi/chi/v5"
-	"github.com/google/uuid"
 
 	"moult/consensus/fleet"
 )
@@ -63,20 +63,20 @@ func (u *ui) getFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 }
 
 // startFleetUpdate chooses the hosts, in order, and starts. Without host_ids
-// they are the agents that are online and behind, by name; with host_ids those,
-// as they are named.
+// they are those of the plan; with host_ids those, as they are named. With
+// expect_hosts it starts only if they are as many as somebody confirmed.
 func (u *ui) startFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 	var in struct {
 		TargetVersion string    `json:"target_version"`
 		HostIDs       *[]string `json:"host_ids"`
+		ExpectHosts   *int      `json:"expect_hosts"`
 	}
 	if err := decode(w, r, &in); err != nil {
 		return err
 	}
 	p := u.picture()
-	if active, exists := p.ActiveFleetUpdate(); exists {
-		return refuse(fleet.CodeFleetUpdateRunning, "a fleet update to "+active.TargetVersion+" is "+string(active.Status)+
-			", started by "+active.StartedBy+" at "+active.StartedAt.UTC().Format("15:04:05 MST")+"; wait for its end or cancel it")
+	if err := p.refuseSecond(); err != nil {
+		return err
 	}
 	target := p.target
 	if in.TargetVersion != "" {
@@ -92,43 +92,10 @@ func (u *ui) startFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err := p.requireRelease(target); err != nil {
 		return err
 	}
-	start := fleet.FleetUpdateStarted{ID: uuid.NewString(), TargetVersion: target, HostIDs: hosts}
-	if err := u.propose(r, start); err != nil {
-		return err
+	if in.ExpectHosts != nil && *in.ExpectHosts != len(hosts) {
+		return refuse(codeHostsChanged, fmt.Sprintf("%d was confirmed, and %s would be updated now; look at the list again", *in.ExpectHosts, count(len(hosts), "host")))
 	}
-	return ok(w, map[string]string{"fleet_update_id": start.ID})
-}
-
-// chooseHosts returns the ids of the hosts to update, in order.
-func (p picture) chooseHosts(target string, named *[]string) ([]string, error) {
-	var chosen []string
-	work := false // whether any of them has something to do
-	if named == nil {
-		for _, h := range p.agents() {
-			if p.observed[h.ID].Online && p.behind(h.ID, target) {
-				chosen, work = append(chosen, h.ID), true
-			}
-		}
-	} else {
-		seen := map[string]bool{}
-		for _, id := range *named {
-			h, err := p.agent(id)
-			if err != nil {
-				return nil, err
-			}
-			if seen[id] {
-				return nil, badRequest("host_ids: %s is named twice", h.Name)
-			}
-			seen[id] = true
-			// A host never seen may run anything: its turn will tell.
-			work = work || p.observed[id].Version != target
-			chosen = append(chosen, id)
-		}
-	}
-	if !work {
-		return nil, refuse(fleet.CodeNothingToUpdate, "there is nothing to update to "+target+"; GET /api/hosts shows what the hosts run")
-	}
-	return chosen, nil
+	return u.start(w, r, target, hosts)
 }
 
 // changeFleetUpdate proposes a change of one fleet update, and answers with it.

@@ -100,7 +100,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		}},
 		{op: "GET /api/jobs/{id}", path: "/api/jobs/<job>"},
 		{op: "GET /api/jobs/{id}/log", path: "/api/jobs/<job>/log"},
-		{op: "POST /api/fleet/update", body: `{"target_version":"2.0.0","host_ids":["` + a + `","` + b + `"]}`, save: func(m map[string]any) {
+		{op: "POST /api/fleet/update", body: `{"target_version":"2.0.0","host_ids":["` + a + `","` + b + `"],"expect_hosts":2}`, save: func(m map[string]any) {
 			w.agents["fleet"] = m["fleet_update_id"].(string)
 		}},
 		{op: "GET /api/fleet-updates"},
@@ -108,6 +108,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "POST /api/fleet-updates/{id}/pause", path: "/api/fleet-updates/<fleet>/pause"},
 		{op: "POST /api/fleet-updates/{id}/resume", path: "/api/fleet-updates/<fleet>/resume"},
 		{op: "POST /api/fleet-updates/{id}/cancel", path: "/api/fleet-updates/<fleet>/cancel"},
+		{op: "POST /api/fleet-updates/{id}/retry", path: "/api/fleet-updates/<fleet>/retry"},
 		{op: "GET /api/releases"},
 		{op: "POST /api/releases"},
 		{op: "DELETE /api/releases/{version}", path: "/api/releases/3.0.0"},

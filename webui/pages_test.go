@@ -81,8 +81,10 @@ func TestDashboardFollowsAFleetUpdate(t *testing.T) {
 	id := w.Admin("POST", "/api/fleet/update", "").OK()["fleet_update_id"].(string)
 	w.MustPropose("coordinator", fleet.JobDispatched{JobID: "j1", HostID: a, FleetUpdateID: id, FromVersion: "1.0.0", Boot: 1})
 	w.roster.set(a, Observation{Online: true, Version: "1.0.0", Phase: "fetching", Done: 30, Total: 120, LastSeen: w.clock.Now()})
-	live := w.Fragment(adminToken, "/").Body.String()
-	for _, want := range []string{"0/2 update running", "Fleet update to 2.0.0 running", "1 a running fetching 25 % 25 %", "2 b pending", "Pause", "Cancel"} {
+	w.Fragment(adminToken, "/").Shows("0/2 update running", "Fleet update to 2.0.0 running", "0 of 2 hosts now a fetching 25 % 25 %")
+	const page = "/settings/fleet-update"
+	live := w.Fragment(adminToken, page).Body.String()
+	for _, want := range []string{"Fleet update to 2.0.0 running", "1 a running fetching 25 % 25 %", "2 b pending", "Pause", "Cancel"} {
 		if !strings.Contains(textOf(live), want) {
 			t.Errorf("no %q in %s", want, textOf(live))
 		}
@@ -90,13 +92,14 @@ func TestDashboardFollowsAFleetUpdate(t *testing.T) {
 	if strings.Contains(live, "<html") || strings.Contains(live, "Start rolling update") {
 		t.Errorf("fragment: %s", live)
 	}
-	operator := w.Fragment(operatorToken, "/").Body.String()
+	operator := w.Fragment(operatorToken, page).Body.String()
 	if !strings.Contains(operator, "/pause") || strings.Contains(operator, "/cancel") {
 		t.Error("an operator may pause and not cancel")
 	}
 	w.MustPropose("coordinator", fleet.JobFinished{JobID: "j1", Status: fleet.JobFailed, Error: "the disk is full"})
-	halted := textOf(w.Fragment(adminToken, "/").Body.String())
-	for _, want := range []string{"Last fleet update to 2.0.0 halted", "Halted: a: the disk is full", "failed the disk is full", "open alerts", "Start rolling update"} {
+	w.Fragment(adminToken, "/").Shows("Last fleet update to 2.0.0 halted", "Halted: a: the disk is full", "open alerts", "Start rolling update")
+	halted := textOf(w.Fragment(adminToken, page).Body.String())
+	for _, want := range []string{"Last fleet update to 2.0.0 halted", "Halted: a: the disk is full", "failed the disk is full", "Start rolling update"} {
 		if !strings.Contains(halted, want) {
 			t.Errorf("no %q in %s", want, halted)
 		}

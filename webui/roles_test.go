@@ -24,12 +24,13 @@ var roleMatrix = map[string]fleet.UserRole{
 	"GET /api/alerts": fleet.Viewer, "GET /api/audit": fleet.Viewer, "GET /api/users": fleet.Viewer, "GET /api/tokens": fleet.Viewer,
 	"GET /api/servers": fleet.Viewer, "GET /api/events": fleet.Viewer, "GET /": fleet.Viewer,
 	"GET /hosts/{id}": fleet.Viewer, "GET /jobs/{id}": fleet.Viewer, "GET /jobs/{id}/log": fleet.Viewer,
+	"GET /settings/fleet-update": fleet.Viewer,
 
 	"POST /api/fleet-updates/{id}/pause": fleet.Operator, "POST /api/fleet-updates/{id}/resume": fleet.Operator,
 	"POST /api/alerts/{id}/acknowledge": fleet.Operator,
 
 	"DELETE /api/hosts/{id}": fleet.Admin, "POST /api/hosts/{id}/update": fleet.Admin, "POST /api/fleet/update": fleet.Admin,
-	"POST /api/fleet-updates/{id}/cancel": fleet.Admin, "POST /api/releases": fleet.Admin, "DELETE /api/releases/{version}": fleet.Admin,
+	"POST /api/fleet-updates/{id}/cancel": fleet.Admin, "POST /api/fleet-updates/{id}/retry": fleet.Admin, "POST /api/releases": fleet.Admin, "DELETE /api/releases/{version}": fleet.Admin,
 	"POST /api/users": fleet.Admin, "PATCH /api/users/{id}": fleet.Admin, "DELETE /api/users/{id}": fleet.Admin,
 	"POST /api/tokens": fleet.Admin, "DELETE /api/tokens/{id}": fleet.Admin, "POST /api/join-tokens": fleet.Admin,
 	"POST /api/servers/{id}/remove": fleet.Admin, "POST /api/servers/transfer-leadership": fleet.Admin,

@@ -44,6 +44,7 @@ func (u *ui) routes() []route {
 		{"POST", "/api/fleet-updates/{id}/cancel", fleet.Admin, u.cancelFleetUpdate},
 		{"POST", "/api/fleet-updates/{id}/pause", fleet.Operator, u.pauseFleetUpdate},
 		{"POST", "/api/fleet-updates/{id}/resume", fleet.Operator, u.resumeFleetUpdate},
+		{"POST", "/api/fleet-updates/{id}/retry", fleet.Admin, u.retryFleetUpdate},
 
 		{"GET", "/api/releases", fleet.Viewer, u.listReleases},
 		{"POST", "/api/releases", fleet.Admin, u.publishRelease},
@@ -75,6 +76,7 @@ func (u *ui) routes() []route {
 		{"GET", "/hosts/{id}", fleet.Viewer, u.hostPage},
 		{"GET", "/jobs/{id}", fleet.Viewer, u.jobPage},
 		{"GET", "/jobs/{id}/log", fleet.Viewer, u.jobLogLines},
+		{"GET", "/settings/fleet-update", fleet.Viewer, u.fleetPage},
 		{"GET", "/static/{name}", public, u.pages.static},
 		{"GET", "/static/vendor/{name}", public, u.pages.static},
 	}

@@ -49,6 +49,7 @@ type navItem struct {
 
 var navigation = []navItem{
 	{Path: "/", Label: "Dashboard", role: fleet.Viewer},
+	{Path: "/settings/fleet-update", Label: "Fleet update", role: fleet.Viewer},
 }
 
 // under tells whether a path belongs to a link.

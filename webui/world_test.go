@@ -42,6 +42,7 @@ type world struct {
 	config  Config
 	handler http.Handler
 	agents  map[string]string // id by name
+	enrolOS string            // of agents that are let in
 }
 
 const ownVersion = "1.0.0"
@@ -59,7 +60,7 @@ func StartWorld(tb testing.TB) *world {
 	state := fleet.New()
 	clock := &clockwork{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	w := &world{
-		tb: tb, state: state, clock: clock, agents: map[string]string{},
+		tb: tb, state: state, clock: clock, enrolOS: "linux", agents: map[string]string{},
 		log:     &memoryLog{state: state, clock: clock},
 		roster:  &roster{seen: map[string]Observation{}, changed: make(chan struct{})},
 		servers: &servers{},
@@ -107,12 +108,20 @@ func (w *world) MustEnrol(name, version string, online bool) string {
 	return w.mustEnrol(name, fleet.RoleAgent, "default", version, online)
 }
 
+// mustEnrolOn lets an agent on another system in.
+func (w *world) mustEnrolOn(name, os, version string) {
+	w.tb.Helper()
+	w.enrolOS = os
+	w.MustEnrol(name, version, true)
+	w.enrolOS = "linux"
+}
+
 func (w *world) mustEnrol(name string, role fleet.HostRole, segment, version string, online bool) string {
 	w.tb.Helper()
 	id, hash := "id-"+name, hashSecret("join "+name)
 	w.MustPropose("system", fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: "j-" + name, Hash: hash, Role: role, Segment: segment, ExpiresAt: w.clock.Now().Add(time.Hour)}})
 	w.MustPropose("host:"+name, fleet.HostEnrolled{TokenHash: hash, Host: fleet.Host{
-		ID: id, Name: name, OS: "linux", Arch: "amd64", PublicKey: make([]byte, ed25519.PublicKeySize), PeerAddr: "10.0.0.9:7947",
+		ID: id, Name: name, OS: w.enrolOS, Arch: "amd64", PublicKey: make([]byte, ed25519.PublicKeySize), PeerAddr: "10.0.0.9:7947",
 	}})
 	if version != "" {
 		w.roster.set(id, Observation{Online: online, Version: version, Phase: "idle", LastSeen: w.clock.Now()})

@@ -1,0 +1,136 @@
+package webui
+
+import (
+	"net/http"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/google/uuid"
+
+	"moult/consensus/fleet"
+)
+
+// leftOut is a host that a fleet update passes over, and why.
+type leftOut struct {
+	Host *fleet.Host
+	Why  string
+}
+
+// plan tells what a fleet update to a version would do now: the agents that are
+// online, behind, and for whose platform there is a binary, by name. It also
+// tells who else is not at that version and why, and how many are.
+func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upToDate int) {
+	release, known := p.Release(target)
+	for _, h := range p.agents() {
+		o := p.observed[h.ID]
+		_, built := release.Artifact(h.OS, h.Arch)
+		switch {
+		case o.Version == target:
+			upToDate++
+		case !o.Online && o.Version == "":
+			left = append(left, leftOut{h, "it was never seen"})
+		case !o.Online:
+			left = append(left, leftOut{h, "it is offline"})
+		case o.Version == "":
+			left = append(left, leftOut{h, "what it runs is not known yet"})
+		case known && !built:
+			left = append(left, leftOut{h, "the release has no binary for " + h.OS + "/" + h.Arch})
+		default:
+			chosen = append(chosen, h)
+		}
+	}
+	return chosen, left, upToDate
+}
+
+// chooseHosts returns the ids of the hosts to update, in order.
+func (p picture) chooseHosts(target string, named *[]string) ([]string, error) {
+	var chosen []string
+	work := false // whether any of them has something to do
+	if named == nil {
+		hosts, _, _ := p.plan(target)
+		for _, h := range hosts {
+			chosen, work = append(chosen, h.ID), true
+		}
+	} else {
+		seen := map[string]bool{}
+		for _, id := range *named {
+			h, err := p.agent(id)
+			if err != nil {
+				return nil, err
+			}
+			if seen[id] {
+				return nil, badRequest("host_ids: %s is named twice", h.Name)
+			}
+			seen[id] = true
+			// A host never seen may run anything: its turn will tell.
+			work = work || p.observed[id].Version != target
+			chosen = append(chosen, id)
+		}
+	}
+	if !work {
+		return nil, refuse(fleet.CodeNothingToUpdate, "there is nothing to update to "+target+"; the list of hosts shows what they run")
+	}
+	return chosen, nil
+}
+
+// leftOf returns the hosts of a fleet update that another one would still have,
+// in its order, and how many did not get to its target.
+func (p picture) leftOf(f fleet.FleetUpdate) (left []string, behind int) {
+	could := map[string]bool{}
+	chosen, _, _ := p.plan(f.TargetVersion)
+	for _, h := range chosen {
+		could[h.ID] = true
+	}
+	for _, t := range f.Hosts {
+		h, exists := p.Host(t.HostID)
+		if t.Status == fleet.TurnSucceeded || !exists || h.Role != fleet.RoleAgent || p.observed[h.ID].Version == f.TargetVersion {
+			continue
+		}
+		behind++
+		if could[h.ID] {
+			left = append(left, h.ID)
+		}
+	}
+	return left, behind
+}
+
+// refuseSecond refuses to start a fleet update beside an active one.
+func (p picture) refuseSecond() error {
+	active, exists := p.ActiveFleetUpdate()
+	if !exists {
+		return nil
+	}
+	return refuse(fleet.CodeFleetUpdateRunning, "a fleet update to "+active.TargetVersion+" is "+string(active.Status)+
+		", started by "+active.StartedBy+" at "+active.StartedAt.UTC().Format("15:04:05 MST")+"; wait for its end or cancel it")
+}
+
+// retryFleetUpdate starts a fleet update of what an ended one did not get to its
+// target and what can be updated now.
+func (u *ui) retryFleetUpdate(w http.ResponseWriter, r *http.Request) error {
+	if err := noBody(w, r); err != nil {
+		return err
+	}
+	p, id := u.picture(), chi.URLParam(r, "id")
+	f, exists := p.FleetUpdate(id)
+	if !exists {
+		return refuse(fleet.CodeFleetUpdateNotFound, "no fleet update has the id "+quoted(id)+"; GET /api/fleet-updates lists them")
+	}
+	if err := p.refuseSecond(); err != nil {
+		return err
+	}
+	left, _ := p.leftOf(f)
+	if len(left) == 0 {
+		return refuse(fleet.CodeNothingToUpdate, "of this fleet update no host is left that is online and behind "+f.TargetVersion)
+	}
+	if err := p.requireRelease(f.TargetVersion); err != nil {
+		return err
+	}
+	return u.start(w, r, f.TargetVersion, left)
+}
+
+func (u *ui) start(w http.ResponseWriter, r *http.Request, target string, hosts []string) error {
+	start := fleet.FleetUpdateStarted{ID: uuid.NewString(), TargetVersion: target, HostIDs: hosts}
+	if err := u.propose(r, start); err != nil {
+		return err
+	}
+	return ok(w, map[string]string{"fleet_update_id": start.ID})
+}
