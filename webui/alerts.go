@@ -9,12 +9,6 @@ import (
 	"moult/consensus/fleet"
 )
 
-// Entries of the audit in one answer; ask again with before set to the last index.
-const (
-	defaultAuditEntries = 100
-	maxAuditEntries     = 1000
-)
-
 // alertJSON is an alert as the API shows it.
 type alertJSON struct {
 	ID             string            `json:"id"`
@@ -53,19 +47,4 @@ func (u *ui) acknowledgeAlert(w http.ResponseWriter, r *http.Request) error {
 	}
 	a, _ := u.View().Alert(id)
 	return ok(w, showAlert(a))
-}
-
-func (u *ui) listAudit(w http.ResponseWriter, r *http.Request) error {
-	before, err := queryUint(r, "before", 0)
-	if err != nil {
-		return err
-	}
-	limit, err := queryUint(r, "limit", defaultAuditEntries)
-	if err != nil {
-		return err
-	}
-	if limit == 0 || limit > maxAuditEntries {
-		return badRequest("limit: give 1 to %d", maxAuditEntries)
-	}
-	return ok(w, map[string]any{"entries": list(u.View().Audit(before, int(limit)))})
 }

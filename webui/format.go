@@ -10,7 +10,7 @@ import (
 // templateFuncs are what templates call to show numbers and times.
 var templateFuncs = template.FuncMap{
 	"ago": timeAgo, "clock": timeClock, "percent": percent, "bytes": byteCount, "count": count, "number": number, "who": who,
-	"instant": instant,
+	"instant": instant, "words": words, "platform": platform,
 }
 
 // ago tells how long ago something was, for people.
@@ -107,6 +107,9 @@ func count(n int, noun string) string {
 	}
 	return number(n) + " " + noun + "s"
 }
+
+// words makes an identifier readable: "job_created" is "job created".
+func words(s string) string { return strings.ReplaceAll(s, "_", " ") }
 
 // who shows an actor as people call it: "alice", "API token ci", "host web-1".
 func who(actor string) string {

@@ -55,7 +55,9 @@ func (f *furnished) pages() []string {
 	return []string{
 		"/", "/?" + q, "/?updates=behind&status=online", "/?version=" + q[2:] + "&segment=" + q[2:],
 		"/hosts/" + f.failed, "/hosts/" + f.fine, "/hosts/id-web-3", "/hosts/id-db-1", "/hosts/id-new-1",
-		"/settings/fleet-update", "/settings/fleet-update?id=fu-1", "/jobs/" + f.job, "/jobs/job-0", "/jobs/" + f.job + "/log?after=1",
+		"/settings/fleet-update", "/settings/fleet-update?id=fu-1",
+		"/releases", "/alerts", "/audit", "/audit?actor=" + q[2:] + "&" + q, "/audit?action=job_finished&since=2026-01-01&until=2026-12-31",
+		"/jobs/" + f.job, "/jobs/job-0", "/jobs/" + f.job + "/log?after=1",
 	}
 }
 

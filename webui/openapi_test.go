@@ -115,6 +115,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "GET /api/alerts"},
 		{op: "POST /api/alerts/{id}/acknowledge", path: "/api/alerts/<alert>/acknowledge"},
 		{op: "GET /api/audit"},
+		{op: "GET /api/audit/export", path: "/api/audit/export?format=json"},
 		{op: "POST /api/users", body: `{"name":"bob","role":"viewer","password":"long enough"}`, save: func(m map[string]any) { w.agents["user"] = m["id"].(string) }},
 		{op: "GET /api/users"},
 		{op: "PATCH /api/users/{id}", path: "/api/users/<user>", body: `{"role":"admin"}`},

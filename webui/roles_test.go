@@ -21,10 +21,10 @@ var roleMatrix = map[string]fleet.UserRole{
 	"GET /api/openapi.json": fleet.Viewer, "GET /metrics": fleet.Viewer, "GET /api/hosts": fleet.Viewer,
 	"GET /api/hosts/{id}": fleet.Viewer, "GET /api/jobs/{id}": fleet.Viewer, "GET /api/jobs/{id}/log": fleet.Viewer,
 	"GET /api/fleet-updates": fleet.Viewer, "GET /api/fleet-updates/{id}": fleet.Viewer, "GET /api/releases": fleet.Viewer,
-	"GET /api/alerts": fleet.Viewer, "GET /api/audit": fleet.Viewer, "GET /api/users": fleet.Viewer, "GET /api/tokens": fleet.Viewer,
+	"GET /api/alerts": fleet.Viewer, "GET /api/audit": fleet.Viewer, "GET /api/audit/export": fleet.Viewer, "GET /api/users": fleet.Viewer, "GET /api/tokens": fleet.Viewer,
 	"GET /api/servers": fleet.Viewer, "GET /api/events": fleet.Viewer, "GET /": fleet.Viewer,
 	"GET /hosts/{id}": fleet.Viewer, "GET /jobs/{id}": fleet.Viewer, "GET /jobs/{id}/log": fleet.Viewer,
-	"GET /settings/fleet-update": fleet.Viewer,
+	"GET /settings/fleet-update": fleet.Viewer, "GET /releases": fleet.Viewer, "GET /alerts": fleet.Viewer, "GET /audit": fleet.Viewer,
 
 	"POST /api/fleet-updates/{id}/pause": fleet.Operator, "POST /api/fleet-updates/{id}/resume": fleet.Operator,
 	"POST /api/alerts/{id}/acknowledge": fleet.Operator,

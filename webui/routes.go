@@ -53,6 +53,7 @@ func (u *ui) routes() []route {
 		{"GET", "/api/alerts", fleet.Viewer, u.listAlerts},
 		{"POST", "/api/alerts/{id}/acknowledge", fleet.Operator, u.acknowledgeAlert},
 		{"GET", "/api/audit", fleet.Viewer, u.listAudit},
+		{"GET", "/api/audit/export", fleet.Viewer, u.exportAudit},
 
 		{"GET", "/api/users", fleet.Viewer, u.listUsers},
 		{"POST", "/api/users", fleet.Admin, u.createUser},
@@ -77,6 +78,9 @@ func (u *ui) routes() []route {
 		{"GET", "/jobs/{id}", fleet.Viewer, u.jobPage},
 		{"GET", "/jobs/{id}/log", fleet.Viewer, u.jobLogLines},
 		{"GET", "/settings/fleet-update", fleet.Viewer, u.fleetPage},
+		{"GET", "/releases", fleet.Viewer, u.releasesPage},
+		{"GET", "/alerts", fleet.Viewer, u.alertsPage},
+		{"GET", "/audit", fleet.Viewer, u.auditPage},
 		{"GET", "/static/{name}", public, u.pages.static},
 		{"GET", "/static/vendor/{name}", public, u.pages.static},
 	}

@@ -21,14 +21,14 @@ type pageKind struct {
 // shell is what a page shows around its content, and what its content may need:
 // who looks, and when. Views embed it; show fills it in.
 type shell struct {
-	Title   string
-	Topics  string
-	Every   int
-	Now     time.Time
-	Version string
-	Caller  caller
-	Nav     []navItem
-	Others  []serverAddress // the other servers, for when this one is lost
+	Title        string
+	Topics       string
+	Every        int
+	Now          time.Time
+	Version      string
+	Caller       caller
+	Nav          []navItem
+	OtherServers []serverAddress // the other servers, for when this one is lost
 }
 
 func (s *shell) frame() *shell { return s }
@@ -50,6 +50,9 @@ type navItem struct {
 var navigation = []navItem{
 	{Path: "/", Label: "Dashboard", role: fleet.Viewer},
 	{Path: "/settings/fleet-update", Label: "Fleet update", role: fleet.Viewer},
+	{Path: "/releases", Label: "Releases", role: fleet.Viewer},
+	{Path: "/alerts", Label: "Alerts", role: fleet.Viewer},
+	{Path: "/audit", Label: "Audit", role: fleet.Viewer},
 }
 
 // under tells whether a path belongs to a link.
@@ -63,7 +66,7 @@ func (n navItem) under(path string) bool {
 func (u *ui) shell(r *http.Request, who caller) shell {
 	s := shell{Now: u.Now(), Version: u.Version, Caller: who}
 	_, servers := u.hosts.lists(u.View())
-	s.Others = otherServers(servers, r.Host)
+	s.OtherServers = otherServers(servers, r.Host)
 	for _, n := range navigation {
 		if who.Role.Includes(n.role) {
 			n.Current = n.under(r.URL.Path)
@@ -92,7 +95,7 @@ func (u *ui) showAs(w http.ResponseWriter, r *http.Request, status int, kind pag
 	if wantsFragment(r) {
 		return u.pages.write(w, status, kind.name, "live", v)
 	}
-	w.Header().Set("Content-Security-Policy", policyWith(s.Others))
+	w.Header().Set("Content-Security-Policy", policyWith(s.OtherServers))
 	return u.pages.write(w, status, kind.name, "layout", v)
 }
 

@@ -57,6 +57,12 @@ const (
 
 func StartWorld(tb testing.TB) *world {
 	tb.Helper()
+	return StartWorldWith(tb)
+}
+
+// StartWorldWith pins release keys.
+func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
+	tb.Helper()
 	state := fleet.New()
 	clock := &clockwork{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	w := &world{
@@ -87,7 +93,7 @@ func StartWorld(tb testing.TB) *world {
 		tb.Fatal(err)
 	}
 	w.MustPropose("system", fleet.ClusterInitialized{
-		Cluster: fleet.Cluster{ID: "cluster-1", CACert: ca.CertPEM(), CAKey: ca.KeyPEM()},
+		Cluster: fleet.Cluster{ID: "cluster-1", CACert: ca.CertPEM(), CAKey: ca.KeyPEM(), ReleaseKeys: releaseKeys},
 		Server:  fleet.Host{ID: "s1", Name: "server-1", Segment: "default", OS: "linux", Arch: "amd64", PeerAddr: "10.0.0.1:7947"},
 		Admin:   fleet.User{ID: "u1", Name: "admin", PasswordHash: hash},
 		Token:   fleet.APIToken{ID: "t1", Name: "bootstrap", Hash: hashSecret(adminToken)},

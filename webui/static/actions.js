@@ -34,7 +34,7 @@
 
   // note shows an error beside the element it is about; "" takes it away.
   function note(source, text) {
-    const place = source.closest("form[data-call], .card") || source.parentElement;
+    const place = source.closest("form, .card") || source.parentElement;
     let box = place.querySelector("[data-note]");
     if (!text) {
       box?.remove();
@@ -69,6 +69,8 @@
     place.hidden = false;
     place.focus();
   }
+
+  window.moultNote = note;
 
   const dialog = document.getElementById("confirm");
 

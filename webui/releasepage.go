@@ -1,0 +1,66 @@
+package webui
+
+import (
+	"net/http"
+	"slices"
+
+	"moult/consensus/fleet"
+	"moult/updater/release"
+)
+
+var releasesPageKind = pageKind{name: "releases", title: "Releases", topics: "releases hosts fleet-updates cluster"}
+
+const maxReleaseRows = 50
+
+// releasesView is what the releases page shows.
+type releasesView struct {
+	shell
+	Releases []releaseRow
+	Older    int // releases that are not listed
+	Others   []versionCount
+}
+
+// releaseRow is a release and who runs it.
+type releaseRow struct {
+	releaseJSON
+	Target bool // what hosts are meant to run
+	Signed bool // by a release key that is pinned now
+	Hosts  int  // that run it
+}
+
+// versionCount is a version that hosts run and that is not a release.
+type versionCount struct {
+	Version string
+	Hosts   int
+}
+
+func (u *ui) releasesPage(w http.ResponseWriter, r *http.Request) error {
+	p, v := u.picture(), &releasesView{}
+	runs := map[string]int{}
+	for _, h := range p.agents() {
+		if version := p.observed[h.ID].Version; version != "" {
+			runs[version]++
+		}
+	}
+	cluster, _ := p.Cluster()
+	for i, rel := range p.Releases() {
+		if i >= maxReleaseRows {
+			v.Older++
+		} else {
+			_, err := release.Verify(cluster.ReleaseKeys, rel.Manifest, rel.Signature)
+			v.Releases = append(v.Releases, releaseRow{
+				releaseJSON: showRelease(rel), Hosts: runs[rel.Version], Signed: err == nil,
+				Target: !rel.Withdrawn && rel.Version == p.target,
+			})
+		}
+		delete(runs, rel.Version)
+	}
+	for version, n := range runs {
+		v.Others = append(v.Others, versionCount{version, n})
+	}
+	slices.SortFunc(v.Others, func(a, b versionCount) int { return compareVersions(b.Version, a.Version) })
+	return u.show(w, r, releasesPageKind, v)
+}
+
+// platform is an artifact's platform as people write it.
+func platform(a fleet.Artifact) string { return a.OS + "/" + a.Arch }
