@@ -26,6 +26,7 @@ const (
 	codeHostOffline      = "host_offline"
 	codeUpToDate         = "already_up_to_date"
 	codeHostsChanged     = "hosts_changed"
+	codeNoAccount        = "no_account"
 	codeInternal         = "internal"
 	codeUnavailable      = "unavailable"
 	codeNoMajority       = "no_majority"

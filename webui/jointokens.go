@@ -25,6 +25,8 @@ type joinTokenJSON struct {
 	Token     string    `json:"token"`
 	Command   string    `json:"command"`
 	ExpiresAt time.Time `json:"expires_at"`
+
+	Scripts joinScripts `json:"scripts"`
 }
 
 func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
@@ -32,6 +34,8 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 		Role    fleet.HostRole `json:"role"`
 		Segment string         `json:"segment"`
 		TTL     string         `json:"ttl"`
+		Arch    string         `json:"arch"`
+		Relay   string         `json:"relay"`
 	}
 	if err := decode(w, r, &in); err != nil {
 		return err
@@ -42,6 +46,12 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 	if in.Segment == "" {
 		in.Segment = fleet.DefaultSegment
 	}
+	if in.Arch == "" {
+		in.Arch = "amd64"
+	}
+	if in.Arch != "amd64" && in.Arch != "arm64" {
+		return badRequest("arch: %s is not amd64 or arm64", quoted(in.Arch))
+	}
 	ttl := defaultJoinTTL
 	if in.TTL != "" {
 		var err error
@@ -50,6 +60,10 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	v := u.View()
+	join, err := joinAddresses(v, in.Relay)
+	if err != nil {
+		return err
+	}
 	token, hash, err := newJoinToken(v)
 	if err != nil {
 		return err
@@ -58,7 +72,10 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 	if err := u.propose(r, fleet.JoinTokenCreated{Token: t}); err != nil {
 		return err
 	}
-	return ok(w, joinTokenJSON{ID: t.ID, Token: token, Command: joinCommand(v, in.Role, token), ExpiresAt: t.ExpiresAt})
+	return ok(w, joinTokenJSON{
+		ID: t.ID, Token: token, Command: joinCommand(join, in.Role, token), ExpiresAt: t.ExpiresAt,
+		Scripts: u.joinScripts(in.Role, token, in.Arch, join, in.Relay != ""),
+	})
 }
 
 func newJoinToken(v fleet.View) (token, hash string, err error) {
@@ -77,15 +94,35 @@ func newJoinToken(v fleet.View) (token, hash string, err error) {
 // addresses, and this one is pasted into a root shell.
 var plainAddress = regexp.MustCompile(`^(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z.-]+):[0-9]{1,5}$`)
 
-// joinCommand is what to run on the new host. The token goes in by the
-// environment: the process list shows arguments to every user.
-func joinCommand(v fleet.View, role fleet.HostRole, token string) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "MOULT_TOKEN=%s moult %s", token, role)
+// joinAddresses are where a new host can join: at the servers, or, where it
+// reaches none, at the relay of that name.
+func joinAddresses(v fleet.View, relay string) ([]string, error) {
+	if relay != "" {
+		h, exists := v.HostByName(relay)
+		if !exists {
+			return nil, refuse(fleet.CodeHostNotFound, "relay: no host is called "+quoted(relay)+"; the list of hosts shows their names")
+		}
+		if !plainAddress.MatchString(h.PeerAddr) {
+			return nil, badRequest("relay: %s has told no address that others can join at", h.Name)
+		}
+		return []string{h.PeerAddr}, nil
+	}
+	var addresses []string
 	for _, h := range v.Hosts() {
 		if h.Role == fleet.RoleServer && plainAddress.MatchString(h.PeerAddr) {
-			b.WriteString(" --join " + h.PeerAddr)
+			addresses = append(addresses, h.PeerAddr)
 		}
+	}
+	return addresses, nil
+}
+
+// joinCommand is what to run on the new host. The token goes in by the
+// environment: the process list shows arguments to every user.
+func joinCommand(join []string, role fleet.HostRole, token string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "MOULT_TOKEN=%s moult %s", token, role)
+	for _, address := range join {
+		b.WriteString(" --join " + address)
 	}
 	return b.String()
 }

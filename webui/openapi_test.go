@@ -123,7 +123,9 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "POST /api/tokens", body: `{"name":"ci","role":"viewer","ttl":"1h"}`, save: func(m map[string]any) { w.agents["token"] = m["id"].(string) }},
 		{op: "GET /api/tokens"},
 		{op: "DELETE /api/tokens/{id}", path: "/api/tokens/<token>"},
-		{op: "POST /api/join-tokens", body: `{"role":"agent","segment":"dmz","ttl":"1m"}`},
+		{op: "POST /api/join-tokens", body: `{"role":"agent","segment":"dmz","ttl":"1m","arch":"arm64","relay":"a"}`},
+		{op: "POST /api/account/end-sessions"},
+		{op: "POST /api/account/password", body: `{"current_password":"` + adminPassword + `","new_password":"another one"}`},
 		{op: "GET /api/servers"},
 		{op: "POST /api/servers/{id}/remove", path: "/api/servers/" + s2 + "/remove"},
 		{op: "POST /api/servers/transfer-leadership"},
@@ -144,7 +146,11 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		if s.op == "POST /api/releases" {
 			r = upload
 		}
-		r.Header.Set("Authorization", "Bearer "+adminToken)
+		if strings.HasPrefix(path, "/api/account/") {
+			r.AddCookie(w.MustSession(t, "u1"))
+		} else {
+			r.Header.Set("Authorization", "Bearer "+adminToken)
+		}
 		got := answer{w.Do(r).ResponseRecorder, t}.OK()
 		if problems := conforms(doc, at(op, "responses", "200", "content", "application/json", "schema"), got, s.op); problems != "" {
 			t.Error(problems)

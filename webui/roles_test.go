@@ -24,7 +24,9 @@ var roleMatrix = map[string]fleet.UserRole{
 	"GET /api/alerts": fleet.Viewer, "GET /api/audit": fleet.Viewer, "GET /api/audit/export": fleet.Viewer, "GET /api/users": fleet.Viewer, "GET /api/tokens": fleet.Viewer,
 	"GET /api/servers": fleet.Viewer, "GET /api/events": fleet.Viewer, "GET /": fleet.Viewer,
 	"GET /hosts/{id}": fleet.Viewer, "GET /jobs/{id}": fleet.Viewer, "GET /jobs/{id}/log": fleet.Viewer,
-	"GET /settings/fleet-update": fleet.Viewer, "GET /releases": fleet.Viewer, "GET /alerts": fleet.Viewer, "GET /audit": fleet.Viewer,
+	"GET /settings/fleet-update": fleet.Viewer, "GET /releases": fleet.Viewer,
+	"GET /settings/users": fleet.Viewer, "GET /settings/servers": fleet.Viewer, "GET /settings/add-host": fleet.Admin,
+	"POST /api/account/password": fleet.Viewer, "POST /api/account/end-sessions": fleet.Viewer, "GET /alerts": fleet.Viewer, "GET /audit": fleet.Viewer,
 
 	"POST /api/fleet-updates/{id}/pause": fleet.Operator, "POST /api/fleet-updates/{id}/resume": fleet.Operator,
 	"POST /api/alerts/{id}/acknowledge": fleet.Operator,

@@ -59,6 +59,8 @@ func (u *ui) routes() []route {
 		{"POST", "/api/users", fleet.Admin, u.createUser},
 		{"PATCH", "/api/users/{id}", fleet.Admin, u.changeUser},
 		{"DELETE", "/api/users/{id}", fleet.Admin, u.deleteUser},
+		{"POST", "/api/account/password", fleet.Viewer, u.changeOwnPassword},
+		{"POST", "/api/account/end-sessions", fleet.Viewer, u.endOwnSessions},
 		{"GET", "/api/tokens", fleet.Viewer, u.listTokens},
 		{"POST", "/api/tokens", fleet.Admin, u.createToken},
 		{"DELETE", "/api/tokens/{id}", fleet.Admin, u.revokeToken},
@@ -81,6 +83,9 @@ func (u *ui) routes() []route {
 		{"GET", "/releases", fleet.Viewer, u.releasesPage},
 		{"GET", "/alerts", fleet.Viewer, u.alertsPage},
 		{"GET", "/audit", fleet.Viewer, u.auditPage},
+		{"GET", "/settings/users", fleet.Viewer, u.usersPage},
+		{"GET", "/settings/servers", fleet.Viewer, u.serversPage},
+		{"GET", "/settings/add-host", fleet.Admin, u.joinPage},
 		{"GET", "/static/{name}", public, u.pages.static},
 		{"GET", "/static/vendor/{name}", public, u.pages.static},
 	}

@@ -53,6 +53,9 @@ var navigation = []navItem{
 	{Path: "/releases", Label: "Releases", role: fleet.Viewer},
 	{Path: "/alerts", Label: "Alerts", role: fleet.Viewer},
 	{Path: "/audit", Label: "Audit", role: fleet.Viewer},
+	{Path: "/settings/users", Label: "Users and tokens", Settings: true, role: fleet.Viewer},
+	{Path: "/settings/servers", Label: "Servers", Settings: true, role: fleet.Viewer},
+	{Path: "/settings/add-host", Label: "Add a host", Settings: true, role: fleet.Admin},
 }
 
 // under tells whether a path belongs to a link.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -209,6 +211,14 @@ func (w *world) Do(r *http.Request) answer {
 	return answer{rec, w.tb}
 }
 
+// MustSession signs a user in without a password.
+func (w *world) MustSession(tb testing.TB, userID string) *http.Cookie {
+	tb.Helper()
+	secret := rand.Text()
+	w.MustPropose("user:x", fleet.SessionCreated{Session: fleet.Session{Hash: hashSecret(secret), UserID: userID, ExpiresAt: w.clock.Now().Add(time.Hour)}})
+	return &http.Cookie{Name: sessionCookie, Value: secret}
+}
+
 // Admin is Call as admin.
 func (w *world) Admin(method, path, body string) answer {
 	w.tb.Helper()
@@ -242,6 +252,15 @@ func (a answer) Refused(status int, code string) string {
 		a.tb.Fatal("the error has no message")
 	}
 	return out.Error.Message
+}
+
+// Refused403 checks a page's refusal.
+func (a answer) Refused403() {
+	a.tb.Helper()
+	if a.Code != http.StatusForbidden {
+		a.tb.Errorf("%d: %s", a.Code, a.Body)
+	}
+	a.Shows("this takes the role admin")
 }
 
 // column returns one field of each object of a list.
@@ -326,7 +345,7 @@ func (r *roster) Changed() <-chan struct{} {
 type servers struct {
 	list        []ServerStatus
 	removed     []string
-	transferred int
+	transferred atomic.Int64
 	fail        error
 }
 
@@ -340,7 +359,7 @@ func (s *servers) RemoveServer(_ context.Context, id string) error {
 }
 
 func (s *servers) TransferLeadership(context.Context) error {
-	s.transferred++
+	s.transferred.Add(1)
 	return s.fail
 }
 

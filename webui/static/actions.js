@@ -82,14 +82,16 @@
     return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
   }
 
+  const busy = new WeakSet(); // buttons whose call is under way
+
   async function run(source, button, body) {
-    if (button.disabled || button.dataset.busy !== undefined) return;
-    button.dataset.busy = ""; // before anything is waited for
+    if (button.disabled || busy.has(button)) return;
+    busy.add(button); // before anything is waited for
+    button.setAttribute("aria-busy", "true");
     try {
       const question = source.dataset.confirm;
       if (question && !(await ask(question, button.classList.contains("danger")))) return;
       note(source, "");
-      button.setAttribute("aria-busy", "true");
       const [method, path] = source.dataset.call.split(" ");
       const answer = await call(source, method, path, body);
       if (source.dataset.then) {
@@ -104,7 +106,7 @@
       moultChanged(["*"]);
     } finally {
       button.removeAttribute("aria-busy");
-      delete button.dataset.busy;
+      busy.delete(button);
     }
   }
 

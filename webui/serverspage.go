@@ -1,0 +1,52 @@
+package webui
+
+import (
+	"context"
+	"net/http"
+	"time"
+)
+
+// Who leads and how far servers are, no event tells.
+var serversPageKind = pageKind{name: "servers", title: "Servers", topics: "hosts", every: 5}
+
+// serversPageTimeout is how long the page waits for servers that do not answer.
+const serversPageTimeout = 3 * time.Second
+
+// serversView is what the servers page shows.
+type serversView struct {
+	shell
+	Servers []serverRow
+	Voters  int
+	Healthy int // of the voters
+	Needed  int // voters that make a majority
+	Spare   int // voters that may still be lost
+}
+
+// serverRow is a server and how far it is behind the others.
+type serverRow struct {
+	ServerStatus
+	Lag uint64 // log entries
+}
+
+func (u *ui) serversPage(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), serversPageTimeout)
+	defer cancel()
+	v := &serversView{}
+	var newest uint64
+	servers := u.Servers.Servers(ctx)
+	for _, s := range servers {
+		newest = max(newest, s.AppliedIndex)
+		if s.Voter {
+			v.Voters++
+			if s.Healthy {
+				v.Healthy++
+			}
+		}
+	}
+	for _, s := range servers {
+		v.Servers = append(v.Servers, serverRow{s, newest - s.AppliedIndex})
+	}
+	v.Needed = v.Voters/2 + 1
+	v.Spare = max(0, v.Healthy-v.Needed)
+	return u.show(w, r, serversPageKind, v)
+}
