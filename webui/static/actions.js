@@ -133,13 +133,13 @@
   });
 
   // Filters apply as soon as something else is chosen.
-  for (const form of document.querySelectorAll("form[data-auto]")) {
-    form.addEventListener("change", (event) => {
-      if (event.target instanceof HTMLSelectElement) form.requestSubmit();
-    });
-    // What is empty need not be in the address.
-    form.addEventListener("formdata", ({ formData }) => {
-      for (const [name, value] of [...formData]) if (value === "") formData.delete(name);
-    });
-  }
+  document.addEventListener("change", (event) => {
+    const form = event.target.closest("form[data-auto]");
+    if (form && event.target instanceof HTMLSelectElement) form.requestSubmit();
+  });
+  // What is empty need not be in the address.
+  document.addEventListener("formdata", (event) => {
+    if (event.target.dataset.auto === undefined) return;
+    for (const [name, value] of [...event.formData]) if (value === "") event.formData.delete(name);
+  });
 })();
