@@ -2,7 +2,9 @@ package webui
 
 import (
 	"errors"
+	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 
 	"github.com/chromedp/chromedp"
@@ -105,6 +107,30 @@ func TestPageGoesOnWhenItsServerIsLost(t *testing.T) {
 	}
 	w.roster.set(id, Observation{Online: true, Version: "7.7.7"})
 	b.AwaitText("7.7.7")
+}
+
+// TestPageTellsOfAServerInTrouble has the server answer 500 for a while.
+func TestPageTellsOfAServerInTrouble(t *testing.T) {
+	w := StartWorld(t)
+	w.MustEnrol("a", "1.0.0", true)
+	var trouble atomic.Bool
+	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if trouble.Load() {
+			http.Error(rw, "on fire", http.StatusInternalServerError)
+			return
+		}
+		w.handler.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(srv.Close)
+	b := browsertest.Start(t)
+	MustSignIn(b, srv, "/")
+	b.AwaitText("1 online")
+	trouble.Store(true)
+	srv.CloseClientConnections()
+	b.AwaitText("This server is in trouble: it answers 500.")
+	b.AwaitText("1 online")
+	trouble.Store(false)
+	b.AwaitNoText("in trouble")
 }
 
 // TestPagePollsWithoutTheStream has no stream to listen to.

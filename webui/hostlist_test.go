@@ -112,6 +112,7 @@ func BenchmarkTenThousandHosts(b *testing.B) {
 	w.MustRelease("2.0.0", 2)
 	for name, path := range map[string]string{
 		"page": "/", "page-while-the-state-changes": "/", "page-sorted": "/?sort=-version&page=7", "page-search": "/?q=c99", "list-all": "/api/hosts", "list-100": "/api/hosts?limit=100&sort=version",
+		"fleet-update": "/settings/fleet-update", "releases": "/releases", "host": "/hosts/c77",
 	} {
 		b.Run(name, func(b *testing.B) {
 			var took []time.Duration

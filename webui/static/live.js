@@ -60,9 +60,8 @@
       heard = Date.now();
     };
     stream.addEventListener("open", () => {
-      open = true;
+      open = true; // and its first event has everything fetched
       heardNow();
-      found();
     });
     stream.addEventListener("ping", heardNow);
     stream.addEventListener("change", (event) => {
@@ -103,11 +102,9 @@
 
   // The server is lost, and found.
 
-  function lost() {
-    if (!lostSince) {
-      lostSince = Date.now();
-      say("This server does not answer. What you see may be old; trying again.");
-    }
+  function lost(text) {
+    lostSince ||= Date.now();
+    if (banner.hidden) say(text + " What you see may be old; trying again.");
   }
 
   function found() {
@@ -155,9 +152,17 @@
     return [...document.querySelectorAll("form[data-call] input, form[data-call] textarea")].some((el) => el.value !== el.defaultValue);
   }
 
-  document.addEventListener("htmx:sendError", lost);
-  document.addEventListener("htmx:timeout", lost);
-  document.addEventListener("htmx:beforeOnLoad", found); // any answer
+  const silent = "This server does not answer.";
+  document.addEventListener("htmx:sendError", () => lost(silent));
+  document.addEventListener("htmx:timeout", () => lost(silent));
+  document.addEventListener("htmx:beforeOnLoad", (event) => {
+    const status = event.detail.xhr.status;
+    if (status < 500) {
+      found();
+    } else {
+      lost("This server is in trouble: it answers " + status + ".");
+    }
+  });
 
   // What people typed, opened or were told stays when a region is fetched again.
   Object.assign(Idiomorph.defaults.callbacks, {
