@@ -104,12 +104,12 @@ func (b *Browser) Do(steps ...Step) {
 	}
 }
 
-// Text returns what a JavaScript expression gives, as text.
+// Text returns what a JavaScript expression gives, or promises, as text.
 func (b *Browser) Text(expression string) string {
 	b.tb.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	text, err := chromedp.Run(ctx, chromedp.Evaluate[string]("String("+expression+")"))
+	text, err := chromedp.Run(ctx, chromedp.Evaluate[string]("Promise.resolve("+expression+").then(String)", chromedp.EvalAwaitPromise))
 	if err != nil {
 		b.tb.Fatal(err)
 	}
