@@ -106,6 +106,14 @@ func (v View) HostByName(name string) (Host, bool) {
 // Hosts returns all hosts, servers too, by name.
 func (v View) Hosts() []Host { return all[Host](v.txn, false, tableHosts, "name") }
 
+// HostsVersion returns a value that is equal for views of one state that have the
+// same hosts: it tells whether what was made of Hosts still holds.
+func (v View) HostsVersion() any {
+	it, err := v.txn.Get(tableHosts, "id")
+	must(err)
+	return it.WatchCh() // of the index's root, which each write to the table replaces
+}
+
 // Release returns a release by its version.
 func (v View) Release(version string) (Release, bool) {
 	return first[Release](v.txn, tableReleases, "id", version)

@@ -350,6 +350,40 @@ func TestReadersWhileApplying(t *testing.T) {
 	readers.Wait()
 }
 
+func TestHostsVersionFollowsTheHosts(t *testing.T) {
+	s := fleetOf(t, 2)
+	version := func() any { return s.state.View().HostsVersion() }
+	before := version()
+	s.must(JobCreated{JobID: "j1", HostID: "h1", TargetVersion: "B"})
+	s.refused(CodeHostNotFound, HostRemoved{HostID: "nobody"})
+	if version() != before {
+		t.Error("it changes with what is not a host")
+	}
+	for _, c := range []Change{
+		HostAddressesChanged{HostID: "h1", PeerAddr: "10.0.0.7:7947"},
+		HostRemoved{HostID: "h2"},
+		joinToken("again"),
+		HostEnrolled{TokenHash: "again", Host: host(2)},
+	} {
+		last := version()
+		s.must(c)
+		if _, isToken := c.(JoinTokenCreated); (version() == last) != isToken {
+			t.Errorf("%s: the version changed: %v", c.Kind(), version() != last)
+		}
+	}
+	old := s.state.View()
+	if err := s.state.Restore(bytes.NewReader(snapshotOf(t, s.state))); err != nil {
+		t.Fatal(err)
+	}
+	if version() == old.HostsVersion() || old.HostsVersion() == before {
+		t.Error("a restored state, or an older one, counts as the same")
+	}
+	s.must(HostRemoved{HostID: "h1"})
+	if len(old.Hosts()) != 3 || len(s.state.View().Hosts()) != 2 {
+		t.Errorf("%d and %d hosts", len(old.Hosts()), len(s.state.View().Hosts()))
+	}
+}
+
 // The cost of an entry when a table is full or sparse must stay that of one row.
 func BenchmarkApply(b *testing.B) {
 	for _, c := range []struct {
