@@ -7,21 +7,19 @@ import (
 )
 
 // hostCache keeps the lists of hosts from one request to the next: reading ten
-// thousand of them out of the state takes longer than all else on a page. Equal
-// indexes mean equal states, so it is right for as long as the index stays. Safe
+// thousand of them out of the state takes longer than all else on a page. Safe
 // for concurrent use; what it returns is shared and must not be changed.
 type hostCache struct {
 	mu              sync.Mutex
-	filled          bool
-	index           uint64
+	version         any           // of the hosts that it holds; nil before the first
 	agents, servers []*fleet.Host // by name
 }
 
 func (c *hostCache) lists(v fleet.View) (agents, servers []*fleet.Host) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if index := v.Index(); !c.filled || c.index != index {
-		c.filled, c.index, c.agents, c.servers = true, index, nil, nil
+	if version := v.HostsVersion(); c.version != version {
+		c.version, c.agents, c.servers = version, nil, nil
 		hosts := v.Hosts()
 		for i := range hosts {
 			if h := &hosts[i]; h.Role == fleet.RoleServer {
