@@ -77,6 +77,7 @@ func TestPageKeepsFocusAndWhatWasOpened(t *testing.T) {
 	srv := w.MustServe("server-2")
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/")
+	b.Do(chromedp.Navigate(srv.URL + "/#main")) // as the skip link leaves it
 	b.AwaitText("Page 1 of 2")
 	b.Do(chromedp.Evaluate[chromedp.Void](`document.querySelector("#live a[rel=next]").focus(); scrollTo(0, 700)`))
 	// What is read stays where it is on the screen, whatever appears above it.

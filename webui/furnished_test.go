@@ -136,6 +136,25 @@ func TestNoPageOffersWhatItsReaderMayNot(t *testing.T) {
 	}
 }
 
+func TestNavigationLeadsWhereItsReaderMayGo(t *testing.T) {
+	f := StartFurnished(t)
+	links := regexp.MustCompile(`<li><a href="([^"]+)"`)
+	for token, want := range map[string]int{viewerToken: 7, operatorToken: 7, adminToken: 8} {
+		_, nav, _ := strings.Cut(f.Call(token, "GET", "/", "").Body.String(), "<nav id")
+		nav, _, _ = strings.Cut(nav, "</nav>")
+		found := links.FindAllStringSubmatch(nav, -1)
+		if len(found) != want {
+			t.Errorf("%s: %d links in %s", token, len(found), nav)
+		}
+		for _, link := range found {
+			page := f.Call(token, "GET", link[1], "")
+			if page.Code != 200 || !strings.Contains(page.Body.String(), `href="`+link[1]+`" aria-current="page"`) {
+				t.Errorf("%s: %s is %d, or not the present page there", token, link[1], page.Code)
+			}
+		}
+	}
+}
+
 // roleOf finds the row of the role matrix that a call is for.
 func roleOf(method, path string) (fleet.UserRole, bool) {
 	for op, role := range roleMatrix {

@@ -138,4 +138,10 @@ func TestAdminFollowsAnUpdateInABrowser(t *testing.T) {
 	}
 	b.Do(chromedp.Navigate(srv.URL+"/hosts/"+id), chromedp.Click(chromedp.ID("remove")), confirm())
 	b.AwaitText("No host has joined yet")
+
+	other := w.MustEnrol("web-2", "1.0.0", true)
+	b.Do(chromedp.Navigate(srv.URL + "/hosts/" + other))
+	b.AwaitText("web-2 online")
+	w.MustPropose("user:bob", fleet.HostRemoved{HostID: other}) // while somebody looks at it
+	b.AwaitText("it may have been removed since")
 }

@@ -48,6 +48,9 @@ func TestDashboardShowsTheFleet(t *testing.T) {
 	}
 	w.MustEnrol("a", "1.0.0", true)
 	w.MustEnrol("b", "1.0.0", true)
+	if page := w.Admin("GET", "/", "").Body.String(); strings.Contains(page, "updates=behind") {
+		t.Error("there is a tile of hosts behind, and none is")
+	}
 	w.MustEnrol("gone", "1.0.0", false)
 	w.MustEnrol("new", "2.0.0", true)
 	w.MustRelease("2.0.0", 2)

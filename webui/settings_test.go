@@ -174,6 +174,8 @@ func TestAdminManagesPeopleInABrowser(t *testing.T) {
 		t.Errorf("%q is not the token", secret)
 	}
 	b.Screenshot("users-token")
+	b.Do(chromedp.Click(chromedp.CSS("[data-copy]")))
+	b.AwaitText("Copied")
 	b.Do(chromedp.Reload())
 	b.AwaitText("Make an API token")
 	if strings.Contains(b.Text("document.documentElement.outerHTML"), secret) {

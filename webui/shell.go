@@ -22,6 +22,7 @@ type pageKind struct {
 // who looks, and when. Views embed it; show fills it in.
 type shell struct {
 	Title        string
+	Here         string // the address of the page
 	Topics       string
 	Every        int
 	Now          time.Time
@@ -67,7 +68,7 @@ func (n navItem) under(path string) bool {
 }
 
 func (u *ui) shell(r *http.Request, who caller) shell {
-	s := shell{Now: u.Now(), Version: u.Version, Caller: who}
+	s := shell{Here: r.URL.RequestURI(), Now: u.Now(), Version: u.Version, Caller: who}
 	_, servers := u.hosts.lists(u.View())
 	s.OtherServers = otherServers(servers, r.Host)
 	for _, n := range navigation {

@@ -16,6 +16,14 @@
 // carries no bearer token and would change something must come from the same
 // origin.
 //
+// # Pages
+//
+// A page is served whole, or, where the request says HX-Request, as its live part
+// alone: the script on the page fetches that again when an event names one of the
+// page's topics, and morphs it into place. Pages only read; their buttons and
+// forms call the API. Each embeds shell (shell.go) and has a template of its name
+// under templates/pages.
+//
 // # Errors
 //
 // A handler returns an error; render (errors.go) turns it into

@@ -32,6 +32,8 @@
 
   class Refused extends Error {}
 
+  let notes = 0;
+
   // note shows an error beside the element it is about; "" takes it away.
   function note(source, text) {
     const place = source.closest("form, .card") || source.parentElement;
@@ -42,6 +44,7 @@
     }
     if (!box) {
       box = document.createElement("p");
+      box.id = "note-" + ++notes; // its own, so that morphing takes no other paragraph for it
       box.className = "error";
       box.dataset.note = "";
       box.setAttribute("role", "alert");
@@ -118,10 +121,9 @@
     }
     const copy = event.target.closest("button[data-copy]");
     if (copy) {
-      const text = document.getElementById(copy.dataset.copy).textContent;
-      navigator.clipboard?.writeText(text).then(() => {
-        copy.textContent = "Copied";
-      });
+      // navigator.clipboard is there on HTTPS alone.
+      getSelection().selectAllChildren(document.getElementById(copy.dataset.copy));
+      copy.textContent = document.execCommand("copy") ? "Copied" : "Press Ctrl-C to copy";
     }
   });
 
