@@ -14,7 +14,7 @@
 (() => {
   const unknown = "The server does not answer. It is not known whether this was done: wait until the page is up to date, then look.";
 
-  async function call(source, method, path, body) {
+  async function call(method, path, body) {
     const response = await fetch(path, {
       method,
       headers: body === undefined ? {} : { "Content-Type": "application/json" },
@@ -67,7 +67,6 @@
     for (const el of place.querySelectorAll("[data-field]")) {
       const value = el.dataset.field.split(".").reduce((v, key) => v?.[key], answer);
       el.textContent = value ?? "";
-      (el.closest("[data-optional]") || el).hidden = value === undefined;
     }
     place.hidden = false;
     place.focus();
@@ -90,14 +89,16 @@
   async function run(source, button, body) {
     if (button.disabled || busy.has(button)) return;
     busy.add(button); // before anything is waited for
+    let leaving = false;
     button.setAttribute("aria-busy", "true");
     try {
       const question = source.dataset.confirm;
       if (question && !(await ask(question, button.classList.contains("danger")))) return;
       note(source, "");
       const [method, path] = source.dataset.call.split(" ");
-      const answer = await call(source, method, path, body);
+      const answer = await call(method, path, body);
       if (source.dataset.then) {
+        leaving = true; // stays busy until the other page is there
         location.assign(source.dataset.then.replace(/\{(\w+)\}/g, (_, key) => encodeURIComponent(answer[key])));
         return;
       }
@@ -108,8 +109,10 @@
       note(source, err instanceof Refused ? err.message : unknown);
       moultChanged(["*"]);
     } finally {
-      button.removeAttribute("aria-busy");
-      busy.delete(button);
+      if (!leaving) {
+        button.removeAttribute("aria-busy");
+        busy.delete(button);
+      }
     }
   }
 
