@@ -20,16 +20,17 @@ const (
 // would do, and those of the past.
 type fleetView struct {
 	shell
-	Shown   *updateView
-	Turns   []turnRow // of the page that is shown
-	Pages   paging
-	Failed  *fleet.FleetUpdateHost // whose failure halted it
-	Left    int                    // hosts that a retry would have
-	LeftNot int                    // hosts that did not get there and that a retry leaves out
-	Asked   bool                   // for this one, by its id
-	Plan    *planView              // nil while one is active, or where another is shown
-	History []historyRow
-	Older   int
+	Shown     *updateView
+	Turns     []turnRow // of the page that is shown
+	Pages     paging
+	Failed    *fleet.FleetUpdateHost // whose failure halted it
+	FailedNow hostJSON               // how that host is now
+	Left      int                    // hosts that a retry would have
+	LeftNot   int                    // hosts that did not get there and that a retry leaves out
+	Asked     bool                   // for this one, by its id
+	Plan      *planView              // nil while one is active, or where another is shown
+	History   []historyRow
+	Older     int
 }
 
 // turnRow is one host's turn with what is observed of it.
@@ -135,6 +136,9 @@ func (v *fleetView) show(p picture, f fleet.FleetUpdate, r *http.Request) error 
 	for _, t := range f.Hosts {
 		if t.Status == fleet.TurnFailed {
 			v.Failed = &t
+			if h, exists := p.Host(t.HostID); exists {
+				v.FailedNow = p.host(&h)
+			}
 		}
 	}
 	if !f.Status.Active() && f.TargetVersion == p.target {

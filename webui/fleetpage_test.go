@@ -66,10 +66,13 @@ func TestHaltedFleetUpdateTellsWhatToDoAndIsRetried(t *testing.T) {
 	w.Admin("DELETE", "/api/hosts/"+d, "").OK()
 
 	page := w.Admin("GET", fleetPath, "")
-	page.Shows("Last fleet update to 2.0.0 halted", "Halted: b: it crashed", "the log of b", "Update the 1 host left", "1 more host cannot be updated now", "d removed")
+	page.Shows("The host is back and runs 1.0.0. No further host was touched.", "Last fleet update to 2.0.0 halted", "Halted: b: it crashed", "the log of b", "Update the 1 host left", "1 more host cannot be updated now", "d removed")
 	if !strings.Contains(page.Body.String(), `href="/jobs/j2"`) {
 		t.Error("no link to the log")
 	}
+	w.roster.set(b, Observation{Online: false, Version: "1.0.0"})
+	w.Admin("GET", fleetPath, "").Shows("The host is offline. No further host was touched.")
+	w.roster.set(b, Observation{Online: true, Version: "1.0.0"})
 	again := w.Admin("POST", "/api/fleet-updates/"+id+"/retry", "").OK()["fleet_update_id"].(string)
 	if f, _ := w.state.View().FleetUpdate(again); len(f.Hosts) != 1 || f.Hosts[0].HostID != b || f.TargetVersion != "2.0.0" {
 		t.Errorf("%+v", f)
