@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	"moult/consensus/fleet"
 )
 
@@ -69,11 +67,7 @@ func (n *Node) serve(ctx context.Context, r request) response {
 	case r.Op == opRemoveServer:
 		return n.serveRemoveServer(ctx, r.ID)
 	case r.Op == opTransfer:
-		err := n.transferFromHere(ctx)
-		if err != nil && !errors.Is(err, raft.ErrNotLeader) { // lost meanwhile: another one leads or will
-			return response{Refused: err.Error()}
-		}
-		return response{}
+		return n.serveTransfer(ctx)
 	case r.Op == opIndex:
 		return response{Index: n.AppliedIndex()}
 	}

@@ -95,13 +95,45 @@ func (n *Node) RemoveServer(ctx context.Context, id string) error {
 	return nil
 }
 
-// TransferLeadership lets another voter lead. ErrRefused when none can.
+// maxTransfers is how often TransferLeadership tries: the target of a transfer
+// has to win an election, and on a busy machine the old leader may win it.
+const maxTransfers = 3
+
+// TransferLeadership lets another voter lead, and returns when one is known to.
+// ErrRefused when none can.
 func (n *Node) TransferLeadership(ctx context.Context) error {
-	_, err := n.atLeader(ctx, request{Op: opTransfer})
-	if err != nil {
-		return fmt.Errorf("transfer leadership: %w", err)
+	before, _ := n.Leader()
+	for range maxTransfers {
+		if _, err := n.atLeader(ctx, request{Op: opTransfer}); err != nil {
+			return fmt.Errorf("transfer leadership: %w", err)
+		}
+		if n.awaitOtherLeader(ctx, before) {
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("transfer leadership: %w: it came back to %s each time; look at the others' load, and try again", ErrRefused, before)
+}
+
+// awaitOtherLeader tells whether another server than before is known to lead,
+// waiting as long as a transfer may take.
+func (n *Node) awaitOtherLeader(ctx context.Context, before string) bool {
+	timer := time.NewTimer(n.timing.Transfer)
+	defer timer.Stop()
+	for {
+		changed := n.leader.changes()
+		if now, _ := n.Leader(); now != "" && now != before {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		case <-n.ctx.Done():
+			return false
+		}
+	}
 }
 
 func (n *Node) serveAddServer(ctx context.Context, id, addr string) response {
@@ -138,8 +170,8 @@ func (n *Node) serveRemoveServer(ctx context.Context, id string) response {
 		}
 	}
 	if id == n.cfg.ServerID {
-		if err := n.transferFromHere(ctx); err != nil && !errors.Is(err, raft.ErrNotLeader) {
-			return response{Refused: err.Error()}
+		if resp := n.serveTransfer(ctx); resp != (response{}) {
+			return resp
 		}
 		return n.notLeader() // the new one removes this server
 	}
@@ -178,6 +210,18 @@ func (n *Node) keepsMajority(ctx context.Context, without string) string {
 	slices.Sort(missing)
 	return fmt.Sprintf("only %d of the %d remaining voters would answer, which is no majority; first bring back %s",
 		up, left, strings.Join(missing, ", "))
+}
+
+// serveTransfer hands leadership over; the zero response when that was done.
+func (n *Node) serveTransfer(ctx context.Context) response {
+	err := n.transferFromHere(ctx)
+	switch {
+	case err == nil, errors.Is(err, raft.ErrNotLeader): // lost meanwhile: another one leads or will
+		return response{}
+	case ctx.Err() != nil: // who asked stopped waiting, for instance because another one leads now
+		return response{Unknown: err.Error()}
+	}
+	return response{Refused: err.Error()}
 }
 
 // transferFromHere hands leadership from this server to the voter that answers

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -66,12 +67,27 @@ func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
 
 // RemoveServer takes a server out of the Raft group.
 func (m *membership) RemoveServer(ctx context.Context, id string) error {
-	return m.raft.RemoveServer(ctx, id)
+	return m.explained(m.raft.RemoveServer(ctx, id))
 }
 
 // TransferLeadership lets another server lead.
 func (m *membership) TransferLeadership(ctx context.Context) error {
-	return m.raft.TransferLeadership(ctx)
+	return m.explained(m.raft.TransferLeadership(ctx))
+}
+
+// explained makes a refusal by the Raft group one of the API, with the servers'
+// names in it: consensus knows their ids only.
+func (m *membership) explained(err error) error {
+	if !errors.Is(err, consensus.ErrRefused) {
+		return err
+	}
+	message := err.Error()
+	for _, h := range m.raft.State().View().Hosts() {
+		if h.Role == fleet.RoleServer {
+			message = strings.ReplaceAll(message, h.ID, h.Name)
+		}
+	}
+	return &fleet.Error{Code: fleet.CodeConflict, Message: message}
 }
 
 // enrolment lets hosts in: it uses up the token, then issues the certificate.
