@@ -39,8 +39,12 @@ func (u *ui) guard(role fleet.UserRole, next handler) http.Handler {
 	var origin http.CrossOriginProtection
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, known := u.authenticate(r)
+		notReady := u.Ready()
 		err := func() error {
 			switch {
+			case role != public && !known && offersLogin(r) && notReady != nil:
+				// Who that is may stand in what this server has not read yet.
+				return refuse(codeNotReady, notReady.Error()+"; ask another server, or wait until this one is ready")
 			case role != public && !known && wantsFragment(r):
 				w.Header().Set("HX-Redirect", loginFor(r)) // the whole page goes there
 				return refuse(codeUnauthenticated, "the session is over; sign in again")
@@ -64,6 +68,12 @@ func (u *ui) guard(role fleet.UserRole, next handler) http.Handler {
 
 // loginFor is the login page that leads back to where a request was for.
 func loginFor(r *http.Request) string { return "/login?next=" + url.QueryEscape(r.URL.RequestURI()) }
+
+// offersLogin tells whether a request says who sent it, true or not.
+func offersLogin(r *http.Request) bool {
+	_, err := r.Cookie(sessionCookie)
+	return err == nil || hasBearer(r)
+}
 
 func hasBearer(r *http.Request) bool { return r.Header.Get("Authorization") != "" }
 

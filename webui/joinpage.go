@@ -47,14 +47,13 @@ type joinScripts struct {
 	Windows string `json:"windows"` // for PowerShell as administrator
 }
 
-// joinScripts makes them for a host that joins at addresses. Behind a relay no
-// server is in reach, so the binary has to be brought along.
-func (u *ui) joinScripts(role fleet.HostRole, token, arch string, join []string, relayed bool) joinScripts {
+// joinScripts makes them for a host that joins at addresses.
+func (u *ui) joinScripts(role fleet.HostRole, token, arch string, join []string) joinScripts {
 	flags := ""
 	for _, a := range join {
 		flags += " --join " + a
 	}
-	sh, ps := u.fetchScript("linux", arch, relayed), u.fetchScript("windows", arch, relayed)
+	sh, ps := u.fetchScript("linux", arch), u.fetchScript("windows", arch)
 	return joinScripts{
 		Linux: sh + fmt.Sprintf("MOULT_TOKEN=%s moult %s%s\n", token, role, flags),
 		Windows: ps + fmt.Sprintf("$env:MOULT_TOKEN = '%s'\n.\\moult.exe %s --data C:\\ProgramData\\moult%s\n",
@@ -63,10 +62,7 @@ func (u *ui) joinScripts(role fleet.HostRole, token, arch string, join []string,
 }
 
 // fetchScript fetches the current binary from a server and holds it to its sha256.
-func (u *ui) fetchScript(os, arch string, relayed bool) string {
-	if relayed {
-		return "# bring the moult binary along: this host reaches no server\n"
-	}
+func (u *ui) fetchScript(os, arch string) string {
 	_, servers := u.hosts.lists(u.View())
 	addresses := otherServers(servers, "")
 	binary, err := u.Binaries.Open(os, arch)

@@ -35,7 +35,6 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 		Segment string         `json:"segment"`
 		TTL     string         `json:"ttl"`
 		Arch    string         `json:"arch"`
-		Relay   string         `json:"relay"`
 	}
 	if err := decode(w, r, &in); err != nil {
 		return err
@@ -60,10 +59,7 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	v := u.View()
-	join, err := joinAddresses(v, in.Relay)
-	if err != nil {
-		return err
-	}
+	join := joinAddresses(v)
 	token, hash, err := newJoinToken(v)
 	if err != nil {
 		return err
@@ -74,7 +70,7 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 	}
 	return ok(w, joinTokenJSON{
 		ID: t.ID, Token: token, Command: joinCommand(join, in.Role, token), ExpiresAt: t.ExpiresAt,
-		Scripts: u.joinScripts(in.Role, token, in.Arch, join, in.Relay != ""),
+		Scripts: u.joinScripts(in.Role, token, in.Arch, join),
 	})
 }
 
@@ -94,26 +90,14 @@ func newJoinToken(v fleet.View) (token, hash string, err error) {
 // addresses, and this one is pasted into a root shell.
 var plainAddress = regexp.MustCompile(`^(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z.-]+):[0-9]{1,5}$`)
 
-// joinAddresses are where a new host can join: at the servers, or, where it
-// reaches none, at the relay of that name.
-func joinAddresses(v fleet.View, relay string) ([]string, error) {
-	if relay != "" {
-		h, exists := v.HostByName(relay)
-		if !exists {
-			return nil, refuse(fleet.CodeHostNotFound, "relay: no host is called "+quoted(relay)+"; the list of hosts shows their names")
-		}
-		if !plainAddress.MatchString(h.PeerAddr) {
-			return nil, badRequest("relay: %s has told no address that others can join at", h.Name)
-		}
-		return []string{h.PeerAddr}, nil
-	}
-	var addresses []string
+// joinAddresses are where a new host can join: at the servers.
+func joinAddresses(v fleet.View) (addresses []string) {
 	for _, h := range v.Hosts() {
 		if h.Role == fleet.RoleServer && plainAddress.MatchString(h.PeerAddr) {
 			addresses = append(addresses, h.PeerAddr)
 		}
 	}
-	return addresses, nil
+	return addresses
 }
 
 // joinCommand is what to run on the new host. The token goes in by the

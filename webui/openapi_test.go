@@ -123,7 +123,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "POST /api/tokens", body: `{"name":"ci","role":"viewer","ttl":"1h"}`, save: func(m map[string]any) { w.agents["token"] = m["id"].(string) }},
 		{op: "GET /api/tokens"},
 		{op: "DELETE /api/tokens/{id}", path: "/api/tokens/<token>"},
-		{op: "POST /api/join-tokens", body: `{"role":"agent","segment":"dmz","ttl":"1m","arch":"arm64","relay":"a"}`},
+		{op: "POST /api/join-tokens", body: `{"role":"agent","segment":"dmz","ttl":"1m","arch":"arm64"}`},
 		{op: "POST /api/account/end-sessions"},
 		{op: "POST /api/account/password", body: `{"current_password":"` + adminPassword + `","new_password":"another one"}`},
 		{op: "GET /api/servers"},

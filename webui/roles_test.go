@@ -2,6 +2,7 @@ package webui
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -123,6 +124,21 @@ func TestEachRoleReachesWhatItMayAndNothingElse(t *testing.T) {
 	}
 	if len(w.servers.removed) != 0 {
 		t.Errorf("removed %v", w.servers.removed)
+	}
+}
+
+// A server that starts, or that has fallen behind, does not know everybody yet: it
+// must not tell those it does not know that their token is wrong.
+func TestServerThatIsNotReadyRefusesNoLogin(t *testing.T) {
+	w := StartWorld(t)
+	w.ready = errors.New("catching up with the leader")
+	w.Call("moult_of_a_minute_ago", "GET", "/api/hosts", "").Refused(http.StatusServiceUnavailable, "not_ready")
+	w.Call("", "GET", "/api/hosts", "").Refused(http.StatusUnauthorized, "unauthenticated")
+	w.Call(viewerToken, "GET", "/api/hosts", "").OK()
+	r := httptest.NewRequest("GET", "/", nil)
+	r.AddCookie(&http.Cookie{Name: sessionCookie, Value: "of a minute ago"})
+	if a := w.Do(r); a.Code != http.StatusServiceUnavailable {
+		t.Errorf("a browser with a session is answered %d: it would be signed out", a.Code)
 	}
 }
 
