@@ -4,6 +4,7 @@ VERSION ?= dev
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 BIN     ?= bin/moult
 GO      ?= go
+TESTFLAGS ?=
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBIN   := $(shell $(GO) env GOPATH)/bin
 
@@ -28,7 +29,7 @@ build: ## build $(BIN) with VERSION
 test: ## all tests, race detector on, and the short end-to-end suite
 	$(NO_RACE_NOTE)
 	$(GO) vet ./...
-	$(GO) test $(RACE) -timeout 14m ./...
+	$(GO) test $(RACE) $(TESTFLAGS) -timeout 14m ./...
 
 race: ## the concurrent packages' tests again, uncached
 	$(GO) test -race -count=1 -timeout 14m $(RACE_PKGS)
