@@ -61,7 +61,7 @@ demo: ## a cluster on loopback updates itself from A to B while its leader is ki
 	@GO="$(GO)" ./testdata/demo.sh
 
 bench: ## the benchmarks whose figures the README quotes
-	$(GO) test -run '^$$' -bench . -benchtime 2s ./consensus/... ./updater/artifact ./cmd/moult
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./consensus/... ./updater/artifact ./webui ./cmd/moult
 
 clean: ## remove build output
 	rm -rf bin dist

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -105,12 +106,21 @@ func (n *Node) startRaft(logs raft.LogStore, stable raft.StableStore) error {
 	if err != nil {
 		return err
 	}
-	n.logs, n.stable, n.snaps = cached, stable, snaps
+	var running atomic.Pointer[raft.Raft] // its goroutines ask before NewRaft returns
+	end := &boundary{leads: func() bool {
+		r := running.Load()
+		return r != nil && r.State() == raft.Leader
+	}}
+	if n.snaps, err = keepBoundary(snaps, end); err != nil {
+		return fmt.Errorf("list the snapshots in %s: %w", n.cfg.Dir, err)
+	}
+	n.logs, n.stable = boundaryLog{cached, end}, stable
 	transport := newTransport(n.stream, n.disk, n.timing.RPC, logger)
 	n.raft, err = raft.NewRaft(n.raftConfig(logger), n.fsm, n.logs, n.stable, n.snaps, transport)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft on %s: %w", n.cfg.Dir, err), transport.Close())
 	}
+	running.Store(n.raft)
 	return nil
 }
 

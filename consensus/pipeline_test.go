@@ -1,9 +1,6 @@
 package consensus
 
 import (
-	"context"
-	"log/slog"
-	"net"
 	"testing"
 	"time"
 
@@ -13,22 +10,7 @@ import (
 // A follower that refuses entries must not leave the leader's sender waiting:
 // Raft reads no further answer after a refusal.
 func TestPipelineEndsWhenAFollowerRefuses(t *testing.T) {
-	open := func() *transport {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		stream := newStreamLayer(Config{
-			Listener: l, Address: l.Addr().String(),
-			Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "tcp", addr)
-			},
-		})
-		tr := newTransport(stream, &diskWatch{limit: time.Minute}, time.Second, raftLogger{out: slog.New(slog.DiscardHandler)})
-		t.Cleanup(func() { tr.Close(); stream.Close() })
-		return tr
-	}
-	leader, follower := open(), open()
+	leader, follower := plainTransport(t), plainTransport(t)
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() {

@@ -37,7 +37,7 @@ func (*transport) SetHeartbeatHandler(func(raft.RPC)) {}
 // heartbeats come from goroutines of their own and would go on for ever, and
 // no follower would stand for election.
 func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
-	if err := t.disk.stalled(); err != nil {
+	if err := errors.Join(t.disk.stalled(), sendable(args.Entries)); err != nil {
 		return err
 	}
 	return t.NetworkTransport.AppendEntries(id, target, args, resp)
@@ -110,7 +110,7 @@ func (p *pipeline) Close() error {
 // AppendEntries sends entries; an idle leader's pipeline sends empty ones, which
 // followers count as contact.
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	if err := p.disk.stalled(); err != nil {
+	if err := errors.Join(p.disk.stalled(), sendable(args.Entries)); err != nil {
 		return nil, err
 	}
 	return p.AppendPipeline.AppendEntries(args, resp)
