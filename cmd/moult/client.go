@@ -118,15 +118,15 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	})
 }
 
-// try runs f against one address after the other until one answers. A read goes
-// on from a server that is not ready, too.
+// try runs f against one address after the other until one answers, and goes on
+// from a server that is not ready.
 func (c *client) try(ctx context.Context, read bool, f func(addr string) error) error {
 	var last error
 	var notReady *apiError
 	for _, addr := range c.addrs {
 		err := f(addr)
-		if errors.As(err, &notReady) && notReady.Status == http.StatusServiceUnavailable && read {
-			continue
+		if errors.As(err, &notReady) && notReady.Status == http.StatusServiceUnavailable && (read || notReady.Code == "not_ready") {
+			continue // a write that meets not_ready was not looked at
 		}
 		var transport *url.Error
 		if err == nil || !errors.As(err, &transport) || ctx.Err() != nil {

@@ -115,9 +115,11 @@ target one after the other; the first failure halts it.`,
 				in["host_ids"] = ids
 			}
 			if !yes {
-				if err := confirmFleetUpdate(cmd, c, to, len(hostNames)); err != nil {
+				n, err := confirmFleetUpdate(cmd, c, to, len(hostNames))
+				if err != nil {
 					return err
 				}
+				in["expect_hosts"] = n // or the servers start none: what was confirmed is what is done
 			}
 			var out struct {
 				ID string `json:"fleet_update_id"`
@@ -166,38 +168,53 @@ func hostIDs(ctx context.Context, c *client, names []string) ([]string, error) {
 	return ids, nil
 }
 
-// confirmFleetUpdate asks the person to type the number of hosts.
-func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int) error {
+// confirmFleetUpdate asks the person to type the number of hosts, and returns it.
+func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int) (int, error) {
 	if in, ok := cmd.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
-		return errors.New("this starts an update of the fleet; give --yes to start it without being asked")
+		return 0, errors.New("this starts an update of the fleet; give --yes to start it without being asked")
 	}
-	hosts, err := c.hosts(cmd.Context(), "?updates=behind&status=online")
-	if err != nil {
-		return err
-	}
-	n := len(hosts)
-	if named > 0 {
-		n = named
-	} else if to != "" {
-		// The list counts those behind the default target; a named one may differ.
-		all, err := c.hosts(cmd.Context(), "?status=online")
-		if err != nil {
-			return err
+	n := named
+	if named == 0 {
+		var err error
+		if n, to, err = countBehind(cmd.Context(), c, to); err != nil {
+			return 0, err
 		}
-		n = 0
-		for _, h := range all {
-			if h.AgentVersion != to {
-				n++
-			}
-		}
-	}
-	if to == "" && len(hosts) > 0 {
-		to = hosts[0].TargetVersion
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "This updates %d hosts to %s, one after the other.\nType the number of hosts to go on: ", n, printable(to))
 	line, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
 	if strings.TrimSpace(line) != fmt.Sprint(n) {
-		return errors.New("not confirmed; nothing was started")
+		return 0, errors.New("not confirmed; nothing was started")
 	}
-	return nil
+	return n, nil
+}
+
+// countBehind counts the hosts that a fleet update without named hosts would
+// bring to a version, "" being the newest release, and returns that version.
+func countBehind(ctx context.Context, c *client, to string) (int, string, error) {
+	hosts, err := c.hosts(ctx, "?status=online")
+	if err != nil {
+		return 0, "", err
+	}
+	releases, err := c.releases(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	if to == "" && len(hosts) > 0 {
+		to = hosts[0].TargetVersion
+	}
+	built := map[string]bool{}
+	for _, r := range releases {
+		if r.Version == to {
+			for _, a := range r.Artifacts {
+				built[a.OS+"/"+a.Arch] = true
+			}
+		}
+	}
+	n := 0
+	for _, h := range hosts {
+		if h.AgentVersion != "" && h.AgentVersion != to && built[h.OS+"/"+h.Arch] {
+			n++
+		}
+	}
+	return n, to, nil
 }

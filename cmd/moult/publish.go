@@ -53,7 +53,7 @@ func (p *publisher) Begin(_ context.Context, manifest, signature []byte) (webui.
 		return nil, &fleet.Error{Code: "bad_signature", Message: fmt.Sprintf("the manifest is refused: %v; sign it with a pinned release key: moult release create --key FILE", err)}
 	}
 	if m.Expires != nil && !m.Expires.After(time.Now()) {
-		return nil, &fleet.Error{Code: fleet.CodeBadRequest, Message: fmt.Sprintf("manifest: it expired at %s, so no host would take the release; create it again with a later expiry", m.Expires.Format(time.RFC3339))}
+		return nil, &fleet.Error{Code: fleet.CodeBadRequest, Message: fmt.Sprintf("manifest: it expired at %s, so no host would take the release; sign a manifest that is still good and publish that", m.Expires.Format(time.RFC3339))}
 	}
 	if _, ok := p.raft.State().View().Release(m.Version); ok {
 		return nil, &fleet.Error{Code: fleet.CodeReleaseExists, Message: fmt.Sprintf("release %s exists already; give the new one another version", m.Version)}

@@ -22,7 +22,7 @@ func newStatusCommand() *cobra.Command {
 		Long: `Tell whether the cluster is healthy.
 
 Exit code 0: healthy. 1: degraded (a server down or no leader, hosts offline, open
-alerts, or a halted fleet update). 2: no server answers.`,
+alerts). 2: no server answers.`,
 		Args: cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			s, err := clusterStatus(cmd, c)
