@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"slices"
 	"time"
 
 	"moult/consensus"
@@ -109,7 +111,7 @@ func (u *upload) Commit(ctx context.Context, actor string) error {
 	return err
 }
 
-// Abort leaves what arrived to the store's retention.
+// Abort leaves what arrived to dropUnoffered: the next attempt may want it.
 func (u *upload) Abort() {}
 
 // replicate returns once a majority of the voters, this one included, holds
@@ -179,26 +181,50 @@ func (p *publisher) fetch(ctx context.Context, digest string, size int64, candid
 	return err
 }
 
-// dropWithdrawn deletes the bytes that only withdrawn releases name. Others are
-// left: an upload's are not released yet.
-func (p *publisher) dropWithdrawn(releases []fleet.Release) error {
-	offered := map[string]bool{}
-	for _, r := range releases {
-		for _, a := range r.Artifacts {
-			offered[a.SHA256] = offered[a.SHA256] || !r.Withdrawn
+// dropUnoffered deletes the bytes that no release offers.
+func (p *publisher) dropUnoffered(releases []fleet.Release) error {
+	digests, err := p.store.List()
+	if err != nil {
+		return err
+	}
+	held := map[string]time.Time{}
+	for _, d := range digests {
+		if st, err := os.Stat(p.store.Path(d)); err == nil { // else it has gone meanwhile
+			held[d] = st.ModTime()
 		}
 	}
 	var errs []error
-	for digest, kept := range offered {
-		if !kept && p.store.Has(digest) {
-			errs = append(errs, p.store.Remove(digest))
-		}
+	for _, d := range unoffered(releases, held, time.Now()) {
+		errs = append(errs, p.store.Remove(d))
 	}
 	return errors.Join(errs...)
 }
 
+// strayAge is how long bytes are kept that no release names: they may be of an
+// upload that is under way, or be repeated.
+const strayAge = 24 * time.Hour
+
+// unoffered returns which of the artifacts held since some time are of no more
+// use: those of withdrawn releases, and those that no release came to name.
+func unoffered(releases []fleet.Release, held map[string]time.Time, now time.Time) (digests []string) {
+	offered, named := map[string]bool{}, map[string]bool{}
+	for _, r := range releases {
+		for _, a := range r.Artifacts {
+			named[a.SHA256] = true
+			offered[a.SHA256] = offered[a.SHA256] || !r.Withdrawn
+		}
+	}
+	for d, since := range held {
+		if !offered[d] && (named[d] || now.Sub(since) > strayAge) {
+			digests = append(digests, d)
+		}
+	}
+	slices.Sort(digests)
+	return digests
+}
+
 // keepUp gets the bytes of published releases that this server lacks, because
-// it was down or joined later, and drops those of withdrawn ones, until ctx ends.
+// it was down or joined later, and drops what none offers, until ctx ends.
 func (p *publisher) keepUp(ctx context.Context, candidates func(digest string) []artifact.Peer) {
 	ticker := time.NewTicker(syncInterval)
 	defer ticker.Stop()
@@ -217,8 +243,8 @@ func (p *publisher) keepUp(ctx context.Context, candidates func(digest string) [
 				}
 			}
 		}
-		if err := p.dropWithdrawn(releases); err != nil {
-			p.logger.Warn("drop a withdrawn release's bytes", "error", err)
+		if err := p.dropUnoffered(releases); err != nil {
+			p.logger.Warn("drop bytes that no release offers", "error", err)
 		}
 		select {
 		case <-ctx.Done():
