@@ -230,6 +230,8 @@ func (p *publisher) keepUp(ctx context.Context, candidates func(digest string) [
 	defer ticker.Stop()
 	var told string // the last error, so that it is logged once
 	for {
+		// A server that starts does not know all releases yet, nor any at first.
+		knowsAll := p.raft.Ready() == nil
 		releases := p.raft.State().View().Releases()
 		for _, r := range releases {
 			for _, a := range r.Artifacts {
@@ -243,8 +245,10 @@ func (p *publisher) keepUp(ctx context.Context, candidates func(digest string) [
 				}
 			}
 		}
-		if err := p.dropUnoffered(releases); err != nil {
-			p.logger.Warn("drop bytes that no release offers", "error", err)
+		if knowsAll {
+			if err := p.dropUnoffered(releases); err != nil {
+				p.logger.Warn("drop bytes that no release offers", "error", err)
+			}
 		}
 		select {
 		case <-ctx.Done():
