@@ -145,6 +145,21 @@ func (c *testCluster) corrupt(name string) {
 	}
 }
 
+// age makes files look as if they were written a month ago.
+func (c *testCluster) age(pattern string) {
+	c.t.Helper()
+	paths, err := filepath.Glob(filepath.Join(c.dir, pattern))
+	if err != nil || len(paths) == 0 {
+		c.t.Fatalf("nothing is there as %s, %v", pattern, err)
+	}
+	then := time.Now().Add(-30 * 24 * time.Hour)
+	for _, path := range paths {
+		if err := os.Chtimes(path, then, then); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
 // mountSmallDisk puts a file system of a size below the cluster's directory.
 func (c *testCluster) mountSmallDisk(name, size string) {
 	c.t.Helper()

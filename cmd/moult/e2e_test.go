@@ -149,12 +149,15 @@ func TestE2EAllServersGoneAndBack(t *testing.T) {
 	}
 }
 
-// The same command starts the same cluster again: who was in it, and what it was told.
+// The same command starts the same cluster again: who was in it, what it was told,
+// and the releases' bytes, however old, though no server knows at first that a
+// release offers them.
 func TestE2EDevStartsAgain(t *testing.T) {
 	c := startCluster(t, 3, 1)
 	c.publish(versionB, binary(t, versionB))
 	id := c.hosts()["agent-1"].ID
 	c.stop()
+	c.age("server-*/data/artifacts/*")
 	c.up(3, 2) // and one agent more
 	hosts := c.hosts()
 	if len(hosts) != 2 || hosts["agent-1"].ID != id || !hosts["agent-1"].UpdateAvailable {
