@@ -41,11 +41,13 @@ func TestAcknowledgedWritesSurviveAnyMinority(t *testing.T) {
 	defer end()
 	for w := range 6 {
 		tasks.Go(func() {
+			pace := time.NewTicker(20 * time.Millisecond) // the state takes only so many users
+			defer pace.Stop()
 			for i := 0; ; i++ {
 				select {
 				case <-ended:
 					return
-				default:
+				case <-pace.C:
 				}
 				all := c.all()
 				if len(all) == 0 { // the test has failed

@@ -262,10 +262,13 @@ func BenchmarkPropose(b *testing.B) {
 		b.Run(fmt.Sprintf("servers=%d", servers), func(b *testing.B) {
 			c := startCluster(b, servers, func(cfg *Config) { cfg.Timing = Timing{Probe: 50 * time.Millisecond, Promote: 50 * time.Millisecond} })
 			leader := c.AwaitLeader()
-			n := 0
-			for b.Loop() {
-				n++
-				mustPropose(b, leader, user(fmt.Sprintf("b%d", n)))
+			come, exists := user("b"), false
+			for b.Loop() { // in turns: the state takes only so many users
+				if exists = !exists; exists {
+					mustPropose(b, leader, come)
+				} else {
+					mustPropose(b, leader, fleet.UserDeleted{UserID: come.User.ID})
+				}
 			}
 		})
 	}
