@@ -3,7 +3,6 @@ package consensus
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -53,10 +52,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.reached(l.Index, time.Time{})
 		return result
 	}
-	var e fleet.Entry
-	if err := json.Unmarshal(l.Data, &e); err != nil {
-		e = fleet.Entry{}
-	}
+	e, _ := fleet.DecodeEntry(l.Data) // the zero entry when it is none
 	result := f.state.Apply(l.Index, e)
 	f.reached(l.Index, e.At)
 	return result

@@ -39,12 +39,14 @@ func (u *ui) guard(role fleet.UserRole, next handler) http.Handler {
 	var origin http.CrossOriginProtection
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, known := u.authenticate(r)
-		notReady := u.Ready()
 		err := func() error {
-			switch {
-			case role != public && !known && offersLogin(r) && notReady != nil:
+			if role != public && !known && offersLogin(r) {
 				// Who that is may stand in what this server has not read yet.
-				return refuse(codeNotReady, notReady.Error()+"; ask another server, or wait until this one is ready")
+				if err := u.Ready(); err != nil {
+					return refuse(codeNotReady, err.Error()+"; ask another server, or wait until this one is ready")
+				}
+			}
+			switch {
 			case role != public && !known && wantsFragment(r):
 				w.Header().Set("HX-Redirect", loginFor(r)) // the whole page goes there
 				return refuse(codeUnauthenticated, "the session is over; sign in again")

@@ -42,6 +42,10 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 		}
 		return creds, refuseForeignToken(o, creds)
 	}
+	role := identity.RoleAgent
+	if httpAddr != "" { // only servers have one
+		role = identity.RoleServer
+	}
 	if err := o.checkPorts(); err != nil {
 		return identity.Credentials{}, err
 	}
@@ -57,7 +61,7 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 	}
 	if len(o.join) == 0 {
 		next := "make a token on a server with `moult token create` and give --join and --token-file"
-		if httpAddr != "" {
+		if role == identity.RoleServer {
 			next += ", or make a new cluster with --bootstrap"
 		}
 		return identity.Credentials{}, fmt.Errorf("%s belongs to no cluster yet; %s", o.data, next)
@@ -72,10 +76,6 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 	token, err := identity.ParseToken(text)
 	if err != nil {
 		return identity.Credentials{}, err
-	}
-	role := identity.RoleAgent
-	if httpAddr != "" {
-		role = identity.RoleServer
 	}
 	req := identity.JoinRequest{
 		Role: role, HostID: hostID, Name: o.name, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version,
@@ -114,7 +114,7 @@ func refuseForeignToken(o nodeOptions, creds identity.Credentials) error {
 }
 
 // bootstrapCluster makes a cluster: its CA, keys, first admin, and this
-// server's own identity. Nothing is in Raft yet; see finishBootstrap.
+// server's own identity. Nothing is in Raft yet; see joinRaft.
 func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, stdout io.Writer) error {
 	now := time.Now()
 	clusterID := uuid.NewString()

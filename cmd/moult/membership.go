@@ -14,7 +14,6 @@ import (
 
 	"moult/consensus"
 	"moult/consensus/fleet"
-	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/updater/artifact"
 	"moult/webui"
@@ -22,10 +21,9 @@ import (
 
 // membership tells who the servers are and adds new ones.
 type membership struct {
-	raft     *consensus.Node
-	observer *observer
-	servers  *serverClient
-	self     string
+	raft    *consensus.Node
+	servers *serverClient
+	self    string
 }
 
 // add has a joined server become a member of the Raft group.
@@ -38,7 +36,11 @@ func (m *membership) add(ctx context.Context, from identity.Identity, in addServ
 
 // status tells the others how this server is.
 func (m *membership) status(context.Context, identity.Identity, struct{}) (nodeStatus, error) {
-	return nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil}, nil
+	return m.own(), nil
+}
+
+func (m *membership) own() nodeStatus {
+	return nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil}
 }
 
 // Servers asks every server how it is, all at once.
@@ -53,7 +55,7 @@ func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
 			st.Name = h.Name
 		}
 		asked.Go(func() {
-			answer, err := nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil}, error(nil)
+			answer, err := m.own(), error(nil)
 			if s.ID != m.self {
 				answer, err = m.servers.status(ctx, s.Address)
 			}
@@ -93,7 +95,6 @@ func (m *membership) explained(err error) error {
 // enrolment lets hosts in: it uses up the token, then issues the certificate.
 type enrolment struct {
 	raft   *consensus.Node
-	node   *mesh.Node
 	logger *slog.Logger
 }
 

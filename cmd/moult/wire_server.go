@@ -137,14 +137,14 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	publisher := &publisher{raft: raft, store: store, servers: others, self: creds.HostID, peer: o.peerAdv, logger: logger.With("component", "publisher")}
-	members := &membership{raft: raft, observer: observer, servers: others, self: creds.HostID}
+	members := &membership{raft: raft, servers: others, self: creds.HostID}
 	api := http.NewServeMux()
 	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
 	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
 	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
 	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
-	enrolment := &enrolment{raft: raft, node: node, logger: logger.With("component", "enrolment")}
+	enrolment := &enrolment{raft: raft, logger: logger.With("component", "enrolment")}
 	port.ServeHTTP(api, identity.JoinHandler(enrolment.enrol))
 
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {

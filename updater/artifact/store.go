@@ -205,12 +205,9 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// Retain deletes all artifacts but those named, and partial files that nobody
-// is fetching. What has the running binary's digest is always kept.
-func (s *Store) Retain(keep ...string) error { return s.Prune(0, keep...) }
-
-// Prune is Retain, except that it spares the newest artifacts of those that are
-// not named, at most spare.
+// Prune deletes all artifacts but those named and the newest of the others, at
+// most spare, and partial files that nobody is fetching. What has the running
+// binary's digest is always kept.
 func (s *Store) Prune(spare int, keep ...string) error {
 	kept := map[string]bool{s.running.digest: true}
 	for _, k := range keep {

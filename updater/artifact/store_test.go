@@ -133,7 +133,7 @@ func TestRetain(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "foreign"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Retain(kept); err != nil {
+	if err := s.Prune(0, kept); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{running, kept, unverifiedPrefix + busy, "foreign"}
@@ -189,7 +189,7 @@ func TestTheRunningBinaryIsNeverDeleted(t *testing.T) {
 	}
 	for name, drop := range map[string]func() error{
 		"remove": func() error { return s.Remove(digest) },
-		"retain": func() error { return s.Retain() },
+		"retain": func() error { return s.Prune(0) },
 		"prune":  func() error { return s.Prune(0) },
 	} {
 		if err := drop(); err != nil {

@@ -68,9 +68,6 @@ func (p Platform) Check(path string) error {
 		ErrWrongPlatform, path, found[0], p, p.OS, p.Arch)
 }
 
-// CheckPlatform is p.Check(path).
-func CheckPlatform(path string, p Platform) error { return p.Check(path) }
-
 // BinaryPlatforms reads out of a header what a binary was built for: one
 // platform, several for a universal Mach-O file, none when the file is no binary
 // or its machine is not known. An ELF file that does not say which Unix it is

@@ -120,7 +120,7 @@ func TestCheckPlatform(t *testing.T) {
 		"a Unix ELF without its OS":  {linuxELF(elf.EM_X86_64), Platform{"dragonfly", "amd64"}, true},
 		"an unknown machine, passes": {linuxELF(elf.EM_VAX), linux, true},
 	} {
-		err := CheckPlatform(file(tc.content), tc.want)
+		err := tc.want.Check(file(tc.content))
 		if tc.ok && err != nil || !tc.ok && (!errors.Is(err, ErrWrongPlatform) || !strings.Contains(err.Error(), "GOOS="+tc.want.OS+" GOARCH="+tc.want.Arch)) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -128,11 +128,11 @@ func TestCheckPlatform(t *testing.T) {
 	// A real binary: this test.
 	own, err := os.Executable()
 	must(t, err)
-	must(t, CheckPlatform(own, Platform{runtime.GOOS, runtime.GOARCH}))
-	if err := CheckPlatform(own, Platform{"plan9", "riscv64"}); !errors.Is(err, ErrWrongPlatform) {
+	must(t, Platform{runtime.GOOS, runtime.GOARCH}.Check(own))
+	if err := (Platform{"plan9", "riscv64"}).Check(own); !errors.Is(err, ErrWrongPlatform) {
 		t.Errorf("this test runs on plan9: %v", err)
 	}
-	if err := CheckPlatform(filepath.Join(dir, "missing"), linux); !errors.Is(err, os.ErrNotExist) {
+	if err := linux.Check(filepath.Join(dir, "missing")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing: %v", err)
 	}
 }
