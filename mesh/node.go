@@ -41,6 +41,7 @@ type Node struct {
 	handlers  *handlers
 	replays   *replayGuard
 	results   *results
+	pings     pings
 	counters  counters
 
 	sendSeq   atomic.Uint64 // of envelopes
@@ -95,6 +96,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		outboxes:   map[*pool]*outbox{},
 		replays:    newReplayGuard(maxSenders),
 		results:    &results{waiting: map[uint64]chan byte{}},
+		pings:      pings{waiting: map[string]chan ping{}},
 		inbox:      make(chan inboxItem, inboxLength),
 		peersDirty: make(chan struct{}, 1),
 		streams:    make(chan struct{}, 64),
@@ -141,6 +143,7 @@ func (n *Node) openPools() error {
 
 func (n *Node) run() {
 	n.handlers.handle(topicSightings, n.takeSightings)
+	n.answerPings()
 	n.wg.Go(n.readLoop)
 	n.wg.Go(n.watchLoop)
 	for _, p := range n.pools {

@@ -75,7 +75,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		newVersionCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
 		newHostsCommand(), newHostCommand(), newFleetCommand(), newJobCommand(),
-		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(),
+		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
 	)
 	explainArguments(root)
 	return root

@@ -116,6 +116,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	defer leaveAndClose(node, logger)
+	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
 	phase, jobID := updater.StartPhase(o.data, link)
 	node.Announce(mesh.Phase(phase), jobID)
 
@@ -155,6 +156,10 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		case <-ctx.Done():
 		}
 	})
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.binary}
+	if err := running.write(o.data); err != nil {
+		logger.Warn("say where this agent listens, for moult doctor", "error", err)
+	}
 	logger.Info("agent is up", "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link.OnTrial())
 	err = up.Run(ctx)
 	if errors.Is(err, updater.ErrRestart) {

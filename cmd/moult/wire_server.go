@@ -144,6 +144,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
 	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
 	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
+	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
 	enrolment := &enrolment{raft: raft, logger: logger.With("component", "enrolment")}
 	port.ServeHTTP(api, identity.JoinHandler(enrolment.enrol))
 
@@ -181,6 +182,10 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 			}
 		})
 	})
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv}
+	if err := running.write(o.data); err != nil {
+		logger.Warn("say where this server listens, for moult doctor", "error", err)
+	}
 	logger.Info("server is up", "http", o.http, "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version)
 	return serveHTTP(ctx, httpListener, ui)
 }

@@ -34,6 +34,16 @@ func Client(creds identity.Credentials, want func(identity.Identity) error) *htt
 	}
 }
 
+// Probe connects to the node port at addr, within 5 s, and returns whose it is.
+func Probe(ctx context.Context, creds identity.Credentials, addr string) (identity.Identity, error) {
+	conn, err := dial(ctx, addr, creds.ClientTLS(identity.ALPNHTTP, nil))
+	if err != nil {
+		return identity.Identity{}, err
+	}
+	defer conn.Close()
+	return identity.PeerIdentity(conn.(*tls.Conn).ConnectionState())
+}
+
 // DialRaft opens a Raft connection to the server at addr (HOST:PORT of its node
 // port), within 5 s. It errs when something else than a server of the cluster
 // answers. A server that refuses this host shows that on the first read only.
