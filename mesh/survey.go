@@ -190,7 +190,7 @@ func (n *Node) tryWay(ctx context.Context, w *Way) {
 		return
 	}
 	w.Name, w.RoundTrip = answer.from.Name, took
-	w.Skew = answer.At.Add(took / 2).Sub(time.Now())
+	w.Skew = time.Until(answer.At.Add(took / 2))
 }
 
 // ping sends a message to a host and waits for its answer.
