@@ -18,7 +18,7 @@ NO_RACE_NOTE = $(if $(RACE),,@echo "no C compiler here: the tests run without th
 # Packages whose tests drive goroutines against each other.
 RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 
-.PHONY: help build test race test-long e2e lint vet demo bench clean
+.PHONY: help build test race test-long faults e2e lint vet demo bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ race: ## the concurrent packages' tests again, uncached
 test-long: ## what takes longer than `make test` allows
 	$(NO_RACE_NOTE)
 	MOULT_LONG=1 $(GO) test $(RACE) -count=1 -timeout 60m ./...
+
+faults: ## a cluster of real processes under faults, for hours; MOULT_FAULTS_SEED repeats a run
+	MOULT_FAULTS=1 $(GO) test -count=1 -v -timeout 24h -run TestFaults ./cmd/moult
 
 e2e: ## the end-to-end suite alone, on real processes
 	$(GO) test -count=1 -v -timeout 14m -run 'TestE2E' ./cmd/moult

@@ -67,6 +67,7 @@ func (u *ui) routes() []route {
 		{"POST", "/api/join-tokens", fleet.Admin, u.createJoinToken},
 
 		{"GET", "/api/servers", fleet.Viewer, u.listServers},
+		{"GET", "/api/servers/state", fleet.Admin, u.serverStates},
 		{"POST", "/api/servers/{id}/remove", fleet.Admin, u.removeServer},
 		{"POST", "/api/servers/transfer-leadership", fleet.Admin, u.transferLeadership},
 

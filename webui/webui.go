@@ -105,6 +105,9 @@ type Servers interface {
 	Servers(ctx context.Context) []ServerStatus
 	RemoveServer(ctx context.Context, id string) error
 	TransferLeadership(ctx context.Context) error
+	// States returns a digest of each server's state, at the same index where
+	// that can be had.
+	States(ctx context.Context) []ServerState
 }
 
 // ServerStatus is how one server is.

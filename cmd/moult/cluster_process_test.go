@@ -114,10 +114,19 @@ func (c *testCluster) killForRestart(name string) (restart func()) {
 		if err := cmd.Start(); err != nil {
 			c.t.Fatalf("start %s again: %v", name, err)
 		}
+		ended := make(chan struct{})
+		go func() {
+			_ = cmd.Wait() // at once: a dead child would keep its id
+			close(ended)
+		}()
 		c.t.Cleanup(func() {
 			_ = cmd.Process.Signal(syscall.SIGTERM)
-			_ = cmd.Wait()
+			<-ended
 		})
+		pid := fmt.Appendf(nil, "%d\n", cmd.Process.Pid)
+		if err := writeFileAtomic(filepath.Join(c.dir, name, "pid"), pid, 0o600); err != nil {
+			c.t.Fatal(err)
+		}
 	}
 }
 

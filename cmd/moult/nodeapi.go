@@ -20,6 +20,7 @@ const (
 	pathPropose   = "/node/propose"  // POST: a forwarded proposal, to the leader
 	pathAddServer = "/node/servers"  // POST: add me to the Raft configuration
 	pathStatus    = "/node/status"   // GET: nodeStatus
+	pathState     = "/node/state"    // GET: nodeState
 	pathRelease   = "/node/releases" // POST: get a release's bytes from the sender
 )
 

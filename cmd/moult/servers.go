@@ -48,6 +48,14 @@ func newServersCommand() *cobra.Command {
 		}),
 	})
 	cmd.AddCommand(&cobra.Command{
+		Use: "verify", Short: "Compare the servers' replicated states", Args: cobra.NoArgs,
+		Long: `Compare digests of the servers' replicated states, which are equal on all of them
+at the same index.
+
+Exit code 0: all equal. 1: they differ, or could not be compared.`,
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error { return verifyServers(cmd, c, f.json) }),
+	})
+	cmd.AddCommand(&cobra.Command{
 		Use: "remove NAME", Short: "Take a server out of the cluster for good", Args: cobra.ExactArgs(1),
 		Long: `Take a server out of the Raft group. It is refused when what remains would have no
 majority of servers that answer. A server that was removed joins again only as a

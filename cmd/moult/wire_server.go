@@ -143,6 +143,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
 	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
+	api.Handle("GET "+pathState, jsonEndpoint(members.state))
 	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
 	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
 	enrolment := &enrolment{raft: raft, logger: logger.With("component", "enrolment")}
