@@ -174,4 +174,11 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	APITokenRevoked{}.Kind():        on(applyAPITokenRevoked),
 	SessionCreated{}.Kind():         on(applySessionCreated),
 	SessionEnded{}.Kind():           on(applySessionEnded),
+	WebhookCreated{}.Kind():         on(applyWebhookCreated),
+	WebhookChanged{}.Kind():         on(applyWebhookChanged),
+	WebhookDeleted{}.Kind():         on(applyWebhookDeleted),
+	WebhookTested{}.Kind():          on(applyWebhookTested),
+	AlertNotifying{}.Kind():         on(applyAlertNotifying),
+	AlertNotified{}.Kind():          on(applyAlertNotified),
+	WebhookRefreshed{}.Kind():       on(applyWebhookRefreshed),
 }

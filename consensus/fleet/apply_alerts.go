@@ -6,10 +6,12 @@ import "strconv"
 func (t *tx) openAlert(kind, hostID, fleetUpdateID, target, message string) {
 	id := strconv.FormatUint(t.index, 10) + "-" + kind
 	t.added.alerts++
-	t.put(tableAlerts, alertRow{OpenedIndex: t.index, Alert: Alert{
+	r := alertRow{OpenedIndex: t.index, Alert: Alert{
 		ID: id, Kind: kind, HostID: hostID, FleetUpdateID: fleetUpdateID, TargetVersion: target,
 		Message: clip(message, MaxReasonBytes), Status: AlertStatusOpen, OpenedAt: t.at,
-	}})
+	}}
+	t.put(tableAlerts, r)
+	t.notify(r.Alert, AlertEventOpened)
 	t.touch("alerts")
 }
 
@@ -17,7 +19,20 @@ func (t *tx) closeAlert(r alertRow, by string) {
 	at := t.at
 	r.Status, r.ResolvedAt, r.AcknowledgedBy = AlertStatusResolved, &at, by
 	t.put(tableAlerts, r)
+	t.notify(r.Alert, r.lastEvent())
 	t.touch("alerts")
+}
+
+// lastEvent is how the alert came to be as it is.
+func (a Alert) lastEvent() AlertEvent {
+	switch {
+	case a.Status == AlertStatusOpen:
+		return AlertEventOpened
+	case a.AcknowledgedBy != "":
+		return AlertEventAcknowledged
+	default:
+		return AlertEventResolved
+	}
 }
 
 // resolveAlerts closes what a success of its host settles: every update_failed

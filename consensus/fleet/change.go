@@ -60,6 +60,8 @@ const (
 	CodeUserExists          = "user_exists"
 	CodeLastAdmin           = "last_admin"
 	CodeAPITokenNotFound    = "token_not_found"
+	CodeWebhookNotFound     = "webhook_not_found"
+	CodeWebhookExists       = "webhook_exists"
 	CodeLimitReached        = "limit_reached"
 	CodeConflict            = "conflict" // the state moved on: e.g. the job is no longer running
 )
@@ -233,6 +235,59 @@ type (
 	SessionEnded struct {
 		Hash string `json:"hash"`
 	}
+
+	// WebhookCreated adds a webhook. Names are unique. It is told of what happens
+	// from then on.
+	WebhookCreated struct {
+		Webhook Webhook `json:"webhook"`
+	}
+	// WebhookChanged sets the fields that are given. Another url takes the bearer
+	// token anew. What waits is tried at once, by the new settings; a webhook that
+	// is disabled forgets what waits.
+	WebhookChanged struct {
+		WebhookID     string         `json:"webhook_id"`
+		Name          *string        `json:"name,omitempty"`
+		Format        *WebhookFormat `json:"format,omitempty"`
+		URL           *string        `json:"url,omitempty"`
+		BearerToken   *string        `json:"bearer_token,omitempty"`   // "": none
+		SigningSecret *string        `json:"signing_secret,omitempty"` // "": none
+		Enabled       *bool          `json:"enabled,omitempty"`
+		Kinds         *[]string      `json:"kinds,omitempty"` // []: all
+	}
+	// WebhookDeleted deletes a webhook and what waits for it.
+	WebhookDeleted struct {
+		WebhookID string `json:"webhook_id"`
+	}
+	// WebhookTested is the intent behind a test: it changes nothing, and is audited.
+	WebhookTested struct {
+		WebhookID string `json:"webhook_id"`
+	}
+	// AlertNotifying is the intent behind one attempt to deliver a webhook's next
+	// notification. Legal while it is the next one and the settings are those of
+	// Revision.
+	AlertNotifying struct {
+		WebhookID string `json:"webhook_id"`
+		Seq       uint64 `json:"seq"`
+		Revision  uint64 `json:"revision"`
+	}
+	// AlertNotified is how an attempt ended. Sending is the index of its
+	// AlertNotifying; without an Error the notification was delivered, else it is
+	// tried again, unless it is GivenUp. Error holds no secret.
+	AlertNotified struct {
+		WebhookID string `json:"webhook_id"`
+		Sending   uint64 `json:"sending"`
+		Status    int    `json:"status,omitempty"` // HTTP; 0: no answer
+		Error     string `json:"error,omitempty"`
+		GivenUp   bool   `json:"given_up,omitempty"`
+	}
+	// WebhookRefreshed tells that the repetition of open alerts to an Alertmanager
+	// began to fail, or succeeded again.
+	WebhookRefreshed struct {
+		WebhookID string `json:"webhook_id"`
+		Revision  uint64 `json:"revision"`
+		Status    int    `json:"status,omitempty"`
+		Error     string `json:"error,omitempty"`
+	}
 )
 
 // Kind returns the entry type of each change.
@@ -263,3 +318,10 @@ func (APITokenCreated) Kind() string        { return "api_token_created" }
 func (APITokenRevoked) Kind() string        { return "api_token_revoked" }
 func (SessionCreated) Kind() string         { return "session_created" }
 func (SessionEnded) Kind() string           { return "session_ended" }
+func (WebhookCreated) Kind() string         { return "webhook_created" }
+func (WebhookChanged) Kind() string         { return "webhook_changed" }
+func (WebhookDeleted) Kind() string         { return "webhook_deleted" }
+func (WebhookTested) Kind() string          { return "webhook_tested" }
+func (AlertNotifying) Kind() string         { return "alert_notifying" }
+func (AlertNotified) Kind() string          { return "alert_notified" }
+func (WebhookRefreshed) Kind() string       { return "webhook_refreshed" }

@@ -9,7 +9,8 @@
 // A change that is not legal in the present state is refused by Apply with a
 // coded *Error and changes nothing but the index; every accepted change leaves
 // an AuditEntry, derived in Apply so that no write can escape it. Only a job's
-// log lines and repetitions that change nothing leave none. Apply remembers the
+// log lines, attempts to deliver a notification and repetitions that change
+// nothing leave none. Apply remembers the
 // results of the newest MaxProposals proposals, so a retry changes nothing.
 //
 // Readers take a View, a picture of the state that does not change while Apply

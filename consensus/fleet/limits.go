@@ -28,10 +28,13 @@ const (
 	MaxReleases     = 1_000 // a withdrawn one gives way; without one no more are taken
 	MaxJoinTokens   = 10_000
 	MaxUserSessions = 50 // of one user
+	// Notifications that wait, of one webhook; the oldest are dropped.
+	MaxNotifications = 1_000
 
 	// No more than these are taken.
 	MaxUsers     = 1_000
 	MaxAPITokens = 1_000
+	MaxWebhooks  = 20
 
 	MaxSources = 64 // sources kept per job; the first ones win
 )
@@ -53,6 +56,10 @@ const (
 	MaxArtifacts         = 64      // artifacts of a release
 	MaxManifestBytes     = 256 << 10
 	MaxSignatureBytes    = 4 << 10
+	MaxURLBytes          = 2048 // of a webhook
+	MaxBearerBytes       = 1024
+	MinSecretBytes       = 16 // of what signs a webhook's requests
+	MaxSecretBytes       = 256
 )
 
 // maxYear is the last year that a time may lie in.
@@ -77,6 +84,7 @@ const expiredTokenRetention = 30 * 24 * time.Hour
 type bounds struct {
 	audit, proposals, jobs, logBytes, fleetUpdates, turns, alerts int
 	hosts, releases, joinTokens, apiTokens, users, userSessions   int
+	webhooks, notifications                                       int    // the latter of one webhook
 	jobLines                                                      uint64 // of one job
 }
 
@@ -84,6 +92,7 @@ var defaultBounds = bounds{
 	audit: MaxAuditEntries, proposals: MaxProposals, jobs: MaxJobs, logBytes: MaxLogBytes, jobLines: MaxJobLogLines,
 	fleetUpdates: MaxFleetUpdates, turns: MaxTurns, alerts: MaxAlerts, hosts: MaxHosts, releases: MaxReleases,
 	joinTokens: MaxJoinTokens, apiTokens: MaxAPITokens, users: MaxUsers, userSessions: MaxUserSessions,
+	webhooks: MaxWebhooks, notifications: MaxNotifications,
 }
 
 // What the validators below accept, told for people.

@@ -152,6 +152,11 @@ func TestInputLimits(t *testing.T) {
 		change(&k)
 		return APITokenCreated{Token: k}
 	}
+	hook := func(change func(*Webhook)) Change {
+		c := webhook("w9")
+		change(&c.Webhook)
+		return c
+	}
 	past := epoch
 	labels := map[string]string{}
 	for i := range MaxLabels + 1 {
@@ -214,6 +219,26 @@ func TestInputLimits(t *testing.T) {
 		{"expires_at", api(func(k *APIToken) { k.ExpiresAt = &past })},
 		{"session.hash", SessionCreated{Session: Session{UserID: "u1", ExpiresAt: epoch.AddDate(1, 0, 0)}}},
 		{"session.expires_at", SessionCreated{Session: Session{Hash: "s", UserID: "u1"}}},
+		{"webhook.id", hook(func(w *Webhook) { w.ID = "" })},
+		{"name", hook(func(w *Webhook) { w.Name = "<b>" })},
+		{"format", hook(func(w *Webhook) { w.Format = "xml" })},
+		{"url", hook(func(w *Webhook) { w.URL = "" })},
+		{"url", hook(func(w *Webhook) { w.URL = "ftp://host/" })},
+		{"url", hook(func(w *Webhook) { w.URL = "https:///path" })},
+		{"url", hook(func(w *Webhook) { w.URL = "https://:443/path" })},
+		{"url", hook(func(w *Webhook) { w.URL = "https://ann:pw@host/" })},
+		{"url", hook(func(w *Webhook) { w.URL = "https://host/a b" })},
+		{"url", hook(func(w *Webhook) { w.URL = "https://host/\n" })},
+		{"url", hook(func(w *Webhook) { w.URL = "https://host/#x" })},
+		{"url", hook(func(w *Webhook) { w.URL = "https://höst/" })},
+		{"url", hook(func(w *Webhook) { w.URL = "https://host/" + strings.Repeat("a", MaxURLBytes) })},
+		{"bearer_token", hook(func(w *Webhook) { w.BearerToken = "a b" })},
+		{"bearer_token", hook(func(w *Webhook) { w.BearerToken = strings.Repeat("a", MaxBearerBytes+1) })},
+		{"signing_secret", hook(func(w *Webhook) { w.SigningSecret = "short" })},
+		{"signing_secret", hook(func(w *Webhook) { w.SigningSecret = "whsec_no*base64*at*all" })},
+		{"signing_secret", hook(func(w *Webhook) { w.SigningSecret = strings.Repeat("a", MaxSecretBytes+1) })},
+		{"kinds[0]", hook(func(w *Webhook) { w.Kinds = []string{"moons"} })},
+		{"kinds", hook(func(w *Webhook) { w.Kinds = []string{AlertUpdateFailed, AlertUpdateFailed} })},
 		{"cluster.id", first(func(c *ClusterInitialized) { c.Cluster.ID = "" })},
 		{"server.id", first(func(c *ClusterInitialized) { c.Server.ID = "" })},
 		{"server.name", first(func(c *ClusterInitialized) { c.Server.Name = "" })},

@@ -75,6 +75,11 @@ func anyChange(r *rapid.T, v View) Change {
 		APITokenRevoked{TokenID: token},
 		SessionCreated{Session: Session{Hash: token, UserID: user, ExpiresAt: epoch.AddDate(1, 0, 0)}},
 		SessionEnded{Hash: token},
+		webhook(pick("webhook", "w1", "w2")),
+		WebhookChanged{WebhookID: pick("changed", "w1", "w2"), Enabled: ptr(rapid.Bool().Draw(r, "enabled")), Kinds: &[]string{AlertUpdateFailed}},
+		WebhookDeleted{WebhookID: pick("deleted", "w1", "w2", "w2")},
+		WebhookTested{WebhookID: "w1"},
+		WebhookRefreshed{WebhookID: "w1", Status: 500, Error: "it answered 500"},
 	}).Draw(r, "change")
 }
 
@@ -86,6 +91,14 @@ func awaited(v View) (next []Change) {
 	}
 	for _, j := range v.OpenJobs() {
 		next = append(next, JobDispatched{JobID: j.ID, HostID: j.HostID}, JobFinished{JobID: j.ID, Status: JobSucceeded}, JobFinished{JobID: j.ID, Status: JobFailed, Error: "no"})
+	}
+	for _, w := range v.Webhooks() {
+		n, _ := v.NextNotification(w.ID)
+		next = append(next, AlertNotifying{WebhookID: w.ID, Seq: n.Seq, Revision: w.Delivery.Revision},
+			AlertNotified{WebhookID: w.ID, Sending: w.Delivery.Sending, Error: "no answer"},
+			AlertNotified{WebhookID: w.ID, Sending: w.Delivery.Sending, Error: "no answer", GivenUp: true},
+			AlertNotified{WebhookID: w.ID, Sending: w.Delivery.Sending, Status: 200},
+			WebhookRefreshed{WebhookID: w.ID, Revision: w.Delivery.Revision, Status: 200})
 	}
 	for _, u := range v.FleetUpdates() { // those that are over too
 		for _, turn := range u.Hosts {
@@ -188,8 +201,10 @@ func (h *history) check(r *rapid.T, v View, c Change) {
 // mayBeSilent tells whether an accepted change may leave no audit entry.
 func mayBeSilent(before View, c Change) bool {
 	switch c := c.(type) {
-	case JobLogAppended:
+	case JobLogAppended, AlertNotifying, WebhookRefreshed:
 		return true
+	case AlertNotified:
+		return !c.GivenUp
 	case HostEnrolled: // repeated by a host that did not hear the answer
 		k, _ := before.JoinTokenByHash(c.TokenHash)
 		return k.UsedAt != nil

@@ -150,6 +150,7 @@ func (t *tx) dropAlerts(size *sizes) {
 	}
 	for _, row := range old {
 		t.remove(tableAlerts, row)
+		t.forgetAlert(row.ID)
 	}
 	t.touch("alerts")
 }

@@ -14,6 +14,7 @@ import (
 var small = bounds{
 	audit: 9, proposals: 9, jobs: 3, logBytes: 6 * lineOverhead, jobLines: 4, fleetUpdates: 2, turns: 5, alerts: 2,
 	hosts: 6, releases: 2, joinTokens: 3, apiTokens: 2, users: 2, userSessions: 2,
+	webhooks: 1, notifications: 2,
 }
 
 // within checks that each table keeps to its limit, unless what is at work
@@ -51,6 +52,15 @@ func (b bounds) within(v View) error {
 		return fmt.Errorf("%d fleet updates, %d active, with %d turns", size.fleetUpdates, active, turns)
 	case len(v.Hosts()) > b.hosts, len(v.Releases()) > b.releases, len(v.JoinTokens()) > b.joinTokens, len(v.APITokens()) > b.apiTokens, len(v.Users()) > b.users:
 		return fmt.Errorf("%d hosts, %d releases, %d join tokens, %d API tokens, %d users", len(v.Hosts()), len(v.Releases()), len(v.JoinTokens()), len(v.APITokens()), len(v.Users()))
+	}
+	if len(v.Webhooks()) > b.webhooks {
+		return fmt.Errorf("%d webhooks", len(v.Webhooks()))
+	}
+	for _, n := range all[Notification](v.txn, false, tableNotifications, "id") {
+		_, known := v.Webhook(n.WebhookID)
+		if _, kept := v.Alert(n.AlertID); !known || !kept || v.Waiting(n.WebhookID) > b.notifications {
+			return fmt.Errorf("%d notifications wait with %+v; its webhook is there: %v, its alert: %v", v.Waiting(n.WebhookID), n, known, kept)
+		}
 	}
 	sessions := map[string]int{}
 	for _, s := range all[Session](v.txn, false, tableSessions, "id") {

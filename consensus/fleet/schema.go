@@ -7,25 +7,28 @@ import (
 // The tables of the state. Each noun has one; rows are values that are never
 // changed in place, so a View is a consistent picture for as long as it is held.
 const (
-	tableMeta         = "meta" // one row: metaRow
-	tableHosts        = "hosts"
-	tableReleases     = "releases"
-	tableFleetUpdates = "fleet_updates"
-	tableJobs         = "jobs"
-	tableJobLines     = "job_lines"
-	tableAlerts       = "alerts"
-	tableAudit        = "audit"
-	tableUsers        = "users"
-	tableAPITokens    = "api_tokens"
-	tableJoinTokens   = "join_tokens"
-	tableSessions     = "sessions"
-	tableProposals    = "proposals"
+	tableMeta          = "meta" // one row: metaRow
+	tableHosts         = "hosts"
+	tableReleases      = "releases"
+	tableFleetUpdates  = "fleet_updates"
+	tableJobs          = "jobs"
+	tableJobLines      = "job_lines"
+	tableAlerts        = "alerts"
+	tableAudit         = "audit"
+	tableUsers         = "users"
+	tableAPITokens     = "api_tokens"
+	tableJoinTokens    = "join_tokens"
+	tableSessions      = "sessions"
+	tableProposals     = "proposals"
+	tableWebhooks      = "webhooks"
+	tableNotifications = "notifications"
 )
 
 // tables lists all of them in the order that snapshots are written.
 var tables = []string{
 	tableMeta, tableHosts, tableReleases, tableFleetUpdates, tableJobs, tableJobLines, tableAlerts,
 	tableAudit, tableUsers, tableAPITokens, tableJoinTokens, tableSessions, tableProposals,
+	tableWebhooks, tableNotifications,
 }
 
 // metaRow is what the state knows of itself.
@@ -110,6 +113,10 @@ func schema() *memdb.DBSchema {
 		table(tableJoinTokens, str("id", "ID", true), str("hash", "Hash", true)),
 		table(tableSessions, str("id", "Hash", true), str("user", "UserID", false)),
 		table(tableProposals, str("id", "ID", true), num("index", "Index", true)),
+		table(tableWebhooks, str("id", "ID", true), str("name", "Name", true)),
+		table(tableNotifications, &memdb.IndexSchema{Name: "id", Unique: true, Indexer: &memdb.CompoundIndex{
+			Indexes: []memdb.Indexer{&memdb.StringFieldIndex{Field: "WebhookID"}, &memdb.UintFieldIndex{Field: "Seq"}},
+		}}, str("webhook", "WebhookID", false), str("alert", "AlertID", false)),
 	} {
 		s.Tables[t.Name] = t
 	}

@@ -158,6 +158,9 @@ func restoreAll(txn *memdb.Txn, r snapshotReader) error {
 	if _, err := r.in.ReadByte(); !errors.Is(err, io.EOF) {
 		return damaged("bytes after its end")
 	}
+	if n := read[tableMeta]; n != 1 {
+		return damaged("it has %d rows of meta, not one", n)
+	}
 	if err := checkRows(txn, read); err != nil {
 		return err
 	}
@@ -198,19 +201,21 @@ func restoreRow(txn *memdb.Txn, row snapshotRow) error {
 }
 
 var restorers = map[string]func(*memdb.Txn, snapshotRow) error{
-	tableMeta:         restore[metaRow],
-	tableHosts:        restore[Host],
-	tableReleases:     restore[Release],
-	tableFleetUpdates: restore[fleetUpdateRow],
-	tableJobs:         restore[jobRow],
-	tableJobLines:     restore[lineRow],
-	tableAlerts:       restore[alertRow],
-	tableAudit:        restore[AuditEntry],
-	tableUsers:        restore[User],
-	tableAPITokens:    restore[APIToken],
-	tableJoinTokens:   restore[JoinToken],
-	tableSessions:     restore[Session],
-	tableProposals:    restore[proposalRow],
+	tableMeta:          restore[metaRow],
+	tableHosts:         restore[Host],
+	tableReleases:      restore[Release],
+	tableFleetUpdates:  restore[fleetUpdateRow],
+	tableJobs:          restore[jobRow],
+	tableJobLines:      restore[lineRow],
+	tableAlerts:        restore[alertRow],
+	tableAudit:         restore[AuditEntry],
+	tableUsers:         restore[User],
+	tableAPITokens:     restore[APIToken],
+	tableJoinTokens:    restore[JoinToken],
+	tableSessions:      restore[Session],
+	tableProposals:     restore[proposalRow],
+	tableWebhooks:      restore[Webhook],
+	tableNotifications: restore[Notification],
 }
 
 func restore[T any](txn *memdb.Txn, row snapshotRow) error {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -54,9 +55,10 @@ func sealed(rows []byte) []byte {
 	return append(rows[:len(rows):len(rows)], fmt.Sprintf("{\"rows\":%d,\"sha256\":%q}\n", bytes.Count(rows, []byte("\n"))-1, hex.EncodeToString(sum[:]))...)
 }
 
-// unsealed returns a snapshot without its trailer.
+// unsealed returns a snapshot without its trailer. To append to it leaves the
+// snapshot as it is.
 func unsealed(snap []byte) []byte {
-	return snap[:bytes.LastIndexByte(snap[:len(snap)-1], '\n')+1]
+	return slices.Clip(snap[:bytes.LastIndexByte(snap[:len(snap)-1], '\n')+1])
 }
 
 func snapshotOf(tb testing.TB, s *State) []byte {
@@ -72,6 +74,7 @@ func snapshotOf(tb testing.TB, s *State) []byte {
 func full(tb testing.TB) *script {
 	tb.Helper()
 	s := fleetOf(tb, 2)
+	s.must(webhook("w1"), WebhookChanged{WebhookID: "w1", Kinds: &[]string{}, BearerToken: ptr("token")})
 	s.must(FleetUpdateStarted{ID: "f", TargetVersion: "B", HostIDs: []string{"h1", "h2"}},
 		JobDispatched{JobID: "j1", HostID: "h1", FleetUpdateID: "f"},
 		JobLogAppended{JobID: "j1", First: 1, Lines: []LogLine{{Line: "one"}, {Line: "two"}}},
@@ -280,6 +283,10 @@ func queries(v View) {
 		v.APITokenByHash(id)
 		v.JoinTokenByHash(id)
 		v.Session(id)
+		v.Webhook(id)
+		v.WebhookByName(id)
+		v.NextNotification(id)
+		v.Waiting(id)
 	}
 	v.Cluster()
 	v.Hosts()
@@ -295,4 +302,8 @@ func queries(v View) {
 	v.Users()
 	v.APITokens()
 	v.JoinTokens()
+	for _, w := range v.Webhooks() {
+		w.Address()
+		w.SigningKey()
+	}
 }

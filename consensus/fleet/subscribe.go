@@ -4,7 +4,7 @@ import "sync"
 
 // Event tells that the state changed: which topics, at which index. Topics are
 // "cluster", "hosts", "host:ID", "releases", "fleet-updates", "fleet-update:ID",
-// "jobs", "job:ID", "job-log:ID", "alerts", "audit", "users", "tokens", or "*" when the
+// "jobs", "job:ID", "job-log:ID", "alerts", "audit", "users", "tokens", "webhooks", or "*" when the
 // subscriber was too slow to be told each.
 type Event struct {
 	Index  uint64
