@@ -32,6 +32,7 @@ const (
 	codeNoMajority       = "no_majority"
 	codeNotReady         = "not_ready"
 	codeBusy             = "busy"
+	codeReceiverFailed   = "receiver_failed"
 )
 
 // statuses maps codes to HTTP statuses. A code that ends in _not_found is 404
@@ -53,6 +54,7 @@ var statuses = map[string]int{
 	codeNoMajority:          http.StatusServiceUnavailable,
 	codeNotReady:            http.StatusServiceUnavailable,
 	codeBusy:                http.StatusServiceUnavailable,
+	codeReceiverFailed:      http.StatusBadGateway,
 	fleet.CodeUnknownChange: http.StatusServiceUnavailable,
 }
 

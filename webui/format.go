@@ -10,7 +10,7 @@ import (
 // templateFuncs are what templates call to show numbers and times.
 var templateFuncs = template.FuncMap{
 	"ago": timeAgo, "clock": timeClock, "percent": percent, "bytes": byteCount, "count": count, "number": number, "who": who,
-	"instant": instant, "words": words, "platform": platform,
+	"instant": instant, "words": words, "platform": platform, "kindChoices": kindChoices,
 }
 
 // ago tells how long ago something was, for people.

@@ -47,6 +47,9 @@ func StartFurnished(tb testing.TB) *furnished {
 	}})
 	f.MustPropose("coordinator", fleet.JobFinished{JobID: f.job, Status: fleet.JobFailed, Error: "the new binary exited at once: " + evil})
 	f.roster.set(f.failed, Observation{Online: true, Version: "1.0.0", Phase: evil, LastSeen: now})
+	f.MustPropose("user:admin", fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "wh-1", Name: "pager", Format: fleet.WebhookJSON, URL: "https://hooks.example/x", Enabled: true}})
+	hook, _ := f.state.View().Webhook("wh-1")
+	f.MustPropose("notifier", fleet.WebhookRefreshed{WebhookID: "wh-1", Revision: hook.Delivery.Revision, Error: evil})
 	return f
 }
 
@@ -57,7 +60,7 @@ func (f *furnished) pages() []string {
 		"/", "/?" + q, "/?updates=behind&status=online", "/?version=" + q[2:] + "&segment=" + q[2:],
 		"/hosts/" + f.failed, "/hosts/" + f.fine, "/hosts/id-web-3", "/hosts/id-db-1", "/hosts/id-new-1",
 		"/settings/fleet-update", "/settings/fleet-update?id=fu-1",
-		"/settings/users", "/settings/servers", "/settings/add-host", "/releases", "/alerts", "/audit", "/audit?actor=" + q[2:] + "&" + q, "/audit?action=job_finished&since=2026-01-01&until=2026-12-31",
+		"/settings/users", "/settings/servers", "/settings/webhooks", "/settings/add-host", "/releases", "/alerts", "/audit", "/audit?actor=" + q[2:] + "&" + q, "/audit?action=job_finished&since=2026-01-01&until=2026-12-31",
 		"/jobs/" + f.job, "/jobs/job-0", "/jobs/" + f.job + "/log?after=1",
 	}
 }
@@ -87,7 +90,7 @@ func TestNothingThatPeopleOrHostsSayIsMarkup(t *testing.T) {
 		for _, token := range []string{adminToken, operatorToken, viewerToken} {
 			for _, a := range []answer{f.Call(token, "GET", path, ""), f.Fragment(token, path)} {
 				body := a.Body.String()
-				if path == "/settings/add-host" && token != adminToken {
+				if (path == "/settings/add-host" || path == "/settings/webhooks") && token != adminToken {
 					a.Refused403()
 					continue
 				}
@@ -139,7 +142,7 @@ func TestNoPageOffersWhatItsReaderMayNot(t *testing.T) {
 func TestNavigationLeadsWhereItsReaderMayGo(t *testing.T) {
 	f := StartFurnished(t)
 	links := regexp.MustCompile(`<li><a href="([^"]+)"`)
-	for token, want := range map[string]int{viewerToken: 7, operatorToken: 7, adminToken: 8} {
+	for token, want := range map[string]int{viewerToken: 7, operatorToken: 7, adminToken: 9} {
 		_, nav, _ := strings.Cut(f.Call(token, "GET", "/", "").Body.String(), "<nav id")
 		nav, _, _ = strings.Cut(nav, "</nav>")
 		found := links.FindAllStringSubmatch(nav, -1)

@@ -124,6 +124,15 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "GET /api/tokens"},
 		{op: "DELETE /api/tokens/{id}", path: "/api/tokens/<token>"},
 		{op: "POST /api/join-tokens", body: `{"role":"agent","segment":"dmz","ttl":"1m","arch":"arm64"}`},
+		{op: "POST /api/webhooks", body: `{"name":"pager","format":"json","url":"https://hooks.example/x","bearer_token":"t","signing_secret":"sixteen-or-more-of-it","enabled":true,"kinds":["update_failed"]}`, save: func(m map[string]any) {
+			id := m["id"].(string)
+			w.agents["webhook"] = id
+			w.MustPropose("notifier", fleet.WebhookRefreshed{WebhookID: id, Revision: w.state.View().Webhooks()[0].Delivery.Revision, Status: 500, Error: "the receiver answered 500"})
+		}},
+		{op: "GET /api/webhooks"},
+		{op: "PUT /api/webhooks/{id}", path: "/api/webhooks/<webhook>", body: `{"name":"other"}`},
+		{op: "POST /api/webhooks/{id}/test", path: "/api/webhooks/<webhook>/test"},
+		{op: "DELETE /api/webhooks/{id}", path: "/api/webhooks/<webhook>"},
 		{op: "POST /api/account/end-sessions"},
 		{op: "POST /api/account/password", body: `{"current_password":"` + adminPassword + `","new_password":"another one"}`},
 		{op: "GET /api/servers"},

@@ -36,6 +36,8 @@ var roleMatrix = map[string]fleet.UserRole{
 	"POST /api/fleet-updates/{id}/cancel": fleet.Admin, "POST /api/fleet-updates/{id}/retry": fleet.Admin, "POST /api/releases": fleet.Admin, "DELETE /api/releases/{version}": fleet.Admin,
 	"POST /api/users": fleet.Admin, "PATCH /api/users/{id}": fleet.Admin, "DELETE /api/users/{id}": fleet.Admin,
 	"POST /api/tokens": fleet.Admin, "DELETE /api/tokens/{id}": fleet.Admin, "POST /api/join-tokens": fleet.Admin,
+	"GET /api/webhooks": fleet.Admin, "POST /api/webhooks": fleet.Admin, "PUT /api/webhooks/{id}": fleet.Admin, "DELETE /api/webhooks/{id}": fleet.Admin,
+	"POST /api/webhooks/{id}/test": fleet.Admin, "GET /settings/webhooks": fleet.Admin,
 	"POST /api/servers/{id}/remove": fleet.Admin, "GET /api/servers/state": fleet.Admin, "POST /api/servers/transfer-leadership": fleet.Admin,
 }
 

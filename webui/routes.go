@@ -66,6 +66,12 @@ func (u *ui) routes() []route {
 		{"DELETE", "/api/tokens/{id}", fleet.Admin, u.revokeToken},
 		{"POST", "/api/join-tokens", fleet.Admin, u.createJoinToken},
 
+		{"GET", "/api/webhooks", fleet.Admin, u.listWebhooks},
+		{"POST", "/api/webhooks", fleet.Admin, u.createWebhook},
+		{"PUT", "/api/webhooks/{id}", fleet.Admin, u.changeWebhook},
+		{"DELETE", "/api/webhooks/{id}", fleet.Admin, u.deleteWebhook},
+		{"POST", "/api/webhooks/{id}/test", fleet.Admin, u.testWebhook},
+
 		{"GET", "/api/servers", fleet.Viewer, u.listServers},
 		{"GET", "/api/servers/state", fleet.Admin, u.serverStates},
 		{"POST", "/api/servers/{id}/remove", fleet.Admin, u.removeServer},
@@ -86,6 +92,7 @@ func (u *ui) routes() []route {
 		{"GET", "/audit", fleet.Viewer, u.auditPage},
 		{"GET", "/settings/users", fleet.Viewer, u.usersPage},
 		{"GET", "/settings/servers", fleet.Viewer, u.serversPage},
+		{"GET", "/settings/webhooks", fleet.Admin, u.webhooksPage},
 		{"GET", "/settings/add-host", fleet.Admin, u.joinPage},
 		{"GET", "/static/{name}", public, u.pages.static},
 		{"GET", "/static/vendor/{name}", public, u.pages.static},

@@ -56,6 +56,7 @@ var navigation = []navItem{
 	{Path: "/audit", Label: "Audit", role: fleet.Viewer},
 	{Path: "/settings/users", Label: "Users and tokens", Settings: true, role: fleet.Viewer},
 	{Path: "/settings/servers", Label: "Servers", Settings: true, role: fleet.Viewer},
+	{Path: "/settings/webhooks", Label: "Webhooks", Settings: true, role: fleet.Admin},
 	{Path: "/settings/add-host", Label: "Add a host", Settings: true, role: fleet.Admin},
 }
 

@@ -76,6 +76,7 @@ type Config struct {
 	Servers   Servers
 	Publisher Publisher
 	Binaries  Binaries
+	Webhooks  WebhookTester
 	Ready     func() error // nil when this server has a leader and is caught up
 
 	Logger *slog.Logger
@@ -122,6 +123,13 @@ type ServerStatus struct {
 	Healthy      bool   `json:"healthy"`
 }
 
+// WebhookTester tries webhooks.
+type WebhookTester interface {
+	// Test sends a test and returns the status that the receiver answered, 0 for
+	// none. The error says for people why it was not taken, and holds no secret.
+	Test(ctx context.Context, w fleet.Webhook) (status int, err error)
+}
+
 // Publisher takes release uploads. Begin checks the manifest's signature before
 // any artifact is read. Refusals are *fleet.Error with the codes CodeBadSignature,
 // CodeDigestMismatch, fleet.CodeReleaseExists and fleet.CodeBadRequest.
@@ -162,7 +170,7 @@ func (c *Config) validate() error {
 		"Version": c.Version == "", "View": c.View == nil, "Subscribe": c.Subscribe == nil,
 		"Proposer": c.Proposer == nil, "Observed": c.Observed == nil, "Changed": c.Changed == nil,
 		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Binaries": c.Binaries == nil,
-		"Ready": c.Ready == nil, "Logger": c.Logger == nil,
+		"Webhooks": c.Webhooks == nil, "Ready": c.Ready == nil, "Logger": c.Logger == nil,
 	} {
 		if missing {
 			return fmt.Errorf("webui: Config.%s is not set", name)
@@ -182,6 +190,7 @@ type ui struct {
 	logins   *throttle
 	streams  slots // open event streams
 	binaries slots // open downloads of /agent/binary
+	tests    slots // tests of webhooks under way
 }
 
 // New returns the handler of all routes. It starts no goroutines; streams end
@@ -196,7 +205,7 @@ func New(c Config) (http.Handler, error) {
 	}
 	u := &ui{
 		Config: c, pages: pages, logins: newThrottle(c.Now),
-		streams: make(slots, maxStreams), binaries: make(slots, maxDownloads),
+		streams: make(slots, maxStreams), binaries: make(slots, maxDownloads), tests: make(slots, maxTests),
 	}
 	return u.router(), nil
 }

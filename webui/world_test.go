@@ -38,6 +38,7 @@ type world struct {
 	log     *memoryLog
 	roster  *roster
 	servers *servers
+	tester  *tester
 	store   *store
 	clock   *clockwork
 	ready   error
@@ -71,14 +72,14 @@ func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
 		tb: tb, state: state, clock: clock, enrolOS: "linux", agents: map[string]string{},
 		log:     &memoryLog{state: state, clock: clock},
 		roster:  &roster{seen: map[string]Observation{}, changed: make(chan struct{})},
-		servers: &servers{},
+		servers: &servers{}, tester: &tester{status: 200},
 	}
 	w.store = newStore(tb, w)
 	w.config = Config{
 		Version: ownVersion, Commit: "abc123",
 		View: state.View, Subscribe: state.Subscribe, Proposer: w.log,
 		Observed: w.roster.observed, Changed: w.roster.Changed,
-		Servers: w.servers, Publisher: w.store, Binaries: w.store,
+		Servers: w.servers, Publisher: w.store, Binaries: w.store, Webhooks: w.tester,
 		Ready:  func() error { return w.ready },
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: clock.Now,
 	}
@@ -297,6 +298,25 @@ func (l *memoryLog) Propose(_ context.Context, actor string, c fleet.Change) (fl
 		return result, result.Err
 	}
 	return result, nil
+}
+
+// tester plays the receiver of a webhook's test.
+type tester struct {
+	status int
+	err    error
+	wait   chan struct{} // nil: at once
+	calls  atomic.Int32
+}
+
+func (t *tester) Test(ctx context.Context, _ fleet.Webhook) (int, error) {
+	t.calls.Add(1)
+	if t.wait != nil {
+		select {
+		case <-t.wait:
+		case <-ctx.Done():
+		}
+	}
+	return t.status, t.err
 }
 
 type clockwork struct {

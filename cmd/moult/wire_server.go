@@ -17,6 +17,7 @@ import (
 	"moult/consensus"
 	"moult/consensus/coordinator"
 	"moult/consensus/fleet"
+	"moult/consensus/notifier"
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
@@ -36,6 +37,7 @@ const (
 //	                │                      raft │   http │    join │
 //	             webui ── propose ──▶ consensus ◀─┘        │         │
 //	                │                    │ leads           │         │
+//	                │                    ├──▶ notifier ── alerts ──▶ webhooks
 //	                │                    ▼                 │         │
 //	             observer ──────▶ coordinator ── orders ─┐ │         │
 //	                ▲                                    ▼ ▼         │
@@ -43,8 +45,8 @@ const (
 //	                                                                 │
 //	artifact store ◀── publisher, peers' fetches       CA: enrolment ┘
 //
-// Closed last in, first out: first what takes requests, then the coordinator
-// and Raft (which hands leadership over), then the mesh, then the node port.
+// Closed last in, first out: first what takes requests, then the coordinator,
+// the notifier and Raft (which hands leadership over), then the mesh, then the node port.
 func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) error {
 	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
 	if err := os.MkdirAll(o.data, 0o700); err != nil {
@@ -152,13 +154,15 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
 		return err
 	}
+	webhooks := notifier.NewClient(version)
 	ui, err := webui.New(webui.Config{
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
 		Proposer: raft, Observed: observer.observed, Changed: observer.Changed,
 		Servers: members, Publisher: publisher, Binaries: &binaries{raft: raft, store: store, self: me},
-		Ready:  raft.Ready,
-		Logger: logger.With("component", "webui"),
+		Webhooks: &webhookTester{raft: raft, client: webhooks},
+		Ready:    raft.Ready,
+		Logger:   logger.With("component", "webui"),
 	})
 	if err != nil {
 		return err
@@ -180,6 +184,14 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 			})
 			if err != nil && ctx.Err() == nil {
 				logger.Error("coordinator", "error", err)
+			}
+		})
+	})
+	tasks.Go(func() {
+		raft.Lead(ctx, func(ctx context.Context) { // its own: a slow receiver concerns no update
+			err := notifier.Run(ctx, notifier.Config{Log: raft, Sender: webhooks, Logger: logger.With("component", "notifier")})
+			if err != nil && ctx.Err() == nil {
+				logger.Error("notifier", "error", err)
 			}
 		})
 	})

@@ -127,7 +127,8 @@ func (t *tx) putWebhook(w Webhook) *Error {
 
 // describeWebhook tells the settings without the secrets.
 func describeWebhook(w Webhook) string {
-	what := string(w.Format) + " to " + w.Address()
+	scheme, host, _ := strings.Cut(w.Address(), "://")
+	what := string(w.Format) + " to " + host + " over " + scheme
 	if len(w.Kinds) > 0 {
 		what += ", of " + strings.Join(w.Kinds, " and ")
 	}

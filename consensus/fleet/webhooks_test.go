@@ -231,7 +231,7 @@ func TestWebhookSecretsStayOutOfAuditAndRefusals(t *testing.T) {
 	for _, p := range all[proposalRow](s.state.View().txn, false, tableProposals, "id") {
 		fmt.Fprintln(&told, p.Result.Err)
 	}
-	if !strings.Contains(told.String(), "json to https://hooks.example:8443") {
+	if !strings.Contains(told.String(), "json to hooks.example:8443 over https") {
 		t.Error("the audit does not tell where it goes")
 	}
 	for _, secret := range []string{"S3CRET", "K3Y", "T0P", "B34RER", "S1GNING"} {

@@ -1,6 +1,7 @@
 // Buttons and forms that call the API. Markup says all:
 //
-//   data-call="POST /api/…"   what to call; a form sends its fields as JSON
+//   data-call="POST /api/…"   what to call; a form sends its fields as JSON, boxes
+//                             of one name as the list of those that are ticked
 //   data-body='{"…"}'         the body that a button sends
 //   data-confirm="…?"         what to ask first
 //   data-then="/jobs/{job_id}" where to go then, with fields of the answer
@@ -57,6 +58,11 @@
     const body = {};
     for (const el of form.elements) {
       if (!el.name || el.disabled || el.value === "") continue;
+      if (el.type === "checkbox") {
+        body[el.name] ??= [];
+        if (el.checked) body[el.name].push(el.value);
+        continue;
+      }
       body[el.name] = el.type === "number" ? Number(el.value) : el.value;
     }
     return body;
@@ -95,6 +101,7 @@
       const question = source.dataset.confirm;
       if (question && !(await ask(question, button.classList.contains("danger")))) return;
       note(source, "");
+      if (source.dataset.show) document.getElementById(source.dataset.show).hidden = true;
       const [method, path] = source.dataset.call.split(" ");
       const answer = await call(method, path, body);
       if (source.dataset.then) {
