@@ -180,10 +180,9 @@ func applyWebhookChanged(t *tx, c WebhookChanged) *Error {
 	if !w.Enabled {
 		t.forget(&w, func(Notification) bool { return true })
 	}
-	// Whatever is under way was sent by the settings before, and is judged by
-	// nobody; what waits is tried at once.
-	d := &w.Delivery
-	d.Revision, d.Trying, d.Attempts, d.Sending = t.index, 0, 0, 0
+	// An attempt under way keeps its place: what was taken by the settings before
+	// was taken. What waits is tried at once by the new ones.
+	w.Delivery.Revision, w.Delivery.Attempts = t.index, 0
 	if refused := t.putWebhook(w); refused != nil {
 		return refused
 	}

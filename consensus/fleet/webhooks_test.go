@@ -137,8 +137,14 @@ func TestChangedWebhookStartsAnew(t *testing.T) {
 	alert := s.failing("j1")
 	under := s.attempt("w1")
 	s.must(WebhookChanged{WebhookID: "w1", BearerToken: ptr("t0ken"), Name: ptr("pager")})
-	s.refused(CodeConflict, under) // it went to the receiver as it was before
 	s.expectWaiting("w1", "1 "+alert+" opened")
+	s.refused(CodeConflict, AlertNotifying{WebhookID: "w1", Seq: 1, Revision: 1}) // by settings that are no more
+	if d := s.hook("w1").Delivery; d.Attempts != 0 || d.Revision != s.state.View().Index()-1 {
+		t.Errorf("%+v", d)
+	}
+	under.Status = 200
+	s.must(under) // what was taken is not told again
+	s.expectWaiting("w1")
 
 	s.refused(CodeBadRequest, WebhookChanged{WebhookID: "w1"})
 	s.refused(CodeBadRequest, WebhookChanged{WebhookID: "w1", Name: ptr("pager")})

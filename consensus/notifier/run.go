@@ -157,7 +157,7 @@ func (n *notifier) deliver(ctx context.Context, w fleet.Webhook, waiting fleet.N
 	}
 	n.tell(w, waiting, end, attempts, retry)
 	if !n.record(ctx, end) {
-		return time.Time{} // the settings changed meanwhile, or the notification is gone
+		return time.Time{} // the notification is gone meanwhile
 	}
 	return retry
 }
