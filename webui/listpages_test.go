@@ -65,7 +65,8 @@ func TestReleasesPageTellsWhetherTheKeyIsPinned(t *testing.T) {
 
 func TestAlertsPage(t *testing.T) {
 	f := StartFurnished(t)
-	f.Admin("GET", "/alerts", "").Shows("Open 2", "update of web-1 to 2.0.0 failed", "Acknowledge", "fleet update to 2.0.0 halted")
+	f.Admin("GET", "/alerts", "").Shows("Open 2", "update of web-1 to 2.0.0 failed", "Acknowledge", "fleet update to 2.0.0 halted",
+		"when an update of the host succeeds, or when the host is back at the version", "or when a later fleet update with that host completes")
 	if body := f.Call(viewerToken, "GET", "/alerts", "").Body.String(); strings.Contains(body, "data-call") {
 		t.Error("a viewer may acknowledge")
 	}

@@ -36,6 +36,11 @@ func StartShowcase(tb testing.TB) *furnished {
 	f.MustPropose("user:ann", fleet.UserCreated{User: fleet.User{ID: "u2", Name: "vera", Role: fleet.Viewer, PasswordHash: "x"}})
 	f.MustPropose("user:admin", fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: "j1", Hash: hashSecret("j1"), Role: fleet.RoleAgent, Segment: "factory", ExpiresAt: now.Add(time.Hour)}})
 
+	f.MustPropose("user:admin", fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "wh-1", Name: "ops-channel", Format: fleet.WebhookSlack, URL: "https://hooks.slack.com/x", Enabled: true}})
+	f.MustPropose("user:admin", fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "wh-2", Name: "alertmanager", Format: fleet.WebhookAlertmanager, URL: "http://10.0.0.7:9093", BearerToken: "x", Enabled: true}})
+	failing, _ := f.state.View().Webhook("wh-2")
+	f.MustPropose("notifier", fleet.WebhookRefreshed{WebhookID: "wh-2", Revision: failing.Delivery.Revision, Error: "dial tcp 10.0.0.7:9093: connect: connection refused"})
+
 	say := func(job string, lines ...string) {
 		c := fleet.JobLogAppended{JobID: job, First: 1}
 		for i, line := range lines {
