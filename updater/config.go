@@ -1,11 +1,14 @@
 package updater
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
+
+	"golang.org/x/time/rate"
 
 	"moult/mesh/identity"
 	"moult/updater/artifact"
@@ -35,7 +38,12 @@ type Config struct {
 
 	Store      *artifact.Store
 	Candidates func(digest string) []artifact.Peer // who may have an artifact; asked again and again
+	Relays     func(via []string) []artifact.Peer  // who may get it for this host; nil: nobody
 	HTTP       *http.Client                        // reaches peers' node ports
+	Limiter    *rate.Limiter                       // of what is fetched; nil: none
+	// Spare is how many artifacts are kept besides the one that runs and the one
+	// that is to run; 0: 2.
+	Spare int
 
 	Mesh Mesh
 	// Link is the line to the supervisor; nil when there is none.
@@ -55,6 +63,7 @@ func (c *Config) validate() error {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	c.Spare = cmp.Or(c.Spare, spareArtifacts)
 	return nil
 }
 

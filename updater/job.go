@@ -14,7 +14,7 @@ import (
 )
 
 // spareArtifacts is how many artifacts this host keeps, and serves, besides the
-// one it runs and the one it is to run.
+// one it runs and the one it is to run, when nothing else is said.
 const spareArtifacts = 2
 
 // job carries one order out. It returns ErrRestart when the trial is due, nil
@@ -91,7 +91,7 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 		return nil, fmt.Errorf("this binary was rolled back before in this job: %s", f.Reason)
 	}
 	u.note(fmt.Sprintf("manifest verified: release %s, number %d, %d bytes, sha256 %s", off.Version, off.Number, off.Size, off.Digest))
-	path, err := u.fetch(ctx, off)
+	path, err := u.fetch(ctx, o, off)
 	if err != nil {
 		return nil, err
 	}
@@ -132,9 +132,10 @@ func (u *Updater) verify(o order.Order) (offer, error) {
 
 // fetch gets the artifact into the store and returns its path; its progress is
 // in the reports.
-func (u *Updater) fetch(ctx context.Context, off offer) (string, error) {
+func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, error) {
+	u.cfg.Store.Pin(off.Digest)
 	// Before the fetch, which needs the room.
-	if err := u.cfg.Store.Prune(spareArtifacts, off.Digest); err != nil {
+	if err := u.cfg.Store.Prune(u.cfg.Spare, off.Digest); err != nil {
 		u.slog.Warn("prune old artifacts", "error", err)
 	}
 	u.mu.Lock()
@@ -144,7 +145,8 @@ func (u *Updater) fetch(ctx context.Context, off offer) (string, error) {
 	sources, err := artifact.Fetch(ctx, artifact.FetchRequest{
 		Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, HTTP: u.cfg.HTTP,
 		Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
-		Progress:   func(done int64, from artifact.Peer) { u.progress(job, off.Size, done, from) },
+		Pull:       u.pull(o), Limiter: u.cfg.Limiter,
+		Progress: func(done int64, from artifact.Peer) { u.progress(job, off.Size, done, from) },
 		SetAside: func(p artifact.Peer, why error) {
 			u.note(fmt.Sprintf("%s is asked no more for the artifact: %v", nameOf(p), why))
 		},
@@ -167,6 +169,46 @@ func (u *Updater) fetch(ctx context.Context, off offer) (string, error) {
 	}
 	u.note("artifact verified")
 	return u.cfg.Store.Path(off.Digest), nil
+}
+
+// pull says how relays get the artifact of an order for this host.
+func (u *Updater) pull(o order.Order) *artifact.Pull {
+	if u.cfg.Relays == nil {
+		return nil
+	}
+	told := pullTold{}
+	return &artifact.Pull{
+		HostID: u.cfg.HostID, Manifest: o.Manifest, Signature: o.Signature, Relays: u.cfg.Relays,
+		Progress: func(p artifact.PullProgress) {
+			u.mu.Lock()
+			u.status.pulled = max(u.status.pulled, p.Moved)
+			u.mu.Unlock()
+			if line := told.line(p); line != "" {
+				u.note(line)
+			}
+		},
+	}
+}
+
+// pullTold is what the job's log says of a relay already: a line for each
+// quarter keeps the log short, however slow the link.
+type pullTold struct {
+	relay   string
+	quarter int64
+}
+
+// line returns what is to be said now, or "".
+func (t *pullTold) line(p artifact.PullProgress) string {
+	now := pullTold{relay: p.Relay.HostID, quarter: p.Done * 4 / max(p.Size, 1)}
+	if now.relay == t.relay && now.quarter <= t.quarter {
+		return ""
+	}
+	*t = now
+	text := fmt.Sprintf("relay %s fetches it: %d %%", nameOf(p.Relay), p.Done*100/max(p.Size, 1))
+	if p.From != "" {
+		text += ", from " + p.From
+	}
+	return text
 }
 
 // progress takes note of the bytes that are here, and of who sent the newest.

@@ -28,6 +28,9 @@ type Report struct {
 	// Done and Total are bytes of the artifact.
 	Done  int64 `json:"done,omitempty"`
 	Total int64 `json:"total,omitempty"`
+	// Pulled counts the bytes that relays moved for this host before any reach it.
+	// As long as it grows the download makes progress, though Done does not.
+	Pulled int64 `json:"pulled,omitempty"`
 	// Error is why the job failed or was rolled back; LastOutput is the last line
 	// that the new binary printed.
 	Error      string         `json:"error,omitempty"`
@@ -57,7 +60,7 @@ func (u *Updater) report(ctx context.Context) {
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	var sent time.Time
-	var sentDone int64
+	var sentBytes int64
 	for {
 		kicked := false
 		select {
@@ -73,13 +76,14 @@ func (u *Updater) report(ctx context.Context) {
 		}
 		now := time.Now()
 		ago := now.Sub(sent)
-		due := kicked || r.Done != sentDone ||
+		bytes := r.Done + r.Pulled
+		due := kicked || bytes != sentBytes ||
 			(len(r.Lines) > 0 && ago >= resendEvery-progressEvery/5) ||
 			(ago >= settledEvery && now.Sub(since) < settledFor)
 		if !due {
 			continue
 		}
-		sent, sentDone = now, r.Done
+		sent, sentBytes = now, bytes
 		u.cfg.Mesh.Report(r)
 	}
 }
@@ -90,7 +94,7 @@ func (u *Updater) compose() (r Report, since time.Time) {
 	defer u.mu.Unlock()
 	st := u.status
 	r = Report{
-		JobID: st.job, Done: st.done, Total: st.total,
+		JobID: st.job, Done: st.done, Total: st.total, Pulled: st.pulled,
 		Error: st.reason, LastOutput: st.lastOutput, Sources: st.namedSources(),
 	}
 	if u.log != nil && u.log.job == st.job {

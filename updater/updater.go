@@ -36,6 +36,7 @@ type status struct {
 	job, phase         string
 	since              time.Time
 	done, total        int64
+	pulled             int64 // bytes that relays moved on their way to here
 	reason, lastOutput string
 	sources            map[string]fleet.Source
 }

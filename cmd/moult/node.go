@@ -21,7 +21,6 @@ import (
 	"moult/consensus/fleet"
 	"moult/mesh"
 	"moult/mesh/identity"
-	"moult/updater/artifact"
 )
 
 // newLogger logs to stderr: text for people, JSON when asked for.
@@ -98,32 +97,6 @@ func leaveAndClose(node *mesh.Node, logger *slog.Logger) {
 	}
 	if err := node.Close(); err != nil {
 		logger.Warn("close the mesh", "error", err)
-	}
-}
-
-// artifactPeers lists who may have an artifact, nearest first: hosts of the own
-// segment that run or hold it, then servers, which hold every release.
-func artifactPeers(node *mesh.Node, selfID string) func(digest string) []artifact.Peer {
-	return func(digest string) []artifact.Peer {
-		own := node.Record().Segments
-		var peers []artifact.Peer
-		for _, m := range node.Roster().Members() {
-			if m.HostID == selfID || m.Liveness != mesh.Online {
-				continue
-			}
-			server := m.Role == string(identity.RoleServer)
-			if !server && !m.HasArtifact(digest) {
-				continue
-			}
-			p := artifact.Peer{HostID: m.HostID, Role: m.Role, Addr: m.Addr}
-			if server {
-				p.Class = 2
-			} else if len(m.Segments) > 0 && len(own) > 0 && m.Segments[0] != own[0] {
-				p.Class = 1
-			}
-			peers = append(peers, p)
-		}
-		return peers
 	}
 }
 

@@ -89,7 +89,7 @@ func (o *observer) Observations() map[string]coordinator.Observation {
 			Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen,
 		}
 		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
-			ob.Done, ob.Total = r.Done, r.Total
+			ob.Done, ob.Total, ob.Pulled = r.Done, r.Total, r.Pulled
 			ob.Error, ob.LastOutput = r.Error, r.LastOutput
 			ob.Sources = r.Sources
 		}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
@@ -33,6 +35,7 @@ type publisher struct {
 	servers *serverClient
 	self    string // this server's id
 	peer    string // this server's node port, as others reach it
+	limiter *rate.Limiter
 	logger  *slog.Logger
 }
 
@@ -176,7 +179,7 @@ func (p *publisher) fetch(ctx context.Context, digest string, size int64, candid
 		return nil
 	}
 	_, err := artifact.Fetch(ctx, artifact.FetchRequest{
-		Store: p.store, Digest: digest, Size: size, Candidates: candidates, HTTP: p.servers.http,
+		Store: p.store, Digest: digest, Size: size, Candidates: candidates, HTTP: p.servers.http, Limiter: p.limiter,
 	})
 	return err
 }

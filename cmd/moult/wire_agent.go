@@ -69,7 +69,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 //	             ▲    │               │
 //	   records, reports ◀─────────────┘ stage, trial marker, exit 75
 //	                                        │
-//	node port (--peer) ── /artifact ──▶ artifact store
+//	node port (--peer) ── /artifact ──▶ artifact store ◀── puller, on a relay
 //
 // It ends with updater.ErrRestart when a trial is staged: the supervisor takes
 // it from there.
@@ -117,6 +117,20 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	}
 	defer leaveAndClose(node, logger)
 	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
+	announceHolds(node, store, me.digest)
+	peers, fetcher := artifactPeers{node, creds.HostID}, nodeport.Client(creds, anyMember)
+	limiter := artifact.NewLimiter(int64(o.serve.pull))
+	puller, err := artifact.NewPuller(artifact.PullerConfig{
+		HostID: creds.HostID, Store: store, HTTP: fetcher, Limiter: limiter, Prune: true,
+		ReleaseKeys: func() []string { return creds.ReleaseKeys },
+		Candidates:  peers.holders, Relays: peers.relays, Active: peers.active,
+		Logger: logger.With("component", "puller"),
+	})
+	if err != nil {
+		return err
+	}
+	defer puller.Close()
+	api.Handle("POST /artifact/{digest}/pull", puller)
 	phase, jobID := updater.StartPhase(o.data, link)
 	node.Announce(mesh.Phase(phase), jobID)
 
@@ -128,7 +142,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		HostID: creds.HostID, Verifier: creds.Verifier(), Fence: fence,
 		ReleaseKeys: func() []string { return creds.ReleaseKeys },
 		DataDir:     o.data, Installed: o.binary, Version: version, Digest: me.digest,
-		Store: store, Candidates: artifactPeers(node, creds.HostID), HTTP: nodeport.Client(creds, anyMember),
+		Store: store, Candidates: peers.holders, Relays: peers.relays, HTTP: fetcher, Limiter: limiter, Spare: spareOf(o),
 		Mesh: &agentMesh{node: node, logger: logger.With("component", "reports")},
 		Link: link, Logger: logger,
 	})
@@ -185,6 +199,15 @@ func proveHealth(ctx context.Context, node *mesh.Node, link *updater.SupervisorL
 		case <-changed:
 		}
 	}
+}
+
+// spareOf is how many artifacts an agent keeps for others: a relay keeps as many
+// of its own fetches as of those for others, lest one drop the other's.
+func spareOf(o agentOptions) int {
+	if len(o.alsoSegment) > 0 {
+		return artifact.KeptByRelay
+	}
+	return 0 // the updater's own number
 }
 
 func agentPools(o agentOptions, creds identity.Credentials) ([]mesh.PoolConfig, error) {

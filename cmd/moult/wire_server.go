@@ -43,7 +43,7 @@ const (
 //	                ▲                                    ▼ ▼         │
 //	             roster ◀── mesh (--gossip) ◀── reports, records     │
 //	                                                                 │
-//	artifact store ◀── publisher, peers' fetches       CA: enrolment ┘
+//	artifact store ◀── publisher, puller, fetches      CA: enrolment ┘
 //
 // Closed last in, first out: first what takes requests, then the coordinator,
 // the notifier and Raft (which hands leadership over), then the mesh, then the node port.
@@ -138,10 +138,22 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	if err != nil {
 		return err
 	}
-	publisher := &publisher{raft: raft, store: store, servers: others, self: creds.HostID, peer: o.peerAdv, logger: logger.With("component", "publisher")}
+	peers, limiter := artifactPeers{node, creds.HostID}, artifact.NewLimiter(int64(o.serve.pull))
+	publisher := &publisher{raft: raft, store: store, servers: others, self: creds.HostID, peer: o.peerAdv, limiter: limiter, logger: logger.With("component", "publisher")}
+	puller, err := artifact.NewPuller(artifact.PullerConfig{
+		HostID: creds.HostID, Store: store, HTTP: nodeport.Client(creds, anyMember), Limiter: limiter,
+		ReleaseKeys: publisher.releaseKeys,
+		Candidates:  peers.holders, Relays: peers.relays, Active: peers.active,
+		Logger: logger.With("component", "puller"),
+	})
+	if err != nil {
+		return err
+	}
+	defer puller.Close()
 	members := &membership{raft: raft, servers: others, self: creds.HostID}
 	api := http.NewServeMux()
 	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
+	api.Handle("POST /artifact/{digest}/pull", puller)
 	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
 	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
@@ -174,7 +186,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	defer tasks.Wait()
 	defer stop()
 	tasks.Go(func() { observer.run(ctx) })
-	tasks.Go(func() { publisher.keepUp(ctx, artifactPeers(node, creds.HostID)) })
+	tasks.Go(func() { publisher.keepUp(ctx, peers.holders) })
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) {
 			err := coordinator.Run(ctx, coordinator.Config{

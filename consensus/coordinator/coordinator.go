@@ -68,6 +68,7 @@ type Observation struct {
 	Phase        string // as in the mesh's record: idle, fetching, …
 	JobID        string // the job that Phase is about
 	Done, Total  int64  // bytes of the download
+	Pulled       int64  // bytes that relays moved for it, before any reach it
 	Error        string // why the job failed, from the host's report
 	LastOutput   string // the new binary's last line of output
 	Sources      []fleet.Source

@@ -28,11 +28,11 @@ type jobMemory struct {
 }
 
 // progress orders the states of a host at work: by its start, then by the phase,
-// then by the bytes it has.
+// then by the bytes that it has, or that relays moved for it.
 type progress struct {
-	boot  uint64
-	phase string
-	done  int64
+	boot         uint64
+	phase        string
+	done, pulled int64
 }
 
 func (p progress) less(o progress) bool {
@@ -42,7 +42,16 @@ func (p progress) less(o progress) bool {
 	if a, b := rank(p.phase), rank(o.phase); a != b {
 		return a < b
 	}
-	return p.done < o.done
+	return p.done < o.done || p.pulled < o.pulled
+}
+
+// furthest is what counts when o came after p and is further in one way: what
+// was reached before in the other is not lost.
+func (p progress) furthest(o progress) progress {
+	if p.boot == o.boot && p.phase == o.phase {
+		o.done, o.pulled = max(p.done, o.done), max(p.pulled, o.pulled)
+	}
+	return o
 }
 
 func rank(phase string) int {
@@ -110,9 +119,9 @@ func (f *flight) observe() {
 	if !f.mine {
 		return
 	}
-	now := progress{f.seen.Boot, f.seen.Phase, f.seen.Done}
+	now := progress{f.seen.Boot, f.seen.Phase, f.seen.Done, f.seen.Pulled}
 	if !f.mem.shown || f.mem.best.less(now) {
-		f.mem.best, f.mem.movedAt = now, f.Now
+		f.mem.best, f.mem.movedAt = f.mem.best.furthest(now), f.Now
 	}
 	f.mem.shown = true
 	if totalBytes(f.seen.Sources) >= totalBytes(f.mem.sources) && len(f.seen.Sources) > 0 {
@@ -234,7 +243,11 @@ func (f *flight) overdue() (due time.Time, why string) {
 	case !f.seen.Online:
 		why = fmt.Sprintf("%s, while %s", offline, orElse(phase, "updating"))
 	case phase == phaseFetching:
-		why = fmt.Sprintf("the download made no progress for %v (%d of %d bytes); look at the peers and the network of %s", wait, f.seen.Done, f.seen.Total, f.host.Name)
+		have := fmt.Sprintf("%d of %d bytes", f.seen.Done, f.seen.Total)
+		if f.seen.Pulled > 0 {
+			have += fmt.Sprintf(", %d moved by relays", f.seen.Pulled)
+		}
+		why = fmt.Sprintf("the download made no progress for %v (%s); look at the peers and the network of %s", wait, have, f.host.Name)
 	default:
 		why = fmt.Sprintf("%s stays in phase %s for %v; look at the agent's log", f.host.Name, orElse(phase, "unknown"), wait)
 	}

@@ -309,6 +309,8 @@ func (w *world) see(name string, pairs []string) {
 			o.JobID = value
 		case "done":
 			o.Done, o.Total = number, 1000
+		case "pulled":
+			o.Pulled, o.Total = number, 1000
 		case "error":
 			o.Error = value
 		case "output":

@@ -62,7 +62,7 @@ func (w *world) interfere(r *rapid.T, hosts []string) {
 			Phase: rapid.SampledFrom([]string{
 				phaseIdle, phaseFetching, phaseVerifying, phasePreflight, phaseRestarting, phaseTrial, phaseFailed, phaseRolledBack, "new",
 			}).Draw(r, "phase"),
-			Done: rapid.Int64Range(0, 3).Draw(r, "done"), Total: 3,
+			Done: rapid.Int64Range(0, 3).Draw(r, "done"), Total: 3, Pulled: rapid.Int64Range(0, 3).Draw(r, "pulled"),
 		}
 	}
 }

@@ -8,8 +8,29 @@ import (
 	"net/http"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"moult/mesh/identity"
 )
+
+const (
+	// pacedRead is how many bytes are read at once under a Limiter, and limitBurst
+	// how many may come at once.
+	pacedRead  = 16 << 10
+	limitBurst = 64 << 10
+	// limitShare is how many transfers may share a Limiter, for what is asked of a
+	// peer: a relay's pulls and its own fetch.
+	limitShare = maxPulls + 1
+)
+
+// NewLimiter returns a FetchRequest.Limiter, to be shared by all fetches of a
+// host; nil for 0 bytes per second, which is no limit.
+func NewLimiter(bytesPerSecond int64) *rate.Limiter {
+	if bytesPerSecond <= 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(bytesPerSecond), limitBurst)
+}
 
 // Why a transfer ended before its end.
 var (
@@ -17,6 +38,7 @@ var (
 	errStalled    = errors.New("it sends nothing any more")
 	errTooSlow    = errors.New("it sends too slowly")
 	errOtherBytes = errors.New("what it has is not of the signed length")
+	errLacks      = errors.New("it does not hold the artifact")
 )
 
 // download appends to the file what one peer sends, until the file is complete
@@ -45,7 +67,7 @@ func (f *fetch) download(ctx context.Context, p Peer) error {
 	if err != nil {
 		return err
 	}
-	t := transfer{fetch: f, peer: p, stall: stall, windowStart: time.Now(), minRate: f.MinRate}
+	t := transfer{fetch: f, ctx: ctx, peer: p, stall: stall, windowStart: time.Now(), minRate: f.MinRate}
 	if f.alone {
 		t.minRate /= aloneRateShare
 	}
@@ -80,7 +102,7 @@ func (f *fetch) readHeader(resp *http.Response) (skip int64, err error) {
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		return 0, errBusy
 	case http.StatusNotFound:
-		return 0, errors.New("it does not hold the artifact")
+		return 0, errLacks
 	case http.StatusOK, http.StatusPartialContent:
 	default:
 		return 0, fmt.Errorf("it answers %.40q", resp.Status)
@@ -120,6 +142,7 @@ func (f *fetch) checkRange(header string) error {
 // transfer is one answer's body on its way into the file.
 type transfer struct {
 	*fetch
+	ctx   context.Context
 	peer  Peer
 	stall *time.Timer
 
@@ -136,7 +159,13 @@ func (t *transfer) copy(body io.Reader, skip int64) error {
 		if skip > 0 {
 			into = into[:min(int64(len(into)), skip)]
 		}
+		if t.Limiter != nil {
+			into = into[:min(len(into), pacedRead)]
+		}
 		n, err := body.Read(into)
+		if waitErr := t.await(n); waitErr != nil {
+			return waitErr
+		}
 		if skip > 0 {
 			skip -= int64(n)
 		} else if err := t.keep(n); err != nil {
@@ -155,6 +184,17 @@ func (t *transfer) copy(body io.Reader, skip int64) error {
 	return nil
 }
 
+// await holds the transfer back to the limiter's rate. That is no stall of the
+// peer's.
+func (t *transfer) await(n int) error {
+	if t.Limiter == nil || n == 0 {
+		return nil
+	}
+	t.stall.Stop()
+	defer t.stall.Reset(t.StallTimeout)
+	return t.Limiter.WaitN(t.ctx, n)
+}
+
 // keep counts bytes that came in as the artifact's.
 func (t *transfer) keep(n int) error {
 	if n == 0 {
@@ -162,7 +202,7 @@ func (t *transfer) keep(n int) error {
 	}
 	flushed, err := t.partial.add(n)
 	if err == nil && flushed {
-		t.Progress(t.partial.done, t.peer)
+		t.arrived(t.peer)
 	}
 	return err
 }
@@ -172,9 +212,15 @@ func (t *transfer) flush() error {
 	before := t.partial.done
 	err := t.partial.flush()
 	if err == nil && t.partial.done > before {
-		t.Progress(t.partial.done, t.peer)
+		t.arrived(t.peer)
 	}
 	return err
+}
+
+// arrived tells those who ask and those who wait how far it is.
+func (f *fetch) arrived(p Peer) {
+	f.flight.update(func(s *flightState) { s.done, s.from, s.through = f.partial.done, p, nil })
+	f.Progress(f.partial.done, p)
 }
 
 // pace puts the stall off and holds the last window against the least rate.

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Peer is a host that may have an artifact.
@@ -19,7 +21,7 @@ type Peer struct {
 	Name   string
 	Role   string
 	Addr   string // of its node port
-	Class  int    // lower is nearer; within a class the order is drawn by chance
+	Class  int    // lower is nearer; for the order within a class see FetchRequest
 }
 
 // key tells peers apart.
@@ -55,7 +57,13 @@ type FetchRequest struct {
 	Digest string // sha256 that the bytes must have
 	Size   int64  // bytes that the manifest signed; no more are read from anybody
 	// Candidates lists who may have the artifact. It is asked again in each round.
+	// Within a class the order is drawn by chance.
 	Candidates func() []Peer
+	// Pull says how to have relays get the artifact when no candidate has it. May
+	// be nil.
+	Pull *Pull
+	// Limiter paces what is read from peers, and may be shared. May be nil.
+	Limiter *rate.Limiter
 	// HTTP reaches https://ADDR/artifact/DIGEST and knows by itself whom to
 	// believe. Redirects are not followed, whatever it says.
 	HTTP *http.Client
@@ -75,6 +83,9 @@ type FetchRequest struct {
 	// Rounds is how often all candidates are tried without progress before Fetch
 	// gives up. 0: DefaultRounds.
 	Rounds int
+	// Brief makes Fetch give up soon when nobody has the artifact or a peer is
+	// only busy, which it waits out else: who waits for it may know another way.
+	Brief bool
 }
 
 func (r *FetchRequest) setDefaults() error {
@@ -87,6 +98,17 @@ func (r *FetchRequest) setDefaults() error {
 	r.StallTimeout = cmp.Or(r.StallTimeout, DefaultStallTimeout)
 	r.MinRate = cmp.Or(r.MinRate, DefaultMinRate)
 	r.Rounds = cmp.Or(r.Rounds, DefaultRounds)
+	if r.Limiter != nil {
+		// A peer is not slow for being read slowly.
+		r.MinRate = min(r.MinRate, int64(r.Limiter.Limit()/limitShare))
+	}
+	if r.Pull != nil {
+		pull := *r.Pull
+		if err := pull.setDefaults(); err != nil {
+			return err
+		}
+		r.Pull = &pull
+	}
 	if r.Progress == nil {
 		r.Progress = func(int64, Peer) {}
 	}
@@ -109,7 +131,8 @@ type Source struct {
 // the store held it or what an earlier Fetch left was complete. It resumes what
 // an earlier Fetch left, changes the peer on an error, a stall or a slow
 // transfer, and sets aside a peer that served bad bytes. It holds no more than a
-// buffer in memory. A second Fetch of a digest waits for the first.
+// buffer in memory. A second Fetch of a digest waits for the first, and tells of
+// its progress and sources as of its own.
 //
 // Errors: ErrDiskFull, after which nothing is left of the artifact; ErrNoPeer,
 // with what the last peer said; ErrLength; ctx's.
@@ -117,23 +140,46 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 	if err := req.setDefaults(); err != nil {
 		return nil, err
 	}
-	release, err := req.Store.claim(ctx, req.Digest)
+	var watched flightState
+	own, release, err := req.Store.claim(ctx, req.Digest, func(s flightState) {
+		req.tell(watched, s)
+		watched = s
+	})
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	switch err := req.Store.Verify(req.Digest); {
 	case err == nil:
-		return nil, req.Store.checkLength(req.Digest, req.Size)
+		return watched.sources, req.Store.checkLength(req.Digest, req.Size)
 	case !errors.Is(err, ErrNotHeld) && !errors.Is(err, ErrDamaged):
 		return nil, err
 	}
-	f := &fetch{FetchRequest: req, names: map[string]string{}, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{}}
-	return f.run(ctx)
+	f := &fetch{
+		FetchRequest: req, flight: own,
+		names: map[string]string{}, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{},
+		pulled: map[string]int64{},
+	}
+	sources, err := f.run(ctx)
+	if err == nil {
+		own.update(func(s *flightState) { s.sources = sources })
+	}
+	return sources, err
+}
+
+// tell passes on what has come of another's fetch of the artifact.
+func (r *FetchRequest) tell(before, now flightState) {
+	if now.done != before.done {
+		r.Progress(now.done, now.from)
+	}
+	if r.Pull != nil && now.pull != before.pull {
+		r.Pull.Progress(now.pull)
+	}
 }
 
 type fetch struct {
 	FetchRequest
+	flight  *flight
 	partial *partial
 	best    int64 // the most bytes that were here since the last ones proved bad
 	sources []Source
@@ -144,6 +190,7 @@ type fetch struct {
 	slow    map[string]bool   // sent too slowly once; asked last
 	suspect map[string]bool   // had a part in bad bytes of several; asked after the others
 	alone   bool              // after bad bytes of several: take all from one peer, to know whose they are
+	pulled  map[string]int64  // by relay: the most bytes that it said it had moved
 }
 
 func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
@@ -159,6 +206,7 @@ func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
 		}
 	}()
 	f.best, f.resumed = f.partial.done, f.partial.done > 0
+	f.flight.update(func(s *flightState) { s.done = f.partial.done })
 	if err := checkSpace(f.Store.dir, f.partial.missing()); err != nil {
 		return nil, err
 	}
@@ -172,7 +220,7 @@ func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
 	}
 	var last error
 	for idle, busy := 0, 0; idle < f.Rounds; {
-		r := f.round(ctx)
+		r := f.round(ctx, busy%busyRounds == busyRounds-1)
 		switch {
 		case r.err == nil:
 			return f.sources, f.Store.adopt(f.partial.file, f.Digest)
@@ -185,7 +233,7 @@ func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
 		switch {
 		case r.gained >= worthwhile:
 			idle = 0
-		case r.busy && busy%busyRounds != busyRounds-1:
+		case r.busy && !f.Brief && busy%busyRounds != busyRounds-1:
 			busy++
 		default:
 			idle, busy = idle+1, 0
@@ -213,70 +261,112 @@ type result struct {
 	busy   bool  // a peer was only busy, or there was none
 }
 
-var errNobody = errors.New("nobody who is online has it; are the servers up? See: moult status")
+var errNobody = errors.New("nobody who is online has it, as far as this host reaches; are the servers up, and a relay of its segment? See: moult status")
 
-// round asks every candidate once.
-func (f *fetch) round(ctx context.Context) result {
+// round asks every candidate once, and then the relays, unless somebody who may
+// have the artifact was only busy and patience is not over: what is on this side
+// of a link is worth waiting for.
+func (f *fetch) round(ctx context.Context, impatient bool) result {
 	candidates := f.Candidates()
 	r := result{err: errNobody, busy: len(candidates) == 0}
+	lack := map[string]bool{} // who said so; relays among them can be asked to get it
+	asked := map[string]bool{}
+	waits := false
 	for _, p := range f.order(candidates) {
 		if ctx.Err() != nil {
-			break
-		}
-		err := f.take(ctx, p)
-		if err == nil || isLocal(err) {
-			r.err = err
 			return r
 		}
-		r.gained += f.gained()
-		switch {
-		case errors.Is(err, errBusy):
-			r.busy = true
-		case errors.Is(err, errCorrupt):
-			r.gained = 0
-		case errors.Is(err, errTooSlow), errors.Is(err, errStalled), isTimeout(err):
-			f.slow[p.key()] = true
-		case errors.Is(err, errOtherBytes):
-			f.ban(p, err)
+		err := f.take(ctx, p, 1)
+		if f.settle(&r, p, err) {
+			return r
 		}
-		r.err = fmt.Errorf("from %s: %w", cmp.Or(f.names[p.key()], p.Name, p.HostID, p.Addr), err)
+		asked[p.key()], lack[p.key()] = true, errors.Is(err, errLacks)
+		waits = waits || errors.Is(err, errBusy)
+	}
+	if f.Pull == nil || waits && !impatient && !f.Brief {
+		return r
+	}
+	relays := f.orderRelays()
+	if len(relays) > 0 && len(candidates) == 0 {
+		r.busy = false // they say how it stands
+	}
+	for _, p := range relays {
+		if ctx.Err() != nil {
+			return r
+		}
+		if asked[p.key()] && !lack[p.key()] {
+			continue
+		}
+		err := f.pullThrough(ctx, p)
+		// It has the artifact: to have another relay get it, too, would cost a link.
+		if f.settle(&r, p, err) || errors.Is(err, errServing) {
+			return r
+		}
 	}
 	return r
+}
+
+// settle takes down how a peer did; it returns true when that ends the round.
+func (f *fetch) settle(r *result, p Peer, err error) bool {
+	if err == nil || isLocal(err) {
+		r.err = err
+		return true
+	}
+	r.gained += f.gained()
+	switch {
+	case errors.Is(err, errBusy), errors.Is(err, errNoWay):
+		r.busy = true
+	case errors.Is(err, errCorrupt):
+		r.gained = 0
+	case errors.Is(err, errTooSlow), errors.Is(err, errStalled), isTimeout(err):
+		f.slow[p.key()] = true
+	case errors.Is(err, errOtherBytes), errors.Is(err, errImpossible):
+		f.ban(p, err)
+	}
+	r.err = fmt.Errorf("from %s: %w", cmp.Or(f.names[p.key()], p.Name, p.HostID, p.Addr), err)
+	return false
 }
 
 // order sorts the candidates: nearest first and by chance within a class, but
 // those last who were slow or are suspected.
 func (f *fetch) order(candidates []Peer) []Peer {
-	peers := slices.DeleteFunc(slices.Clone(candidates), func(p Peer) bool { return f.banned[p.key()] })
+	peers := f.trusted(candidates)
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
-	rank := func(p Peer) int {
-		switch {
-		case f.suspect[p.key()]:
-			return 2
-		case f.slow[p.key()]:
-			return 1
-		}
-		return 0
-	}
 	slices.SortStableFunc(peers, func(a, b Peer) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Class, b.Class))
+		return cmp.Or(cmp.Compare(f.rank(a), f.rank(b)), cmp.Compare(a.Class, b.Class))
 	})
 	return peers
 }
 
-// gained returns how many bytes there are more than ever before. To count from
-// the last peer's would let two bad ones keep a fetch alive for ever, one
-// delivering a little, the other a little more.
+// trusted returns the peers that are not set aside.
+func (f *fetch) trusted(peers []Peer) []Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool { return f.banned[p.key()] })
+}
+
+func (f *fetch) rank(p Peer) int {
+	switch {
+	case f.suspect[p.key()]:
+		return 2
+	case f.slow[p.key()]:
+		return 1
+	}
+	return 0
+}
+
+// gained returns how many bytes there are more than ever before, here or, by
+// what relays say, on their way to here. To count from the last peer's would let
+// two bad ones keep a fetch alive for ever, one delivering a little, the other a
+// little more.
 func (f *fetch) gained() int64 {
-	more := max(0, f.partial.done-f.best)
+	here := f.partial.done + f.totalPulled()
+	more := max(0, here-f.best)
 	f.best += more
 	return more
 }
 
-// take reads what is missing from one peer; nil means the artifact is complete
-// and verified.
-func (f *fetch) take(ctx context.Context, p Peer) error {
-	attempts := 1
+// take reads what is missing from one peer, in so many attempts as long as each
+// brings something; nil means the artifact is complete and verified.
+func (f *fetch) take(ctx context.Context, p Peer, attempts int) error {
 	if f.alone {
 		attempts = aloneAttempts
 		if err := f.restart(); err != nil {
@@ -319,7 +409,7 @@ func (f *fetch) verify() error {
 			f.suspect[s.Peer.key()] = true
 		}
 	}
-	f.best = 0
+	f.best = f.totalPulled()
 	if err := f.restart(); err != nil {
 		return err
 	}

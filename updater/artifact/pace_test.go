@@ -222,7 +222,7 @@ func TestUpAndDownIsNoProgress(t *testing.T) {
 			}
 			return w.peers
 		}
-		f := &fetch{FetchRequest: req, alone: true, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{}}
+		f := &fetch{FetchRequest: req, flight: &flight{}, alone: true, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{}}
 		must(t, f.setDefaults())
 		if _, err := f.run(t.Context()); !errors.Is(err, ErrNoPeer) {
 			t.Errorf("error is %v", err)

@@ -14,11 +14,15 @@
 //	503 with Retry-After     all streams are taken: ask another peer
 //	404                      not held here
 //
+// A relay, and a server, also gets what it lacks for hosts that reach nobody who
+// holds it: see Puller.
+//
+//	POST /artifact/<sha256>/pull   get it, by this signed manifest; how far it is
+//
 // Nothing in the package holds an artifact in memory. Safe for concurrent use.
 package artifact
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -62,7 +66,11 @@ type Store struct {
 	running running
 
 	mu       sync.Mutex
-	fetching map[string]chan struct{} // closed when a digest's partial file loses its owner
+	fetching map[string]*flight // by digest
+	pinned   string             // see Pin
+
+	telling sync.Mutex // or the older of two lists would be told last
+	changed func([]string)
 }
 
 // OpenStore opens or makes the directory. The running executable is held too,
@@ -83,7 +91,7 @@ func OpenStore(dir, runningDigest, runningPath string) (*Store, error) {
 	for _, path := range leftovers {
 		os.Remove(path)
 	}
-	return &Store{dir: dir, running: newRunning(runningDigest, runningPath), fetching: map[string]chan struct{}{}}, nil
+	return &Store{dir: dir, running: newRunning(runningDigest, runningPath), fetching: map[string]*flight{}}, nil
 }
 
 // ValidDigest tells whether s is a sha256 as 64 lower-case hex digits.
@@ -182,6 +190,32 @@ func (s *Store) List() ([]string, error) {
 	return out, nil
 }
 
+// Watch has f told of the digests of the verified artifacts, the newest first:
+// now, and whenever one may have come or gone. Call it before the store is used.
+func (s *Store) Watch(f func(digests []string)) {
+	s.changed = f
+	s.tell()
+}
+
+func (s *Store) tell() {
+	if s.changed == nil {
+		return
+	}
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return // those who ask for what is not here are told so
+	}
+	var digests []string
+	for _, e := range newestFirst(entries) {
+		if ValidDigest(e.Name()) {
+			digests = append(digests, e.Name())
+		}
+	}
+	s.changed(digests)
+}
+
 // Remove deletes an artifact and what was fetched of it, unless it is being
 // fetched. What has the running binary's digest it keeps, without an error: on
 // trial that is the running binary, and the only copy of it.
@@ -189,6 +223,7 @@ func (s *Store) Remove(digest string) error {
 	if !ValidDigest(digest) || digest == s.running.digest {
 		return nil
 	}
+	defer s.tell()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := ignoreMissing(os.Remove(s.Path(digest)))
@@ -205,17 +240,26 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// Prune deletes all artifacts but those named and the newest of the others, at
-// most spare, and partial files that nobody is fetching. What has the running
-// binary's digest is always kept.
+// Pin makes Prune keep an artifact until another one is pinned: what this host
+// is to run must not make room for what it pulls for others.
+func (s *Store) Pin(digest string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pinned = digest
+}
+
+// Prune deletes all artifacts but those named, the pinned one, and the newest of
+// the others, at most spare, and partial files that nobody is fetching. What has
+// the running binary's digest is always kept.
 func (s *Store) Prune(spare int, keep ...string) error {
-	kept := map[string]bool{s.running.digest: true}
-	for _, k := range keep {
-		kept[k] = true
-	}
+	defer s.tell()
 	// Under the lock no fetch can begin, so none loses the file it resumes.
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	kept := map[string]bool{s.running.digest: true, s.pinned: true}
+	for _, k := range keep {
+		kept[k] = true
+	}
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return err
@@ -293,31 +337,9 @@ func (s *Store) adopt(f *os.File, digest string) error {
 		}
 		return os.Remove(f.Name())
 	}
-	return durable.SyncDir(s.dir)
-}
-
-// claim makes the caller the only one to write a digest's partial file, after
-// waiting for who does now.
-func (s *Store) claim(ctx context.Context, digest string) (release func(), err error) {
-	for {
-		s.mu.Lock()
-		owned, busy := s.fetching[digest]
-		if !busy {
-			mine := make(chan struct{})
-			s.fetching[digest] = mine
-			s.mu.Unlock()
-			return func() {
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				delete(s.fetching, digest)
-				close(mine)
-			}, nil
-		}
-		s.mu.Unlock()
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-owned:
-		}
+	if err := durable.SyncDir(s.dir); err != nil {
+		return err
 	}
+	s.tell()
+	return nil
 }

@@ -125,7 +125,7 @@ func TestRetain(t *testing.T) {
 		w.digest = digest
 		w.leave([]byte("half"))
 	}
-	release, err := s.claim(t.Context(), busy)
+	_, release, err := s.claim(t.Context(), busy, func(flightState) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestTheRunningBinaryIsNeverDeleted(t *testing.T) {
 func TestRemoveSparesWhatIsBeingFetched(t *testing.T) {
 	w := newWorld(t, 1000)
 	w.leave([]byte("half"))
-	release, err := w.store.claim(t.Context(), w.digest)
+	_, release, err := w.store.claim(t.Context(), w.digest, func(flightState) {})
 	if err != nil {
 		t.Fatal(err)
 	}
