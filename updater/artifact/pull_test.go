@@ -255,7 +255,6 @@ func TestRelaysThatWaitForEachOther(t *testing.T) {
 	close(refused)
 	wg.Wait()
 	l.mustCarry("y", "server", 1)
-	l.mustCarry("x", "y", 1)
 	if n := l.asked[way{"y", "x"}]; n != 1 {
 		t.Errorf("y asked x %d times though x waits for y", n)
 	}
@@ -437,7 +436,7 @@ func TestBadRelays(t *testing.T) {
 			if got := a.mustFetch(req); got["honest"] != 200_000 {
 				t.Errorf("sources %v", got)
 			}
-			if took := time.Since(start); took > tt.took+3*time.Second {
+			if took := time.Since(start); took > tt.took+10*time.Second {
 				t.Errorf("it took %v", took)
 			}
 			if set := slices.Equal(aside, []string{"bad"}); set != tt.setAside {
