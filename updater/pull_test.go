@@ -52,7 +52,9 @@ func TestRelaysProgressIsReported(t *testing.T) {
 		h.await("progress in a report", func() bool { r := h.lastReport(); return r.Pulled > 2*want && r.Done == 0 && r.Total == size })
 	}
 	h.await("the relay's progress in the log", func() bool {
-		return slices.ContainsFunc(h.lines(), func(l string) bool { return strings.Contains(l, "relay dmz-relay fetches it: ") && strings.HasSuffix(l, " %, from server-1") })
+		return slices.ContainsFunc(h.lines(), func(l string) bool {
+			return strings.Contains(l, "relay dmz-relay fetches it: ") && strings.HasSuffix(l, " %, from server-1")
+		})
 	})
 	close(ready)
 	h.awaitPhase(PhaseRestarting)

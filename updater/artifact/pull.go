@@ -12,7 +12,9 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // MaxHops is how many hosts may wait for an artifact behind each other.
@@ -107,7 +109,10 @@ type pullAnswer struct {
 
 // believable holds an answer against what can be: a relay may say anything.
 func (a pullAnswer) believable(size int64) bool {
-	if a.Size != size || a.Done < 0 || a.Done > size || a.Moved < a.Done || len(a.Through) > MaxHops || len(a.From) > maxPeerName {
+	if a.Size != size || a.Done < 0 || a.Done > size || a.Moved < a.Done || len(a.Through) > MaxHops {
+		return false
+	}
+	if len(a.From) > maxPeerName || strings.ContainsFunc(a.From, unicode.IsControl) { // it goes into the job's log
 		return false
 	}
 	return !slices.ContainsFunc(a.Through, func(id string) bool { return id == "" || len(id) > maxHostID })

@@ -402,6 +402,7 @@ func TestBadRelays(t *testing.T) {
 		{"negative", answering(http.StatusAccepted, `{"done":-1,"size":SIZE,"moved":0}`), true, pullStall},
 		{"another length", answering(http.StatusAccepted, `{"done":0,"size":7,"moved":0}`), true, pullStall},
 		{"too many behind it", answering(http.StatusAccepted, `{"size":SIZE,"through":["1","2","3","4","5","6","7","8","9"]}`), true, pullStall},
+		{"a name that is none", answering(http.StatusAccepted, `{"size":SIZE,"from":"x\u001b[2J"}`), true, pullStall},
 		{"no JSON", answering(http.StatusAccepted, `<html>`), true, pullStall},
 		{"an answer without end", func(*land) http.HandlerFunc {
 			return func(w http.ResponseWriter, _ *http.Request) {

@@ -399,8 +399,8 @@ func (p *Puller) await(ctx context.Context, work *pull, digest string) (pullAnsw
 	case <-ctx.Done():
 	}
 	s := p.cfg.Store.flying(digest)
-	a := pullAnswer{Done: min(s.done, work.size), Size: work.size, Through: s.through, From: nameOf(s.from)}
-	a.Moved = a.Done + s.pull.Moved
+	s.done = min(s.done, work.size)
+	a := pullAnswer{Done: s.done, Size: work.size, Moved: s.moved(), Through: s.through, From: nameOf(s.from)}
 	if len(s.through) > 0 {
 		a.From = nameOf(s.pull.Relay)
 	}

@@ -3,6 +3,7 @@ package artifact
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -227,7 +228,7 @@ func TestPullNeedsRoom(t *testing.T) {
 	ask.Manifest, ask.Signature = l.sign(l.digest, 1, l.secret)
 	// It would fit, but leave this host without room for its own updates.
 	_, err := relay.puller.join(l.digest, free-1, ask)
-	if no, refused := err.(*refusal); !refused || no.status != http.StatusInsufficientStorage {
+	if no := (*refusal)(nil); !errors.As(err, &no) || no.status != http.StatusInsufficientStorage {
 		t.Errorf("error is %v", err)
 	}
 	if _, err := os.Stat(relay.store.partialPath(l.digest)); err == nil {
@@ -268,11 +269,11 @@ func TestUnaskedPullEnds(t *testing.T) {
 				t.Fatalf("%d %q", got.Code, got.Body)
 			}
 		}
-		time.Sleep(unaskedFor - time.Second)
+		time.Sleep(unaskedFor - 2*answerAfter) // the last one was asked as long ago as its answer took
 		if w.store.flying(w.digest).done == 0 {
 			t.Error("it ended too early")
 		}
-		time.Sleep(2 * time.Second)
+		time.Sleep(3 * answerAfter)
 		synctest.Wait()
 		if w.store.flying(w.digest).done != 0 {
 			t.Error("it goes on though nobody asks")
