@@ -99,8 +99,8 @@ func (r *FetchRequest) setDefaults() error {
 	r.MinRate = cmp.Or(r.MinRate, DefaultMinRate)
 	r.Rounds = cmp.Or(r.Rounds, DefaultRounds)
 	if r.Limiter != nil {
-		// A peer is not slow for being read slowly.
-		r.MinRate = min(r.MinRate, int64(r.Limiter.Limit()/limitShare))
+		// A peer is not slow for being read slowly. Shares are not quite equal.
+		r.MinRate = min(r.MinRate, int64(r.Limiter.Limit()/limitShare/2))
 	}
 	if r.Pull != nil {
 		pull := *r.Pull

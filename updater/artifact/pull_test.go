@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -52,6 +53,58 @@ func TestNoRelayIsAskedWithoutNeed(t *testing.T) {
 	req.Rounds, req.Brief = 1, true
 	if _, err := Fetch(t.Context(), req); !errors.Is(err, ErrNoPeer) || !errors.Is(err, errNobody) {
 		t.Errorf("error is %v", err)
+	}
+}
+
+// What a near host holds but is too busy to serve is waited for, within reason:
+// another crossing would cost the link.
+func TestNearHolderIsBusy(t *testing.T) {
+	for name, busyFor := range map[string]int64{"for a moment": 2, "for ever": 1 << 30} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLand(t, 100_000)
+			l.origin("server", 0, "core")
+			l.host("relay", 1, "core", "dmz")
+			peer := l.host("peer", 0, "dmz")
+			l.give(peer)
+			peer.conduct = l.busyAtFirst(peer, busyFor)
+			a := l.host("a", 0, "dmz")
+			got := a.mustFetch(a.request())
+			if waits := busyFor == 2; waits != (got["peer"] == 100_000) || waits != (l.questions("relay") == 0) {
+				t.Errorf("sources %v; the relay was asked %d times", got, l.questions("relay"))
+			}
+		})
+	}
+}
+
+// A relay that got it and is too busy to serve it is waited for: no other one is
+// asked to get it, too.
+func TestBusyRelayIsWaitedFor(t *testing.T) {
+	l := newLand(t, 100_000)
+	l.origin("server", 0, "core")
+	l.host("r1", 1, "core", "dmz")
+	l.host("r2", 1, "core", "dmz")
+	a := l.host("a", 0, "dmz")
+	order := (&fetch{FetchRequest: a.request()}).orderRelays()
+	first, second := l.hosts[order[0].HostID], l.hosts[order[1].HostID]
+	first.conduct = l.busyAtFirst(first, 2)
+	if got := a.mustFetch(a.request()); got[first.id] != 100_000 || l.questions(second.id) != 0 {
+		t.Errorf("sources %v; the second relay was asked %d times", got, l.questions(second.id))
+	}
+}
+
+// busyAtFirst serves nothing the first n times, and pulls as ever.
+func (l *land) busyAtFirst(h *landHost, n int64) http.HandlerFunc {
+	var asked atomic.Int64
+	return func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodPost:
+			h.puller.ServeHTTP(w, r)
+		case asked.Add(1) <= n:
+			busy(w, r)
+		default:
+			Handler(h.store, DefaultLimits).ServeHTTP(w, r)
+		}
 	}
 }
 

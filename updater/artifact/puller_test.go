@@ -227,7 +227,7 @@ func TestPullNeedsRoom(t *testing.T) {
 	ask := l.ask("a")
 	ask.Manifest, ask.Signature = l.sign(l.digest, 1, l.secret)
 	// It would fit, but leave this host without room for its own updates.
-	_, err := relay.puller.join(l.digest, free-1, ask)
+	_, err := relay.puller.join(l.digest, free-pullReserve/2, ask)
 	if no := (*refusal)(nil); !errors.As(err, &no) || no.status != http.StatusInsufficientStorage {
 		t.Errorf("error is %v", err)
 	}
@@ -336,6 +336,29 @@ func TestPullRate(t *testing.T) {
 	})
 }
 
+// Those who share a rate don't take their peers for slow.
+func TestSharersOfARateAreNotSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limiter := NewLimiter(MinPullRate)
+		var wg sync.WaitGroup
+		for range limitShare {
+			w := newWorld(t, 2<<20)
+			asked := 0
+			req := w.over(link{"peer": func(r *http.Request) *http.Response {
+				asked++
+				return steady(w.bytes, 1<<20, 0)(r)
+			}}, "peer")
+			req.Limiter = limiter
+			wg.Go(func() {
+				if _, err := Fetch(t.Context(), req); err != nil || asked != 1 {
+					t.Errorf("the peer was asked %d times, %v", asked, err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
 // A relay that is far behind finds its trouble before those who wait for it do.
 func TestPatienceShrinksAlongTheWay(t *testing.T) {
 	before := DefaultStallTimeout
@@ -357,7 +380,11 @@ func TestClosedPuller(t *testing.T) {
 	if w := relay.askPuller(l.digest, l.ask("a")); w.Code != http.StatusAccepted {
 		t.Errorf("%d %q", w.Code, w.Body)
 	}
+	start := time.Now()
 	relay.puller.Close()
+	if took := time.Since(start); took > pullStall/2 {
+		t.Errorf("Close took %v: it waited for the pull's own end", took)
+	}
 	if w := relay.askPuller(l.digest, l.ask("a")); w.Code != http.StatusServiceUnavailable {
 		t.Errorf("%d %q", w.Code, w.Body)
 	}
