@@ -277,12 +277,13 @@ func TestRelaysThatWaitForEachOther(t *testing.T) {
 	x := l.host("x", 1, "a", "b")
 	l.host("y", 1, "a", "b")
 	l.cut("x", "server")
-	refused := make(chan struct{})
+	waits, refused := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	server.conduct = func(w http.ResponseWriter, r *http.Request) {
 		first := false
 		once.Do(func() { first = true })
 		if first { // y waits here, so that x comes to wait for y
+			close(waits)
 			<-refused
 			http.Error(w, "not now", http.StatusInternalServerError)
 			return
@@ -302,7 +303,7 @@ func TestRelaysThatWaitForEachOther(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { ask(h2, "y") })
-	awaitThat(t, "y to wait for the server", func() bool { return l.questions("y") > 0 })
+	<-waits
 	wg.Go(func() { ask(h1, "x") })
 	awaitThat(t, "x to wait for y", func() bool { return slices.Equal(x.store.flying(l.digest).through, []string{"y"}) })
 	close(refused)
