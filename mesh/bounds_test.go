@@ -29,7 +29,7 @@ func TestReplayGuardForgetsWhoIsSilentLongest(t *testing.T) {
 }
 
 func TestSightingsOfOneHostAreBounded(t *testing.T) {
-	r := newRoster("self", recordVerifier{})
+	r := newRoster("self", []string{"default"}, DefaultTiming, recordVerifier{})
 	_, err := r.record(SignedRecord{Record: agentRecord("a1", 1, 1)}, fromPool)
 	must(t, err)
 	r.see("a1", sightingKey{segment: "far", observer: "genuine"}, sighting{alive: true, boot: 1, version: 1})

@@ -115,7 +115,7 @@ func TestSegmentsPartAndMeetAgain(t *testing.T) {
 		awaitLiveness(t, 10*time.Second, "s1", Online, a, b)
 		c.net.CutGroups([]string{"r1"}, []string{"a1", "a2"})
 		awaitLiveness(t, 2*time.Minute, "a1", Offline, s)
-		awaitLiveness(t, 2*time.Minute, "s1", Offline, a)
+		awaitLiveness(t, 2*time.Minute, "s1", Unreachable, a)
 		awaitLiveness(t, 0, "a2", Online, a) // their own segment is whole
 		a.Announce(PhaseFetching, "job-1")   // what nobody can tell the server now
 		time.Sleep(10 * time.Minute)

@@ -59,6 +59,8 @@ func (n *Node) read(p *pool, msg []byte) {
 		n.takeGossip(p, body)
 	case kindSighting:
 		n.takeHint(body)
+	case kindRenewal:
+		n.takeRenewal(p, body)
 	default:
 		n.counters.malformedMessage.Add(1) // from a newer version, perhaps
 	}
@@ -147,23 +149,28 @@ func (n *Node) takeGossip(p *pool, raw []byte) {
 func (n *Node) watchLoop() {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	nextExchange := time.Now()
+	nextExchange, nextRenewal := time.Now(), time.Now()
 	for {
 		select {
 		case <-n.stop:
 			return
 		case <-n.peersDirty:
 			if n.takePeers() {
-				nextExchange = time.Now() // a server or relay came: tell it all
+				now := time.Now() // a server or relay came: tell it all
+				nextExchange, nextRenewal = now, now
 			}
 		case now := <-ticker.C:
 			if n.takePeers() {
-				nextExchange = now
+				nextExchange, nextRenewal = now, now
 			}
 			n.roster.expire(hintLifetime)
 			if len(n.pools) > 1 && !now.Before(nextExchange) {
 				n.exchange()
 				nextExchange = now.Add(n.cfg.Timing.Exchange)
+			}
+			if !now.Before(nextRenewal) {
+				n.renew()
+				nextRenewal = now.Add(n.cfg.Timing.Renew)
 			}
 		}
 	}

@@ -124,6 +124,7 @@ type Timing struct {
 	Rejoin   time.Duration // between attempts to reach known peers that are missing
 	Exchange time.Duration // between full exchanges of relays' observations
 	Reach    time.Duration // a host stays online this long on its own word alone
+	Renew    time.Duration // between renewals of the record that relays carry
 	Stream   time.Duration // bounds one stream to another member
 }
 
@@ -131,7 +132,7 @@ type Timing struct {
 var DefaultTiming = Timing{
 	Gossip: 100 * time.Millisecond, PushPull: 10 * time.Second, Probe: time.Second,
 	Reclaim: 30 * time.Second, Rejoin: 10 * time.Second, Exchange: 10 * time.Second,
-	Reach: 10 * time.Second, Stream: 5 * time.Second,
+	Reach: 10 * time.Second, Renew: 15 * time.Second, Stream: 5 * time.Second,
 }
 
 func (t Timing) withDefaults() Timing {
@@ -143,6 +144,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.Rejoin, &DefaultTiming.Rejoin},
 		{&t.Exchange, &DefaultTiming.Exchange},
 		{&t.Reach, &DefaultTiming.Reach},
+		{&t.Renew, &DefaultTiming.Renew},
 		{&t.Stream, &DefaultTiming.Stream},
 	} {
 		if *f.value <= 0 {
@@ -182,6 +184,14 @@ func (c Config) validate() error {
 		}
 	}
 	return nil
+}
+
+// segments names the segments of the pools, the home segment first.
+func (c Config) segments() (names []string) {
+	for _, p := range c.Pools {
+		names = append(names, p.Segment)
+	}
+	return names
 }
 
 // peerPort reads the port out of PeerAddr.

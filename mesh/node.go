@@ -92,7 +92,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, logger: cfg.Logger, verifier: verifier,
 		envelopes:  envelopeVerifier{cluster: id.Cluster, certs: cfg.Verifier, records: verifier},
-		roster:     newRoster(id.HostID, verifier),
+		roster:     newRoster(id.HostID, cfg.segments(), cfg.Timing, verifier),
 		outboxes:   map[*pool]*outbox{},
 		replays:    newReplayGuard(maxSenders),
 		results:    &results{waiting: map[uint64]chan byte{}},
@@ -107,9 +107,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	rec := Record{
 		HostID: id.HostID, Boot: cfg.Boot, Role: string(id.Role), Version: cfg.Version,
 		Digest: strings.ToLower(cfg.Digest)[:2*digestPrefix], OS: cfg.OS, Arch: cfg.Arch, PeerPort: port, Phase: PhaseIdle,
-	}
-	for _, p := range cfg.Pools {
-		rec.Segments = append(rec.Segments, p.Segment)
+		Segments: cfg.segments(), Renews: true,
 	}
 	if err := n.publish(func(r *Record) { *r = rec }); err != nil {
 		return nil, fmt.Errorf("start mesh: %w", err)
@@ -129,7 +127,7 @@ func (n *Node) openPools() error {
 			meta:    func() []byte { return n.Record().Raw },
 			receive: n.receive, notify: func() { poke(n.peersDirty) },
 			refused:  func() { n.counters.malformedRecords.Add(1) },
-			announce: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{},
+			announce: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{}, failed: map[string]time.Time{},
 		}
 		p.broadcast = newBroadcastQueue(func() int { return len(p.livePeers()) })
 		if err := p.open(n.cfg, pc, n.logger.With("segment", pc.Segment)); err != nil {

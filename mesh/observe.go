@@ -18,8 +18,6 @@ const topicSightings = "mesh/sightings"
 const (
 	sightingBatch = 200 << 10 // bytes of one message of sightings
 	maxIP         = 16
-	// sightingLives: a sighting is dropped when so many exchanges went by without it.
-	sightingLives = 3.5
 )
 
 // report is one observer's sighting of a host, with the host's own record, as it
@@ -274,7 +272,7 @@ func (n *Node) takeReport(s report) bool {
 	// A stale record is normal here: the host may have been quicker than its relay.
 	seen := sighting{
 		alive: s.alive, ip: s.ip, boot: s.boot, version: s.version,
-		expires: time.Now().Add(time.Duration(sightingLives * float64(n.cfg.Timing.Exchange))),
+		expires: time.Now().Add(n.cfg.Timing.sightingLife()),
 	}
 	return n.roster.see(s.record.HostID, sightingKey{s.segment, s.observer}, seen)
 }

@@ -43,7 +43,8 @@ type pool struct {
 	mu      sync.Mutex
 	peers   map[string]*peer // by host id
 	changes uint64
-	misses  map[string]int // by seed: attempts in vain since one succeeded, if any did; absent: not tried
+	failed  map[string]time.Time // by host id: when a stream to it failed last, since one succeeded
+	misses  map[string]int       // by seed: attempts in vain since one succeeded, if any did; absent: not tried
 }
 
 // peer is memberlist's view of a member, under the pool's lock.
@@ -211,6 +212,30 @@ func (p *pool) livePeers() []string {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// noteStream remembers how a stream to a member went.
+func (p *pool) noteStream(hostID string, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ok {
+		delete(p.failed, hostID)
+		return
+	}
+	for id, at := range p.failed {
+		if time.Since(at) > failureMemory {
+			delete(p.failed, id)
+		}
+	}
+	p.failed[hostID] = time.Now()
+}
+
+// failedLately tells whether streams to a member fail these days.
+func (p *pool) failedLately(hostID string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at, ok := p.failed[hostID]
+	return ok && time.Since(at) <= failureMemory
 }
 
 // send carries one message to a live member over a stream.

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/hex"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -49,6 +50,9 @@ const (
 	recordDomain  = "moult record v1\x00"
 )
 
+// Bits of the first byte of the extension. What follows it is a later version's.
+const extRenews = 1 << 0
+
 // Flags of a record.
 const (
 	flagServer  = 1 << 0
@@ -71,6 +75,7 @@ type Record struct {
 	Phase    Phase
 	JobID    string   // the job that Phase is about; may be empty
 	Holds    []string // 16 hex digits each: further artifacts the host can serve
+	Renews   bool     // the host signs its record anew every Timing.Renew, for relays
 }
 
 // SignedRecord is a record and the signed bytes it was read from.
@@ -92,6 +97,12 @@ func (r Record) HasArtifact(digest string) bool {
 // Relay tells whether the host is in two or more segments.
 func (r Record) Relay() bool { return len(r.Segments) > 1 }
 
+// sameButSeq tells whether r says what o says, and only its number rose.
+func (r Record) sameButSeq(o Record) bool {
+	o.Seq = r.Seq
+	return reflect.DeepEqual(r, o)
+}
+
 // newer tells whether r comes after o, both of the same host.
 func (r Record) newer(o Record) bool {
 	return r.Boot > o.Boot || r.Boot == o.Boot && r.Seq > o.Seq
@@ -101,7 +112,7 @@ func (r Record) newer(o Record) bool {
 //
 //	version 1 | flags 1 | host id | boot 8 | seq 8 | version | digest 8 | os | arch
 //	| count, segments | peer port 2 | phase 1 | job id | count, holds 8 each
-//	| extension | signature 64
+//	| extension: abilities 1 | signature 64
 //
 // The signature covers the domain, the cluster id and all that precedes it. A
 // later version of moult puts new fields into the extension, which this one
@@ -206,7 +217,11 @@ func (r Record) encode() ([]byte, error) {
 	for _, h := range r.Holds {
 		w.prefix(h)
 	}
-	w.text8("") // extension
+	var extension string
+	if r.Renews {
+		extension = string([]byte{extRenews})
+	}
+	w.text8(extension)
 	return w.b, nil
 }
 
@@ -249,7 +264,9 @@ func DecodeRecord(raw []byte) (SignedRecord, error) {
 	for range rd.count(maxHolds) {
 		r.Holds = append(r.Holds, rd.prefix())
 	}
-	rd.text8(maxExtension)
+	if ext := rd.text8(maxExtension); ext != "" {
+		r.Renews = ext[0]&extRenews != 0
+	}
 	if rd.failed || len(rd.b) != 0 {
 		return SignedRecord{}, fmt.Errorf("%w: truncated, or a field is too long", ErrMalformed)
 	}

@@ -15,11 +15,14 @@ import (
 // Liveness is whether a host is here.
 type Liveness string
 
-// The states of a host. One that left said so itself.
+// The states of a host. One that left said so itself. One that is offline was
+// seen to fail, or not heard of, by somebody who sees its segment; one that is
+// unreachable is in segments that nobody sees, so nobody knows.
 const (
-	Online  Liveness = "online"
-	Offline Liveness = "offline"
-	Left    Liveness = "left"
+	Online      Liveness = "online"
+	Offline     Liveness = "offline"
+	Unreachable Liveness = "unreachable"
+	Left        Liveness = "left"
 )
 
 // Member is a host as this node sees it: its newest record and its liveness.
@@ -28,9 +31,11 @@ type Member struct {
 	Addr     string // ip:port of its node port; "" while no address is known
 	Liveness Liveness
 	Since    time.Time // of the last change of Liveness
-	LastSeen time.Time // now, while online
-	Verified bool      // the record was checked against the enrolled key
-	SeenVia  string    // host id of the relay that sees it; "" when seen directly
+	// LastSeen is when the host was last known to be online: now, while this node
+	// sees it itself, else when a relay last said so.
+	LastSeen time.Time
+	Verified bool   // the record was checked against the enrolled key
+	SeenVia  string // host id of the relay that saw it last; "" when seen directly
 }
 
 // maxRoster bounds the roster where records are hints, so that a holder of the
@@ -45,12 +50,15 @@ const maxSightings = 64
 // stays in it.
 type Roster struct {
 	self     string
+	segments []string // of this node's own pools
+	timing   Timing
 	verifier recordVerifier
 	now      func() time.Time
 
 	mu      sync.Mutex
 	hosts   map[string]*host
-	changed chan struct{} // closed at the next change, then replaced
+	relays  map[string]*host // those of them that are relays
+	changed chan struct{}    // closed at the next change, then replaced
 }
 
 // host is one entry of the roster, under the roster's lock.
@@ -62,6 +70,7 @@ type host struct {
 	liveness  Liveness
 	since     time.Time
 	lastSeen  time.Time
+	proved    time.Time // when the newest record came: it is the host's own word that it lives
 }
 
 // sightingKey says who saw the host, and in which segment.
@@ -76,13 +85,15 @@ type sighting struct {
 	ip      net.IP
 	boot    uint64    // of the observer
 	version uint64    // counts the observer's sightings
+	at      time.Time // when it came
+	since   time.Time // since when the observer says the same
 	expires time.Time // zero: never
 }
 
-func newRoster(self string, v recordVerifier) *Roster {
+func newRoster(self string, segments []string, timing Timing, v recordVerifier) *Roster {
 	return &Roster{
-		self: self, verifier: v, now: time.Now,
-		hosts: map[string]*host{}, changed: make(chan struct{}),
+		self: self, segments: segments, timing: timing, verifier: v, now: time.Now,
+		hosts: map[string]*host{}, relays: map[string]*host{}, changed: make(chan struct{}),
 	}
 }
 
@@ -130,29 +141,36 @@ func (r *Roster) member(h *host) Member {
 		Since: h.since, LastSeen: h.lastSeen, Verified: h.verified,
 	}
 	m.Segments, m.Holds = slices.Clone(m.Segments), slices.Clone(m.Holds)
-	if h.online {
-		m.LastSeen = r.now()
-	}
-	if key, s, ok := h.best(); ok {
+	key, s, ok := h.best(r.now().Add(-r.timing.freshSighting()))
+	if ok {
 		m.SeenVia = key.observer
 		if s.ip != nil {
 			m.Addr = net.JoinHostPort(s.ip.String(), strconv.Itoa(int(m.PeerPort)))
 		}
 	}
+	switch {
+	case h.online && m.SeenVia == "":
+		m.LastSeen = r.now()
+	case h.online:
+		m.LastSeen = s.at
+	}
 	return m
 }
 
 // best returns the sighting to reach the host by: alive before dead, an address
-// before none, own before others'.
-func (h *host) best() (key sightingKey, best sighting, ok bool) {
+// before none, own before others', fresh before older.
+func (h *host) best(fresh time.Time) (key sightingKey, best sighting, ok bool) {
 	rank := func(k sightingKey, s sighting) (n int) {
 		if s.alive {
-			n += 4
+			n += 8
 		}
 		if s.ip != nil {
-			n += 2
+			n += 4
 		}
 		if k.observer == "" {
+			n += 2
+		}
+		if s.at.After(fresh) {
 			n++
 		}
 		return n
@@ -170,9 +188,10 @@ func (r *Roster) set(rec SignedRecord, ip net.IP) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h := r.host(rec)
-	h.record, h.verified = rec, true
+	told := !rec.sameButSeq(h.record.Record)
+	r.take(h, rec, true)
 	h.sightings[sightingKey{}] = sighting{alive: true, ip: ip}
-	r.settle(h, true)
+	r.settle(h, told)
 }
 
 // trust says how a record reached this node, which decides what a hint is worth.
@@ -201,7 +220,7 @@ func (r *Roster) record(rec SignedRecord, how trust) (news bool, err error) {
 			return false, ErrUnverified
 		}
 		h = r.host(rec)
-		h.record, h.verified = rec, verified
+		r.take(h, rec, verified)
 		r.settle(h, true)
 		return true, nil
 	}
@@ -213,9 +232,19 @@ func (r *Roster) record(rec SignedRecord, how trust) (news bool, err error) {
 	if !rec.newer(h.record.Record) && (verified || how != fromPool) {
 		return false, ErrStale
 	}
-	h.record, h.verified = rec, verified
-	r.settle(h, true)
+	told := !rec.sameButSeq(h.record.Record)
+	r.take(h, rec, verified)
+	r.settle(h, told)
 	return true, nil
+}
+
+// take puts a host's newest record in place.
+func (r *Roster) take(h *host, rec SignedRecord, verified bool) {
+	h.record, h.verified, h.proved = rec, verified, r.now()
+	delete(r.relays, rec.HostID)
+	if rec.Relay() {
+		r.relays[rec.HostID] = h
+	}
 }
 
 func (r *Roster) host(rec SignedRecord) *host {
@@ -242,6 +271,10 @@ func (r *Roster) see(hostID string, key sightingKey, s sighting) bool {
 	}
 	if had && key.observer != "" && (s.boot < old.boot || s.boot == old.boot && s.version <= old.version) {
 		return false
+	}
+	s.at, s.since = r.now(), r.now()
+	if had && old.alive == s.alive {
+		s.since = old.since
 	}
 	h.sightings[key] = s
 	r.settle(h, !had || old.alive != s.alive || !old.ip.Equal(s.ip))
@@ -276,44 +309,83 @@ func (r *Roster) forget(hostID string, key sightingKey) {
 
 // signed returns a host's newest record as it was signed.
 func (r *Roster) signed(hostID string) (SignedRecord, bool) {
+	rec, _, ok := r.newest(hostID)
+	return rec, ok
+}
+
+// newest returns a host's newest record and when it came.
+func (r *Roster) newest(hostID string) (rec SignedRecord, came time.Time, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h, ok := r.hosts[hostID]
 	if !ok {
-		return SignedRecord{}, false
+		return SignedRecord{}, time.Time{}, false
 	}
-	return h.record, true
+	return h.record, h.proved, true
 }
 
 // settle recomputes a host's liveness and wakes who waits for changes.
 func (r *Roster) settle(h *host, changed bool) {
 	now := r.now()
-	online := false
-	for _, s := range h.sightings {
-		online = online || s.alive
-	}
-	liveness := Offline
-	switch {
-	case h.record.Leaving:
-		liveness, online = Left, false
-	case online:
-		liveness = Online
-	}
-	if h.online || online {
+	was := h.online
+	h.online = !h.record.Leaving && r.alive(h, now)
+	if was || h.online {
 		h.lastSeen = now
 	}
-	if liveness != h.liveness {
-		h.since, changed = now, true
+	if r.label(h, now) {
+		changed = true
 	}
-	h.online, h.liveness = online, liveness
+	if was != h.online && h.record.Relay() { // who sees a segment, and who does not, is another now
+		for _, other := range r.hosts {
+			r.label(other, now)
+		}
+	}
 	if changed {
-		close(r.changed)
-		r.changed = make(chan struct{})
+		r.notify()
 	}
 }
 
+// label names a host's state, and tells whether it is another one.
+func (r *Roster) label(h *host, now time.Time) bool {
+	liveness := Unreachable
+	switch {
+	case h.record.Leaving:
+		liveness = Left
+	case h.online:
+		liveness = Online
+	case len(h.sightings) > 0 || r.sees(h, now):
+		liveness = Offline
+	}
+	if liveness == h.liveness {
+		return false
+	}
+	h.liveness, h.since = liveness, now
+	return true
+}
+
+// sees tells whether anybody looks into one of a host's segments, and has done
+// so for long enough to have told of it.
+func (r *Roster) sees(h *host, now time.Time) bool {
+	for _, segment := range h.record.Segments {
+		if slices.Contains(r.segments, segment) {
+			return true
+		}
+		for _, relay := range r.relays {
+			if relay.online && now.Sub(relay.since) > r.timing.sightingLife() && slices.Contains(relay.record.Segments, segment) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (r *Roster) notify() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
 // expire forgets sightings that were not renewed in time, and hosts that are
-// offline and no longer enrolled, or that were hints for too long.
+// gone and no longer enrolled, or that were hints for too long.
 func (r *Roster) expire(hintLifetime time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -322,24 +394,28 @@ func (r *Roster) expire(hintLifetime time.Duration) {
 		if id == r.self {
 			continue
 		}
-		expired := false
+		expired, others := false, false
 		for k, s := range h.sightings {
 			if !s.expires.IsZero() && now.After(s.expires) {
 				delete(h.sightings, k)
 				expired = true
 			}
+			others = others || k.observer != ""
 		}
-		if expired {
-			r.settle(h, true)
+		if expired || others { // others' words count less as they age
+			r.settle(h, expired)
 		}
 		if h.online {
 			continue
 		}
+		if r.label(h, now) {
+			r.notify()
+		}
 		gone := h.verified && !r.verifier.enrolled(id) || !h.verified && now.Sub(h.since) > hintLifetime
 		if gone {
 			delete(r.hosts, id)
-			close(r.changed)
-			r.changed = make(chan struct{})
+			delete(r.relays, id)
+			r.notify()
 		}
 	}
 }

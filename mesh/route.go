@@ -20,11 +20,15 @@ const (
 	kindResult   byte = 3 // id 8, code 1: what became of a kindRelay
 	kindRecord   byte = 4 // a signed record
 	kindSighting byte = 5 // one sighting, gossiped as a hint
+	kindRenewal  byte = 6 // a signed record, straight to a relay: a sign of life
 )
 
 const (
 	// hopBudget bounds one attempt through one relay, its further hops included.
 	hopBudget = 10 * time.Second
+	// failureMemory is how long a member that could not be streamed to is tried
+	// after all others.
+	failureMemory = 30 * time.Second
 	// relayWorkers is how many messages a relay passes on at once.
 	relayWorkers = 64
 	resultOK     = 1
@@ -136,41 +140,57 @@ func (n *Node) envelope(to, topic string, payload []byte) envelope {
 }
 
 // route passes an envelope on: straight to its receiver in a shared pool, else
-// through one relay after the other, nearest first, until one gets through.
+// through one relay after the other, nearest first, until one gets through. Ways
+// on which a stream failed lately come last.
 func (n *Node) route(ctx context.Context, e envelope, visited []string) error {
-	direct := append([]byte{kindEnvelope}, e.raw...)
+	visited = append(slices.Clone(visited), n.cfg.Identity.HostID)
 	var failures []error
-	for _, p := range n.pools {
-		if _, ok := p.livePeer(e.to); !ok {
-			continue
+	for _, way := range n.ways(e.to, visited) {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(failures, err)...)
 		}
-		err := n.stream(ctx, p, e.to, direct)
+		var err error
+		if way.relay == e.to {
+			err = n.stream(ctx, way.pool, e.to, append([]byte{kindEnvelope}, e.raw...))
+		} else if err = n.viaRelay(ctx, way, e, visited); err != nil {
+			err = fmt.Errorf("through relay %s: %w", way.relay, err)
+		}
 		if err == nil {
 			return nil
 		}
 		failures = append(failures, err)
 	}
-	visited = append(slices.Clone(visited), n.cfg.Identity.HostID)
-	if len(visited) > MaxHops {
-		return fmt.Errorf("%w: no way to host %s within %d relays", ErrUnreachable, e.to, MaxHops)
-	}
-	for _, hop := range n.nextHops(e.to, visited) {
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(failures, err)...)
-		}
-		err := n.viaRelay(ctx, hop, e, visited)
-		if err == nil {
-			return nil
-		}
-		failures = append(failures, fmt.Errorf("through relay %s: %w", hop.relay, err))
-	}
 	if err := ctx.Err(); err != nil {
 		return errors.Join(append(failures, err)...)
+	}
+	if len(failures) == 0 && len(visited) > MaxHops {
+		return fmt.Errorf("%w: no way to host %s within %d relays", ErrUnreachable, e.to, MaxHops)
 	}
 	if len(failures) == 0 {
 		return fmt.Errorf("%w: host %s is in no segment that this host or an online relay reaches", ErrUnreachable, e.to)
 	}
 	return fmt.Errorf("%w: host %s: %w", ErrUnreachable, e.to, errors.Join(failures...))
+}
+
+// ways lists the ways to a host in the order in which they are tried.
+func (n *Node) ways(to string, visited []string) []hop {
+	var ways []hop
+	for _, p := range n.pools {
+		if _, ok := p.livePeer(to); ok {
+			ways = append(ways, hop{pool: p, relay: to})
+		}
+	}
+	if len(visited) <= MaxHops {
+		ways = append(ways, n.nextHops(to, visited)...)
+	}
+	failed := func(h hop) int {
+		if h.pool.failedLately(h.relay) {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(ways, func(a, b hop) int { return cmp.Compare(failed(a), failed(b)) })
+	return ways
 }
 
 // stream sends over a pool, but no longer than ctx: memberlist takes none.
@@ -193,8 +213,10 @@ func (n *Node) stream(ctx context.Context, p *pool, to string, msg []byte) error
 	}
 	select {
 	case err := <-done:
+		p.noteStream(to, err == nil)
 		return err
 	case <-ctx.Done():
+		p.noteStream(to, false)
 		return ctx.Err()
 	}
 }
@@ -279,7 +301,7 @@ func (n *Node) nextHops(to string, visited []string) []hop {
 	relays := map[string][]string{}
 	var target []string
 	for _, m := range members {
-		if m.Liveness == Online && m.Relay() && !slices.Contains(visited, m.HostID) {
+		if m.Liveness == Online && m.Relay() && m.HostID != to && !slices.Contains(visited, m.HostID) {
 			relays[m.HostID] = m.Segments
 		}
 		if m.HostID == to {

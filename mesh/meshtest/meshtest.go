@@ -1,6 +1,6 @@
 // Package meshtest is an in-memory network for tests of package mesh and of what
-// runs on it. A Network connects hosts by name; Cut, Heal, Drop and Delay shape
-// what gets through. It works inside testing/synctest: it blocks only on
+// runs on it. A Network connects hosts by name; Cut, Heal, Filter, Drop, Delay and
+// Slow shape what gets through. It works inside testing/synctest: it blocks only on
 // channels and timers, never on a socket, and nothing in it is unbuffered, which
 // is why memberlist's own MockTransport stands still there.
 //
@@ -28,6 +28,9 @@ const (
 	packetQueue = 4096 // packets that wait per transport; more are lost, as with UDP
 	streamQueue = 256
 	firstPort   = 20000 // for a bind port of 0
+	// filterMemory is how long a filter lets answers to a packet pass, as a
+	// firewall that keeps track of connections does.
+	filterMemory = 30 * time.Second
 )
 
 // Network connects transports. All methods are safe for concurrent use.
@@ -35,6 +38,9 @@ type Network struct {
 	mu       sync.Mutex
 	byAddr   map[string]*Transport
 	cut      map[link]bool
+	filtered map[way]bool
+	asked    map[ports]time.Time // when a packet last went that way
+	slow     map[string]time.Duration
 	drop     float64
 	delay    time.Duration
 	rand     *rand.Rand
@@ -52,10 +58,17 @@ func newLink(a, b string) link {
 	return link{a, b}
 }
 
+// way is a direction between two hosts, ports one between two addresses.
+type (
+	way   struct{ from, to string }
+	ports struct{ from, to string }
+)
+
 // New makes a network. The seed decides which packets Drop loses.
 func New(seed uint64) *Network {
 	return &Network{
 		byAddr: map[string]*Transport{}, cut: map[link]bool{}, conns: map[*conn]bool{},
+		filtered: map[way]bool{}, asked: map[ports]time.Time{}, slow: map[string]time.Duration{},
 		rand: rand.New(rand.NewPCG(seed, seed)), nextPort: firstPort,
 	}
 }
@@ -126,11 +139,29 @@ func (n *Network) Heal(a, b string) {
 	delete(n.cut, newLink(a, b))
 }
 
-// HealAll mends all cuts.
+// HealAll mends all cuts and takes all filters away.
 func (n *Network) HealAll() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.cut)
+	clear(n.filtered)
+}
+
+// Filter puts a firewall between two hosts that lets one of them begin nothing:
+// what it dials times out and its packets vanish, unless they answer a packet of
+// the last half minute. Streams that the other one opens work both ways. It lasts
+// until HealAll.
+func (n *Network) Filter(from, to string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.filtered[way{from, to}] = true
+}
+
+// Slow makes all that a host sends and receives take so long, on top of Delay.
+func (n *Network) Slow(host string, d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.slow[host] = d
 }
 
 // Drop loses this share of all packets from now on, from 0 to 1. Streams are
@@ -152,7 +183,31 @@ func (n *Network) Delay(d time.Duration) {
 func (n *Network) state(from, to string) (cut bool, delay time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.cut[newLink(from, to)], n.delay
+	return n.cut[newLink(from, to)], n.delay + n.slow[from] + n.slow[to]
+}
+
+// dialable says whether a host may open a stream to another, and how long what
+// is sent takes.
+func (n *Network) dialable(from, to string) (blocked bool, delay time.Duration) {
+	cut, delay := n.state(from, to)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return cut || n.filtered[way{from, to}], delay
+}
+
+// passes says whether a filter lets a packet through, and remembers it for the
+// answer. Only packets between hosts with a filter are remembered.
+func (n *Network) passes(from, to *Transport) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.filtered[way{from.host, to.host}] {
+		asked, ok := n.asked[ports{to.addr(), from.addr()}]
+		return ok && time.Since(asked) < filterMemory
+	}
+	if n.filtered[way{to.host, from.host}] {
+		n.asked[ports{from.addr(), to.addr()}] = time.Now()
+	}
+	return true
 }
 
 func (n *Network) lost() bool {

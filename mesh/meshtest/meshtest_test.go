@@ -66,6 +66,65 @@ func TestPacketsFollowCutHealAndDrop(t *testing.T) {
 	})
 }
 
+func TestFilterLetsOneSideBeginNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New(1)
+		a, b := pair(t, n)
+		n.Filter("a", "b")
+		send := func(from, to *Transport) bool {
+			if _, err := from.WriteTo([]byte("x"), to.addr()); err != nil {
+				t.Fatal(err)
+			}
+			return received(to)
+		}
+		if send(a, b) {
+			t.Error("a packet began at the side that may not")
+		}
+		if !send(b, a) || !send(a, b) {
+			t.Error("the answer to a packet is lost")
+		}
+		time.Sleep(filterMemory)
+		if send(a, b) {
+			t.Error("an answer passes for ever")
+		}
+		if _, err := a.DialTimeout(b.addr(), time.Second); err == nil {
+			t.Error("a stream began at the side that may not")
+		}
+		near, err := b.DialTimeout(a.addr(), time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		far := <-a.StreamCh()
+		far.Write([]byte("y"))
+		if _, err := near.Read(make([]byte, 1)); err != nil {
+			t.Errorf("a stream's answer is lost: %v", err)
+		}
+		n.HealAll()
+		if !send(a, b) {
+			t.Error("lost though nothing filters")
+		}
+	})
+}
+
+func TestSlowHostsPacketsTakeLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New(1)
+		a, b := pair(t, n)
+		n.Slow("b", 2*time.Second)
+		start := time.Now()
+		a.WriteTo([]byte("x"), b.addr())
+		<-b.PacketCh()
+		if took := time.Since(start); took != 2*time.Second {
+			t.Errorf("to the slow host it took %v", took)
+		}
+		n.Slow("b", 0)
+		b.WriteTo([]byte("x"), a.addr())
+		if !received(a) {
+			t.Error("it is slow for ever")
+		}
+	})
+}
+
 func TestDelayHoldsPacketsAndStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New(1)

@@ -42,7 +42,7 @@ func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 		return now, nil
 	}
 	cut, delay := t.net.state(t.host, to.host)
-	if cut || t.net.lost() {
+	if cut || t.net.lost() || !t.net.passes(t, to) {
 		return now, nil
 	}
 	// memberlist may use b again.
@@ -83,7 +83,7 @@ func (t *Transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	if to == nil {
 		return fail(errRefused)
 	}
-	cut, delay := t.net.state(t.host, to.host)
+	cut, delay := t.net.dialable(t.host, to.host)
 	wait := delay
 	if cut {
 		wait = timeout
