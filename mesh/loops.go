@@ -59,6 +59,10 @@ func (n *Node) read(p *pool, msg []byte) {
 		n.takeGossip(p, body)
 	case kindSighting:
 		n.takeHint(body)
+	case kindRing:
+		n.ring(p, body)
+	case kindTaken:
+		n.taken(p, body)
 	case kindRenewal:
 		n.takeRenewal(p, body)
 	default:

@@ -126,7 +126,8 @@ func (n *Node) openPools() error {
 			segment: pc.Segment, seeds: slices.Clone(pc.Join), self: n.cfg.Identity.HostID, timing: n.cfg.Timing,
 			meta:    func() []byte { return n.Record().Raw },
 			receive: n.receive, notify: func() { poke(n.peersDirty) },
-			refused:  func() { n.counters.malformedRecords.Add(1) },
+			refused:   func() { n.counters.malformedRecords.Add(1) },
+			malformed: func() { n.counters.malformedMessage.Add(1) }, mail: newMailbox(n.cfg.Boot),
 			announce: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{}, failed: map[string]time.Time{},
 		}
 		p.broadcast = newBroadcastQueue(func() int { return len(p.livePeers()) })

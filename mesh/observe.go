@@ -240,9 +240,11 @@ func (n *Node) takeSightings(from identity.Identity, payload []byte) {
 	}
 }
 
-// takeHint handles a gossiped report. On servers hints count for nothing.
+// takeHint handles a gossiped report. On servers hints count for nothing. Relays
+// get the same report in a signed message, which they pass on only while it is
+// news: the hint must not come before it.
 func (n *Node) takeHint(b []byte) {
-	if n.verifier.strict() {
+	if n.verifier.strict() || len(n.pools) > 1 {
 		return
 	}
 	rd := &reader{b: b}

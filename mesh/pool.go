@@ -38,12 +38,15 @@ type pool struct {
 	notify  func()              // peers changed; never blocks
 	refused func()              // a member was kept out; never blocks
 
+	malformed func() // what a member handed over does not decode; never blocks
+
 	announce chan struct{} // own record changed; capacity 1
 
 	mu      sync.Mutex
 	peers   map[string]*peer // by host id
 	changes uint64
-	failed  map[string]time.Time // by host id: when a stream to it failed last, since one succeeded
+	mail    mailbox
+	failed  map[string]time.Time // ways that failed: when they did last
 	misses  map[string]int       // by seed: attempts in vain since one succeeded, if any did; absent: not tried
 }
 
@@ -125,12 +128,6 @@ func (p *pool) NotifyMsg(b []byte) { p.receive(p, bytes.Clone(b)) }
 func (p *pool) GetBroadcasts(overhead, limit int) [][]byte {
 	return p.broadcast.take(overhead, limit)
 }
-
-// LocalState is unused: memberlist's own exchange carries the records.
-func (p *pool) LocalState(bool) []byte { return nil }
-
-// MergeRemoteState is unused.
-func (p *pool) MergeRemoteState([]byte, bool) {}
 
 // NotifyAlive keeps members out whose metadata is not the record of a host of
 // that name. Whether the host signed it is judged later, because the enrolment
@@ -214,27 +211,29 @@ func (p *pool) livePeers() []string {
 	return ids
 }
 
-// noteStream remembers how a stream to a member went.
-func (p *pool) noteStream(hostID string, ok bool) {
+// noteWay remembers how a way went: a stream to a member, by its host id, or a
+// relay's attempt to pass a message on.
+func (p *pool) noteWay(way string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if ok {
-		delete(p.failed, hostID)
+		delete(p.failed, way)
+		delete(p.mail.fetches, way) // who can be streamed to need not fetch
 		return
 	}
-	for id, at := range p.failed {
-		if time.Since(at) > failureMemory {
-			delete(p.failed, id)
+	for w, at := range p.failed {
+		if time.Since(at) > failureMemory || len(p.failed) >= maxPeers {
+			delete(p.failed, w)
 		}
 	}
-	p.failed[hostID] = time.Now()
+	p.failed[way] = time.Now()
 }
 
-// failedLately tells whether streams to a member fail these days.
-func (p *pool) failedLately(hostID string) bool {
+// failedLately tells whether a way fails these days.
+func (p *pool) failedLately(way string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	at, ok := p.failed[hostID]
+	at, ok := p.failed[way]
 	return ok && time.Since(at) <= failureMemory
 }
 

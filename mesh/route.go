@@ -21,14 +21,17 @@ const (
 	kindRecord   byte = 4 // a signed record
 	kindSighting byte = 5 // one sighting, gossiped as a hint
 	kindRenewal  byte = 6 // a signed record, straight to a relay: a sign of life
+	kindRing     byte = 7 // receiver, sender: something is left to be fetched
+	kindTaken    byte = 8 // receiver, id 8: it was fetched
 )
 
 const (
 	// hopBudget bounds one attempt through one relay, its further hops included.
 	hopBudget = 10 * time.Second
-	// failureMemory is how long a member that could not be streamed to is tried
-	// after all others.
+	// failureMemory is how long a way that failed is tried after all others.
 	failureMemory = 30 * time.Second
+	// fairTrial is how long a way must have had before its silence is a failure.
+	fairTrial = 2 * time.Second
 	// relayWorkers is how many messages a relay passes on at once.
 	relayWorkers = 64
 	resultOK     = 1
@@ -141,20 +144,16 @@ func (n *Node) envelope(to, topic string, payload []byte) envelope {
 
 // route passes an envelope on: straight to its receiver in a shared pool, else
 // through one relay after the other, nearest first, until one gets through. Ways
-// on which a stream failed lately come last.
+// that failed lately come last.
 func (n *Node) route(ctx context.Context, e envelope, visited []string) error {
 	visited = append(slices.Clone(visited), n.cfg.Identity.HostID)
 	var failures []error
-	for _, way := range n.ways(e.to, visited) {
+	ways := n.ways(e.to, visited)
+	for i, way := range ways {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(failures, err)...)
 		}
-		var err error
-		if way.relay == e.to {
-			err = n.stream(ctx, way.pool, e.to, append([]byte{kindEnvelope}, e.raw...))
-		} else if err = n.viaRelay(ctx, way, e, visited); err != nil {
-			err = fmt.Errorf("through relay %s: %w", way.relay, err)
-		}
+		err := n.try(ctx, way, e, visited, i == len(ways)-1)
 		if err == nil {
 			return nil
 		}
@@ -172,6 +171,28 @@ func (n *Node) route(ctx context.Context, e envelope, visited []string) error {
 	return fmt.Errorf("%w: host %s: %w", ErrUnreachable, e.to, errors.Join(failures...))
 }
 
+// try sends an envelope one way, and leaves half of the time for the others
+// unless it is the last one.
+func (n *Node) try(ctx context.Context, way hop, e envelope, visited []string, last bool) error {
+	began := time.Now()
+	if deadline, ok := ctx.Deadline(); ok && !last {
+		half, cancel := context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer cancel()
+		ctx = half
+	}
+	if way.relay == e.to {
+		return n.stream(ctx, way.pool, e.to, append([]byte{kindEnvelope}, e.raw...))
+	}
+	err := n.viaRelay(ctx, way, e, visited)
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) || time.Since(began) >= fairTrial {
+		way.pool.noteWay(way.toward(e.to), err == nil)
+	}
+	if err != nil {
+		return fmt.Errorf("through relay %s: %w", way.relay, err)
+	}
+	return nil
+}
+
 // ways lists the ways to a host in the order in which they are tried.
 func (n *Node) ways(to string, visited []string) []hop {
 	var ways []hop
@@ -184,7 +205,7 @@ func (n *Node) ways(to string, visited []string) []hop {
 		ways = append(ways, n.nextHops(to, visited)...)
 	}
 	failed := func(h hop) int {
-		if h.pool.failedLately(h.relay) {
+		if h.pool.failedLately(h.relay) || h.pool.failedLately(h.toward(to)) {
 			return 1
 		}
 		return 0
@@ -193,7 +214,8 @@ func (n *Node) ways(to string, visited []string) []hop {
 	return ways
 }
 
-// stream sends over a pool, but no longer than ctx: memberlist takes none.
+// stream sends over a pool, but no longer than ctx: memberlist takes none. A
+// message that a stream does not carry at once is also left for its receiver.
 func (n *Node) stream(ctx context.Context, p *pool, to string, msg []byte) error {
 	select {
 	case n.streams <- struct{}{}:
@@ -211,13 +233,30 @@ func (n *Node) stream(ctx context.Context, p *pool, to string, msg []byte) error
 		<-n.streams
 		return ErrClosed
 	}
-	select {
-	case err := <-done:
-		p.noteStream(to, err == nil)
-		return err
-	case <-ctx.Done():
-		p.noteStream(to, false)
-		return ctx.Err()
+	began := time.Now()
+	patience := time.NewTimer(dialPatience)
+	defer patience.Stop()
+	if p.fetchesMail(to) || p.failedLately(to) {
+		patience.Reset(0)
+	}
+	var taken <-chan struct{}
+	for {
+		select {
+		case err := <-done:
+			p.noteWay(to, err == nil)
+			return err
+		case <-patience.C: // it may be for the other one to open a stream
+			var drop func()
+			taken, drop = p.leave(to, msg)
+			defer drop()
+		case <-taken:
+			return nil
+		case <-ctx.Done():
+			if time.Since(began) >= fairTrial {
+				p.noteWay(to, false)
+			}
+			return ctx.Err()
+		}
 	}
 }
 
@@ -289,6 +328,9 @@ type hop struct {
 	relay    string
 	distance int
 }
+
+// toward names the way through a relay to a host.
+func (h hop) toward(to string) string { return h.relay + "/" + to }
 
 const farAway = 1 << 10
 

@@ -29,8 +29,9 @@ func seeds() int {
 // servers, those in two segments relays, the others agents.
 type topology struct {
 	hosts [][]string // name, segments…
-	// shape is done to the network before the hosts start.
-	shape func(n *meshtest.Network, rng *rand.Rand)
+	// shape is done to the network before the hosts start, and tells whether they
+	// start in reverse order: who starts later dials those before.
+	shape func(n *meshtest.Network, rng *rand.Rand) (backwards bool)
 	// play is what happens, after all is well; random cuts when nil. It ends with
 	// a network on which all hosts can be well again.
 	play func(p *playground)
@@ -80,13 +81,14 @@ var (
 	}
 )
 
-func oneSlow(n *meshtest.Network, rng *rand.Rand) {
+func oneSlow(n *meshtest.Network, rng *rand.Rand) bool {
 	n.Slow("r2", time.Duration(50+rng.IntN(200))*time.Millisecond)
+	return false
 }
 
 // filters let agents begin nothing toward relays, nor relays toward servers, or
 // the other way round: a firewall is open in one direction.
-func filters(n *meshtest.Network, rng *rand.Rand) {
+func filters(n *meshtest.Network, rng *rand.Rand) bool {
 	outward := rng.IntN(2) == 0
 	for _, near := range []string{"s1", "s2", "r1", "r2"} {
 		for _, far := range []string{"r1", "r2", "a1", "a2", "a3"} {
@@ -99,6 +101,7 @@ func filters(n *meshtest.Network, rng *rand.Rand) {
 			}
 		}
 	}
+	return outward
 }
 
 func TestTopologies(t *testing.T) {
@@ -116,17 +119,19 @@ func TestTopologies(t *testing.T) {
 func playTopology(t *testing.T, top topology, seed uint64) {
 	c := newCluster(t)
 	c.net = meshtest.New(seed)
-	p := &playground{t: t, c: c, rng: rand.New(rand.NewPCG(seed, 7)), segments: map[string][]string{}, inboxes: map[string]*inbox{}, cut: map[[2]string]bool{}}
-	if top.shape != nil {
-		top.shape(c.net, p.rng)
-	}
+	p := &playground{t: t, c: c, rng: rand.New(rand.NewPCG(seed, 7)), segments: map[string][]string{}, inboxes: map[string]*inbox{}, cut: map[[2]string]bool{}, healed: map[string]time.Time{}}
 	for _, h := range top.hosts {
 		p.names = append(p.names, h[0])
 		p.segments[h[0]] = h[1:]
-		p.start(h[0])
+	}
+	if top.shape != nil && top.shape(c.net, p.rng) {
+		slices.Reverse(p.names)
+	}
+	for _, host := range p.names {
+		p.start(host)
 	}
 	p.awaitWell(time.Minute)
-	watching := p.watch()
+	ended := p.watch()
 	if top.play != nil {
 		top.play(p)
 	} else {
@@ -134,8 +139,7 @@ func playTopology(t *testing.T, top topology, seed uint64) {
 	}
 	p.awaitWell(recovery)
 	p.exchangeMessages()
-	close(watching.stop)
-	<-watching.ended
+	ended()
 	for host, in := range p.inboxes {
 		for _, msg := range in.got {
 			if n := in.count(msg); n != 1 {
@@ -155,9 +159,10 @@ type playground struct {
 	inboxes  map[string]*inbox
 	sent     int
 
-	mu   sync.Mutex
-	cut  map[[2]string]bool
-	gone string // killed
+	mu     sync.Mutex
+	cut    map[[2]string]bool
+	healed map[string]time.Time // when a host's cuts were
+	gone   string               // killed
 }
 
 func (p *playground) start(host string) {
@@ -189,8 +194,16 @@ func (p *playground) heal() {
 	defer p.mu.Unlock()
 	for l := range p.cut {
 		p.c.net.Heal(l[0], l[1])
+		p.healed[l[0]], p.healed[l[1]] = time.Now(), time.Now()
 	}
 	clear(p.cut)
+}
+
+// settled tells whether all links of a host have been whole for long enough.
+func (p *playground) settled(host string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Since(p.healed[host]) > recovery
 }
 
 // reaches tells whether there is a way from one host to another through relays.
@@ -237,20 +250,23 @@ func (p *playground) awaitWell(within time.Duration) {
 	}
 }
 
-// watching is what goes on beside the play: forged records, and a look at what
+// watch starts what goes on beside the play: forged records, and a look at what
 // must never be.
-type watching struct{ stop, ended chan struct{} }
-
-func (p *playground) watch() watching {
-	w := watching{make(chan struct{}), make(chan struct{})}
+func (p *playground) watch() (end func()) {
+	stop, ended := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(w.ended)
-		for pause(w.stop, 500*time.Millisecond) {
+		defer close(ended)
+		for pause(stop, 500*time.Millisecond) {
 			p.forge()
 			p.look()
 		}
 	}()
-	return w
+	end = sync.OnceFunc(func() {
+		close(stop)
+		<-ended
+	})
+	p.t.Cleanup(end)
+	return end
 }
 
 // forge has a relay say that an agent runs what it does not.
@@ -282,7 +298,7 @@ func (p *playground) look() {
 			if m.Version == "6.6.6" {
 				p.t.Errorf("%s believes a forged record of %s", s, m.HostID)
 			}
-			near := p.shareSegment(s, m.HostID) && m.HostID != p.gone
+			near := p.shareSegment(s, m.HostID) && m.HostID != p.gone && p.settled(m.HostID)
 			for _, other := range p.names { // a cut beside it may hold up what its pool says of it
 				near = near && !p.isCut(m.HostID, other)
 			}
