@@ -92,12 +92,14 @@ type Proposer interface {
 // Observation is what the mesh saw of a host last.
 type Observation struct {
 	Online, Left bool
+	Unreachable  bool // not online, and nobody looks into its segments, so that nobody knows
 	Version      string
 	Digest       string // sha256 of the running binary, at least its first 16 hex digits
 	Phase, JobID string
 	Done, Total  int64 // bytes of the download under way; Total is 0 when there is none
 	LastSeen     time.Time
-	Segment      string
+	SeenVia      string   // id of the relay that saw it then; "" when this server sees it itself
+	Segments     []string // that it is in, the home segment first; two or more: it is a relay
 	OS, Arch     string
 }
 

@@ -8,6 +8,7 @@ import (
 	"moult/consensus/coordinator"
 	"moult/consensus/fleet"
 	"moult/mesh"
+	"moult/mesh/identity"
 	"moult/updater"
 	"moult/webui"
 )
@@ -84,7 +85,8 @@ func (o *observer) Observations() map[string]coordinator.Observation {
 	out := map[string]coordinator.Observation{}
 	for _, m := range o.roster.Members() {
 		ob := coordinator.Observation{
-			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left,
+			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
+			Server: m.Role == string(identity.RoleServer), Segments: m.Segments,
 			Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
 			Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen,
 		}
@@ -104,12 +106,9 @@ func (o *observer) observed() map[string]webui.Observation {
 	out := map[string]webui.Observation{}
 	for _, m := range o.roster.Members() {
 		ob := webui.Observation{
-			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left,
+			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
 			Version: m.Version, Digest: m.Digest, Phase: string(m.Phase), JobID: m.JobID,
-			LastSeen: m.LastSeen, OS: m.OS, Arch: m.Arch,
-		}
-		if len(m.Segments) > 0 {
-			ob.Segment = m.Segments[0]
+			LastSeen: m.LastSeen, SeenVia: m.SeenVia, Segments: m.Segments, OS: m.OS, Arch: m.Arch,
 		}
 		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
 			ob.Done, ob.Total = r.Done, r.Total

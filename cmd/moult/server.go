@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"moult/consensus/coordinator"
 	"moult/mesh/identity"
 )
 
@@ -151,6 +152,7 @@ type serverOptions struct {
 	bootstrap      bool
 	releaseKeyFile []string
 	timeouts       coordinatorTimeouts
+	unreachable    string
 }
 
 func newServerCommand() *cobra.Command {
@@ -181,6 +183,8 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	cmd.Flags().BoolVar(&o.bootstrap, "bootstrap", false, "make a new cluster, if this data directory holds none")
 	cmd.Flags().StringArrayVar(&o.releaseKeyFile, "release-key", nil, "at bootstrap: file with a public key that may sign releases; may be repeated")
 	o.timeouts.register(cmd)
+	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
+		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
 	return cmd
 }
 
@@ -193,6 +197,9 @@ func (o *serverOptions) validate() error {
 	}
 	if _, _, err := net.SplitHostPort(o.http); err != nil {
 		return fmt.Errorf("--http %q: give HOST:PORT", o.http)
+	}
+	if err := coordinator.UnreachablePolicy(o.unreachable).Validate(); err != nil {
+		return fmt.Errorf("--%w", err)
 	}
 	return o.timeouts.validate()
 }

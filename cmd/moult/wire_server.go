@@ -190,7 +190,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) {
 			err := coordinator.Run(ctx, coordinator.Config{
-				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts,
+				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts, Unreachable: coordinator.UnreachablePolicy(o.unreachable),
 				Orders: &orderSender{node: node, creds: creds, cert: me.certDER},
 				Logger: logger.With("component", "coordinator"),
 			})

@@ -62,17 +62,22 @@ type Orders interface {
 // Observation was never seen by this server.
 type Observation struct {
 	Online, Left bool
-	Boot, Seq    uint64
-	Version      string
-	Digest       string // the first 16 hex digits of the running binary's sha256
-	Phase        string // as in the mesh's record: idle, fetching, …
-	JobID        string // the job that Phase is about
-	Done, Total  int64  // bytes of the download
-	Pulled       int64  // bytes that relays moved for it, before any reach it
-	Error        string // why the job failed, from the host's report
-	LastOutput   string // the new binary's last line of output
-	Sources      []fleet.Source
-	LastSeen     time.Time
+	// Unreachable: not online, and nobody looks into its segments, so that nobody
+	// knows.
+	Unreachable bool
+	Server      bool
+	Segments    []string // two or more: it is a relay
+	Boot, Seq   uint64
+	Version     string
+	Digest      string // the first 16 hex digits of the running binary's sha256
+	Phase       string // as in the mesh's record: idle, fetching, …
+	JobID       string // the job that Phase is about
+	Done, Total int64  // bytes of the download
+	Pulled      int64  // bytes that relays moved for it, before any reach it
+	Error       string // why the job failed, from the host's report
+	LastOutput  string // the new binary's last line of output
+	Sources     []fleet.Source
+	LastSeen    time.Time
 }
 
 // Timeouts are the coordinator's waits.
@@ -103,13 +108,43 @@ func (t Timeouts) Validate() error {
 	return nil
 }
 
-// Config is what Run needs. A nil Logger logs nothing.
+// UnreachablePolicy is what a fleet update makes of a host that is cut off
+// because no relay of its segment is online.
+type UnreachablePolicy string
+
+// The policies. UnreachableIsOffline is the default.
+const (
+	UnreachableIsOffline UnreachablePolicy = "offline"
+	WaitForUnreachable   UnreachablePolicy = "wait"
+)
+
+// Validate refuses a policy that does not exist.
+func (p UnreachablePolicy) Validate() error {
+	if p != UnreachableIsOffline && p != WaitForUnreachable {
+		return fmt.Errorf("unreachable is %q; give %s or %s", string(p), UnreachableIsOffline, WaitForUnreachable)
+	}
+	return nil
+}
+
+// Limits of waits for what somebody else has to mend.
+const (
+	// UnreachableWait is how long WaitForUnreachable waits before the host counts as
+	// offline.
+	UnreachableWait = 10 * time.Minute
+	// RelayWait is how long the update of a relay waits for another one to be back,
+	// when nothing else is left to do.
+	RelayWait = 2 * time.Minute
+)
+
+// Config is what Run needs. A nil Logger logs nothing; an empty Unreachable is
+// UnreachableIsOffline.
 type Config struct {
-	Log      Log
-	Roster   Roster
-	Orders   Orders
-	Timeouts Timeouts
-	Logger   *slog.Logger
+	Log         Log
+	Roster      Roster
+	Orders      Orders
+	Timeouts    Timeouts
+	Unreachable UnreachablePolicy
+	Logger      *slog.Logger
 }
 
 func (c *Config) validate() error {
@@ -118,6 +153,12 @@ func (c *Config) validate() error {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Unreachable == "" {
+		c.Unreachable = UnreachableIsOffline
+	}
+	if err := c.Unreachable.Validate(); err != nil {
+		return fmt.Errorf("coordinator: %w", err)
 	}
 	return c.Timeouts.Validate()
 }

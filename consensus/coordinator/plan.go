@@ -33,8 +33,11 @@ type input struct {
 	Open     []fleet.Job        // queued and running, the oldest first
 	Alerts   []fleet.Alert      // open
 	Seen     map[string]Observation
-	Memory   memory
-	NewJobID string // for a job that this plan makes
+	Relays   map[string]string // names of the enrolled hosts in two or more segments, by ID
+	// Unreachable is what becomes of a host that nobody can see.
+	Unreachable UnreachablePolicy
+	Memory      memory
+	NewJobID    string // for a job that this plan makes
 }
 
 // memory is what a leader remembers from plan to plan. It is not replicated: a
@@ -43,6 +46,9 @@ type memory struct {
 	since      time.Time // this leader watches the hosts since then
 	dispatched string    // the last job that this leader dispatched itself
 	job        jobMemory // of the job in flight
+	// waits tells since when nothing else is left to do than to wait for a host, by
+	// its ID.
+	waits map[string]time.Time
 	// back tells since when the host of an open alert, by the alert's ID, has
 	// been seen at the target.
 	back map[string]time.Time
@@ -64,10 +70,13 @@ type step struct {
 func plan(in input) (steps []step, mem memory, wake time.Time) {
 	mem = in.Memory
 	if j, ok := running(in.Open); ok {
+		mem.waits = nil
 		steps, mem.job, wake = planJob(in, j)
 	} else {
 		mem.job = jobMemory{}
-		steps, wake = planNext(in)
+		w := waits{old: in.Memory.waits}
+		steps, wake = planNext(in, &w)
+		mem.waits = w.now
 		for _, s := range steps {
 			if _, ok := s.Change.(fleet.JobDispatched); ok {
 				mem.dispatched = s.JobID

@@ -23,6 +23,9 @@ type jobMemory struct {
 	movedAt time.Time
 	sources []fleet.Source // the fullest list that the host gave
 
+	cut   bool      // nobody can see the host, and
+	cutAt time.Time // since when, the first time in this job
+
 	held      string // the ruling that is held back, and
 	heldSince time.Time
 }
@@ -99,6 +102,7 @@ func planJob(in input, j fleet.Job) ([]step, jobMemory, time.Time) {
 	f.rebooted = f.seen.Boot > j.BootAtDispatch
 	f.atTarget = atTarget(f.seen, f.rel, f.host)
 	f.observe()
+	f.observeCut()
 
 	status, why, wake := f.verdict()
 	if status != "" {
@@ -129,6 +133,19 @@ func (f *flight) observe() {
 	}
 }
 
+// observeCut notes whether the host is cut off. Where the policy is to wait, its
+// waits begin anew when it is back, but for no longer than UnreachableWait in all.
+func (f *flight) observeCut() {
+	cut := !f.seen.Online && f.Unreachable == WaitForUnreachable && cutOff(f.input, f.host) != ""
+	if cut && f.mem.cutAt.IsZero() {
+		f.mem.cutAt = f.Now
+	}
+	if f.mem.cut && !cut && f.Now.Before(f.mem.cutAt.Add(UnreachableWait)) {
+		f.mem.since, f.mem.movedAt = f.Now, f.Now
+	}
+	f.mem.cut = cut
+}
+
 func totalBytes(sources []fleet.Source) (n int64) {
 	for _, s := range sources {
 		n += s.Bytes
@@ -142,6 +159,9 @@ func (f *flight) verdict() (status fleet.JobStatus, why string, wake time.Time) 
 	if r.status == "" {
 		f.mem.held = ""
 		due, why := f.overdue()
+		if limit := f.mem.cutAt.Add(UnreachableWait); f.mem.cut && due.Before(limit) {
+			due = limit
+		}
 		if f.Now.Before(due) {
 			return "", "", due
 		}
@@ -210,7 +230,7 @@ func (f *flight) ruling() ruling {
 // then.
 func (f *flight) overdue() (due time.Time, why string) {
 	t := f.Timeouts
-	offline := "host went offline: " + f.host.Name
+	offline := offline(f.input, f.host)
 	if !f.mem.shown {
 		switch {
 		case !f.seen.Online && f.mem.inherited:

@@ -106,10 +106,13 @@ type world struct {
 	jobs  int
 	fleet string // the last fleet update
 	hosts int
+
+	unreachable UnreachablePolicy
 }
 
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, state: fleet.New(), now: epoch, seen: map[string]Observation{}, mem: memory{since: epoch.Add(-time.Hour)}}
+	w.seen["server-1"] = Observation{Online: true, Server: true, Segments: []string{fleet.DefaultSegment}}
 	w.must(fleet.ClusterInitialized{
 		Cluster: fleet.Cluster{ID: "c"}, Server: fleet.Host{ID: "server-1", Name: "server-1"},
 		Admin: fleet.User{ID: "u", Name: "ann"}, Token: fleet.APIToken{ID: "t", Name: "t", Hash: "t"},
@@ -140,14 +143,17 @@ func digest(version, platform string) string {
 }
 
 // addHost enrols an agent, online at version A. Its ID is its name.
-func (w *world) addHost(name, platform string) {
+func (w *world) addHost(name, platform string, segments ...string) {
 	w.hosts++
+	if len(segments) == 0 {
+		segments = []string{fleet.DefaultSegment}
+	}
 	os, arch, _ := strings.Cut(platform, "/")
 	key := make([]byte, 32)
 	key[0], key[1] = byte(w.hosts), byte(w.hosts>>8)
-	w.must(fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: name, Hash: name, Role: fleet.RoleAgent, ExpiresAt: w.now.Add(time.Hour)}})
+	w.must(fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: name, Hash: name, Role: fleet.RoleAgent, Segment: segments[0], ExpiresAt: w.now.Add(time.Hour)}})
 	w.must(fleet.HostEnrolled{TokenHash: name, Host: fleet.Host{ID: name, Name: name, OS: os, Arch: arch, PublicKey: key}})
-	w.seen[name] = Observation{Online: true, Boot: 1, Version: "A", Digest: digest("A", platform)[:16], Phase: phaseIdle}
+	w.seen[name] = Observation{Online: true, Boot: 1, Version: "A", Digest: digest("A", platform)[:16], Phase: phaseIdle, Segments: segments}
 }
 
 func (w *world) addRelease(version string, platforms ...string) {
@@ -166,7 +172,7 @@ func (w *world) startUpdate(version string, hosts ...string) {
 
 // input is what the loop would gather.
 func (w *world) input() input {
-	c := &coordinator{Config: Config{Log: worldLog{w}, Roster: worldLog{w}, Timeouts: DefaultTimeouts}, memory: w.mem}
+	c := &coordinator{Config: Config{Log: worldLog{w}, Roster: worldLog{w}, Timeouts: DefaultTimeouts, Unreachable: w.unreachable}, memory: w.mem}
 	in := c.gather(w.now)
 	in.NewJobID = fmt.Sprintf("j%d", w.jobs+1)
 	return in
@@ -241,6 +247,12 @@ func (w *world) command(c []string) []string {
 		}
 	case "agent":
 		w.addHost(args[0], args[1])
+	case "in": // hosts of a segment, or relays between several
+		for _, name := range args[1:] {
+			w.addHost(name, "linux/amd64", strings.Split(args[0], ",")...)
+		}
+	case "unreachable":
+		w.unreachable = UnreachablePolicy(args[0])
 	case "release":
 		if len(args) == 1 {
 			args = append(args, "linux/amd64", "linux/arm64")
@@ -291,11 +303,13 @@ func (w *world) see(name string, pairs []string) {
 		number, _ := strconv.ParseInt(value, 10, 64)
 		switch key {
 		case "online":
-			o.Online, o.Left = true, false
+			o.Online, o.Left, o.Unreachable = true, false, false
 		case "offline":
-			o.Online = false
+			o.Online, o.Unreachable = false, false
+		case "unreachable":
+			o.Online, o.Unreachable = false, true
 		case "left":
-			o.Online, o.Left = false, true
+			o.Online, o.Left, o.Unreachable = false, true, false
 		case "boot":
 			o.Boot = uint64(number)
 		case "version":

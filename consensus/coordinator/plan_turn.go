@@ -9,24 +9,43 @@ import (
 
 // planNext says what to do when no job is in flight: first the jobs of single
 // hosts that wait, for a person waits for each, then the fleet update.
-func planNext(in input) (steps []step, wake time.Time) {
+func planNext(in input, w *waits) (steps []step, wake time.Time) {
 	for _, j := range in.Open {
-		s, later := planQueued(in, j)
+		s, later := planQueued(in, j, w)
 		if later.IsZero() {
 			return []step{s}, time.Time{}
 		}
 		wake = earliest(wake, later)
 	}
 	if in.Active != nil && in.Active.Status == fleet.FleetRunning {
-		turn, later := planTurn(in, *in.Active)
+		turn, later := planTurn(in, *in.Active, w)
 		return turn, earliest(wake, later)
 	}
 	return nil, wake
 }
 
+// waits measures how long a host is waited for.
+type waits struct{ old, now map[string]time.Time }
+
+// until returns when the wait for a host is over.
+func (w *waits) until(hostID string, now time.Time, limit time.Duration) time.Time {
+	since, waited := w.old[hostID]
+	if !waited {
+		since = now
+	}
+	if w.now == nil {
+		w.now = map[string]time.Time{}
+	}
+	w.now[hostID] = since
+	return since.Add(limit)
+}
+
 // planTurn acts on the next pending hosts of a fleet update: passes over those
-// that need nothing, or dispatches, or halts, or ends it.
-func planTurn(in input, u fleet.FleetUpdate) (steps []step, later time.Time) {
+// that need nothing, or dispatches, or halts, or ends it. A host whose turn has to
+// wait lets others go before it; when nobody else is left its wait begins.
+func planTurn(in input, u fleet.FleetUpdate, w *waits) (steps []step, later time.Time) {
+	var heldHost fleet.Host
+	var held obstacle
 	skip := func(turn fleet.FleetUpdateHost, reason string) {
 		steps = append(steps, step{Change: fleet.FleetUpdateHostSkipped{ID: u.ID, HostID: turn.HostID, Reason: reason}})
 	}
@@ -47,12 +66,17 @@ func planTurn(in input, u fleet.FleetUpdate) (steps []step, later time.Time) {
 		if len(steps) > 0 {
 			return steps, time.Time{} // the skips first, then look again
 		}
-		why, later := cannotDispatch(in, h, u.TargetVersion)
+		o := cannotDispatch(in, h, u.TargetVersion)
 		switch {
-		case !later.IsZero():
-			return nil, later
-		case why != "":
-			return []step{{Change: fleet.FleetUpdateHalted{ID: u.ID, HostID: h.ID, Reason: why}}}, time.Time{}
+		case !o.later.IsZero():
+			return nil, o.later
+		case o.wait > 0:
+			if held.wait == 0 {
+				heldHost, held = h, o
+			}
+			continue
+		case o.why != "":
+			return []step{{Change: fleet.FleetUpdateHalted{ID: u.ID, HostID: h.ID, Reason: o.why}}}, time.Time{}
 		}
 		return []step{{
 			JobID:  in.NewJobID,
@@ -63,22 +87,33 @@ func planTurn(in input, u fleet.FleetUpdate) (steps []step, later time.Time) {
 	if len(steps) > 0 {
 		return steps, time.Time{}
 	}
+	if held.wait > 0 {
+		if due := w.until(heldHost.ID, in.Now, held.wait); in.Now.Before(due) {
+			return nil, due
+		}
+		return []step{{Change: fleet.FleetUpdateHalted{ID: u.ID, HostID: heldHost.ID, Reason: held.why}}}, time.Time{}
+	}
 	return []step{{Change: fleet.FleetUpdateCompleted{ID: u.ID}}}, time.Time{}
 }
 
 // planQueued dispatches a single host's job, or ends it when it cannot run. With
 // later, it is too early to say.
-func planQueued(in input, j fleet.Job) (s step, later time.Time) {
+func planQueued(in input, j fleet.Job, w *waits) (s step, later time.Time) {
 	h, ok := in.Hosts[j.HostID]
 	if !ok {
 		return finish(j, fleet.JobCancelled, "host deleted", nil), time.Time{}
 	}
-	why, later := cannotDispatch(in, h, j.TargetVersion)
+	o := cannotDispatch(in, h, j.TargetVersion)
+	if o.wait > 0 {
+		if due := w.until(h.ID, in.Now, o.wait); in.Now.Before(due) {
+			o.later = due
+		}
+	}
 	switch {
-	case !later.IsZero():
-		return step{}, later
-	case why != "":
-		return finish(j, fleet.JobFailed, why, nil), time.Time{}
+	case !o.later.IsZero():
+		return step{}, o.later
+	case o.why != "":
+		return finish(j, fleet.JobFailed, o.why, nil), time.Time{}
 	}
 	seen := in.Seen[h.ID]
 	return step{
@@ -88,21 +123,36 @@ func planQueued(in input, j fleet.Job) (s step, later time.Time) {
 	}, time.Time{}
 }
 
+// obstacle is what keeps a host from being sent an order. The zero obstacle is
+// none.
+type obstacle struct {
+	why   string
+	later time.Time     // too early to say: ask again then
+	wait  time.Duration // it may go away: wait so long, while others go before
+}
+
 // cannotDispatch says why a host cannot be sent an order now. A host that this
 // leader has never seen is not offline yet: the leader may have just started
-// and not heard of anybody. Then later says until when to wait for it.
-func cannotDispatch(in input, h fleet.Host, target string) (why string, later time.Time) {
+// and not heard of anybody.
+func cannotDispatch(in input, h fleet.Host, target string) obstacle {
 	if why := cannotRun(target, in.Releases[target], h); why != "" {
-		return why, time.Time{}
+		return obstacle{why: why}
 	}
 	seen, known := in.Seen[h.ID]
 	if seen.Online {
-		return "", time.Time{}
+		if why := strands(in, h); why != "" {
+			return obstacle{why: why, wait: RelayWait}
+		}
+		return obstacle{}
 	}
 	if heard := in.Memory.since.Add(in.Timeouts.NoSign); !known && in.Now.Before(heard) {
-		return "", heard
+		return obstacle{later: heard}
 	}
-	return "host went offline: " + h.Name, time.Time{}
+	o := obstacle{why: offline(in, h)}
+	if in.Unreachable == WaitForUnreachable && cutOff(in, h) != "" {
+		o.wait = UnreachableWait
+	}
+	return o
 }
 
 func dispatched(h fleet.Host, seen Observation, target string) string {

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,15 +14,17 @@ import (
 // TestInvariantsOverRandomObservations lets hosts show anything at any time,
 // people interfere, leaders change and commits get lost. Whatever is planned,
 // no order goes out without a committed dispatch (16), one host is in flight
-// (14), nothing is dispatched after a failure (15), a success is what the host
+// (14), nothing is dispatched after a failure (15), no relay is dispatched while
+// the one that could stand in for it is away, a success is what the host
 // showed, and a job in flight always has a next look.
 func TestInvariantsOverRandomObservations(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		w := newWorld(t)
-		hosts := []string{"agent-1", "agent-2", "agent-3"}
+		hosts := []string{"agent-1", "agent-2", "relay-1", "relay-2"}
 		for _, h := range hosts {
-			w.addHost(h, "linux/amd64")
+			w.addHost(h, "linux/amd64", segmentsOf(h)...)
 		}
+		w.unreachable = rapid.SampledFrom([]UnreachablePolicy{UnreachableIsOffline, WaitForUnreachable}).Draw(r, "policy")
 		w.addRelease("B", "linux/amd64")
 		w.startUpdate("B", hosts...)
 		for range rapid.IntRange(1, 60).Draw(r, "steps") {
@@ -62,8 +65,30 @@ func (w *world) interfere(r *rapid.T, hosts []string) {
 			Phase: rapid.SampledFrom([]string{
 				phaseIdle, phaseFetching, phaseVerifying, phasePreflight, phaseRestarting, phaseTrial, phaseFailed, phaseRolledBack, "new",
 			}).Draw(r, "phase"),
-			Done: rapid.Int64Range(0, 3).Draw(r, "done"), Total: 3, Pulled: rapid.Int64Range(0, 3).Draw(r, "pulled"),
+			Done: rapid.Int64Range(0, 3).Draw(r, "done"), Total: 3, Pulled: rapid.Int64Range(0, 3).Draw(r, "pulled"), Segments: segmentsOf(host),
 		}
+		if o := w.seen[host]; !o.Online {
+			o.Unreachable = rapid.Bool().Draw(r, "unreachable")
+			w.seen[host] = o
+		}
+	}
+}
+
+func segmentsOf(host string) []string {
+	if strings.HasPrefix(host, "relay") {
+		return []string{fleet.DefaultSegment, "dmz"}
+	}
+	return []string{"dmz"}
+}
+
+// mustNotStrand fails when a relay is dispatched while the other one, which
+// could stand in for it, does not.
+func (w *world) mustNotStrand(r *rapid.T, v fleet.View, hostID string) {
+	other := map[string]string{"relay-1": "relay-2", "relay-2": "relay-1"}[hostID]
+	o, known := w.seen[other]
+	_, enrolled := v.Host(other)
+	if known && enrolled && (!o.Online || o.Phase == phaseTrial || o.Phase == phaseRestarting) {
+		r.Fatalf("%s is dispatched while %s is %+v", hostID, other, o)
 	}
 }
 
@@ -91,6 +116,7 @@ func (w *world) checkedPlan(r *rapid.T) {
 			if _, busy := running(before.OpenJobs()); busy {
 				r.Fatal("a second host is dispatched")
 			}
+			w.mustNotStrand(r, before, c.HostID)
 		case fleet.JobFinished:
 			j, _ := before.Job(c.JobID)
 			if o := w.seen[j.HostID]; c.Status == fleet.JobSucceeded && (!o.Online || o.Version != "B" || o.Phase == phaseTrial) {

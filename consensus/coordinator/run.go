@@ -119,7 +119,7 @@ func (c *coordinator) gather(now time.Time) input {
 	v := c.Log.State().View()
 	in := input{
 		Now: now, Timeouts: c.Timeouts, Memory: c.memory, NewJobID: uuid.NewString(),
-		Hosts: map[string]fleet.Host{}, Releases: map[string]fleet.Release{},
+		Hosts: map[string]fleet.Host{}, Releases: map[string]fleet.Release{}, Unreachable: c.Unreachable,
 		Open: v.OpenJobs(), Alerts: v.OpenAlerts(),
 	}
 	needs := func(hostID, version string) {
@@ -148,7 +148,12 @@ func (c *coordinator) gather(now time.Time) input {
 		}
 	}
 	if len(in.Hosts) > 0 { // an idle fleet costs nothing
-		in.Seen = c.Roster.Observations()
+		in.Seen, in.Relays = c.Roster.Observations(), map[string]string{}
+		for id, o := range in.Seen {
+			if h, enrolled := v.Host(id); enrolled && len(o.Segments) > 1 {
+				in.Relays[id] = h.Name
+			}
+		}
 	}
 	return in
 }
