@@ -50,6 +50,7 @@ type planView struct {
 	LeftOut  []leftOut  // the first ones
 	More     int        // hosts left out that are not listed
 	UpToDate int
+	Warnings []string
 }
 
 // historyRow is a fleet update of the past.
@@ -158,5 +159,6 @@ func (p picture) planView() *planView {
 	v.Hosts = p.rows(chosen[:min(len(chosen), maxPlanRows)])
 	v.LeftOut = left[:min(len(left), maxPlanRows)]
 	v.More = len(left) - len(v.LeftOut)
+	v.Warnings = p.warnings(chosen)
 	return v
 }

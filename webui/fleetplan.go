@@ -1,6 +1,7 @@
 package webui
 
 import (
+	"fmt"
 	"net/http"
 
 	"github.com/go-chi/chi/v5"
@@ -26,6 +27,8 @@ func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upTo
 		switch {
 		case o.Version == target:
 			upToDate++
+		case p.status(h) == statusUnreachable:
+			left = append(left, leftOut{h, p.whyUnreachable(h)})
 		case !o.Online && o.Version == "":
 			left = append(left, leftOut{h, "it was never seen"})
 		case !o.Online:
@@ -38,7 +41,50 @@ func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upTo
 			chosen = append(chosen, h)
 		}
 	}
-	return chosen, left, upToDate
+	return p.spread(chosen), left, upToDate
+}
+
+// spread puts relays evenly between the other hosts, so that those of one segment
+// do not restart right after each other and no relay comes first where there is
+// somebody else. Each kind stays by name.
+func (p picture) spread(hosts []*fleet.Host) []*fleet.Host {
+	var relays, others []*fleet.Host
+	for _, h := range hosts {
+		if len(p.observed[h.ID].Segments) > 1 {
+			relays = append(relays, h)
+		} else {
+			others = append(others, h)
+		}
+	}
+	if len(relays) == 0 {
+		return hosts
+	}
+	out := make([]*fleet.Host, 0, len(hosts))
+	placed := 0
+	for i, r := range relays {
+		before := min(len(others), max(placed+1, (i+1)*len(others)/(len(relays)+1)))
+		out = append(append(out, others[placed:before]...), r)
+		placed = before
+	}
+	return append(out, others[placed:]...)
+}
+
+// warnings tells which segments are out of reach while one of the hosts restarts,
+// because nobody can stand in for it.
+func (p picture) warnings(hosts []*fleet.Host) []string {
+	names := map[string]bool{}
+	for _, h := range hosts {
+		names[h.Name] = true
+	}
+	warnings := []string{}
+	for _, s := range p.segmentMap() {
+		for _, relay := range s.OnlyWay {
+			if names[relay] {
+				warnings = append(warnings, fmt.Sprintf("%s is the only relay on the way to segment %s: while it restarts nobody sees or reaches %s there", relay, s.Name, count(s.Hosts.Total, "host")))
+			}
+		}
+	}
+	return warnings
 }
 
 // chooseHosts returns the ids of the hosts to update, in order.
@@ -133,4 +179,45 @@ func (u *ui) start(w http.ResponseWriter, r *http.Request, target string, hosts 
 		return err
 	}
 	return ok(w, map[string]string{"fleet_update_id": start.ID})
+}
+
+// planJSON is what a fleet update that starts now would do, as the API shows it.
+type planJSON struct {
+	TargetVersion string        `json:"target_version"`
+	Hosts         []planHost    `json:"hosts"` // in order
+	LeftOut       []leftOutJSON `json:"left_out"`
+	UpToDate      int           `json:"up_to_date"`
+	Warnings      []string      `json:"warnings"`
+}
+
+type planHost struct {
+	HostID string `json:"host_id"`
+	Name   string `json:"name"`
+}
+
+type leftOutJSON struct {
+	HostID string `json:"host_id"`
+	Name   string `json:"name"`
+	Why    string `json:"why"`
+}
+
+// getPlan tells what POST /api/fleet/update would do without host_ids.
+func (u *ui) getPlan(w http.ResponseWriter, r *http.Request) error {
+	p := u.picture()
+	target := p.target
+	if named := r.URL.Query().Get("target_version"); named != "" {
+		target = named
+	}
+	if err := p.requireRelease(target); err != nil {
+		return err
+	}
+	chosen, left, upToDate := p.plan(target)
+	out := planJSON{TargetVersion: target, Hosts: []planHost{}, LeftOut: []leftOutJSON{}, UpToDate: upToDate, Warnings: p.warnings(chosen)}
+	for _, h := range chosen {
+		out.Hosts = append(out.Hosts, planHost{h.ID, h.Name})
+	}
+	for _, l := range left {
+		out.LeftOut = append(out.LeftOut, leftOutJSON{l.Host.ID, l.Host.Name, l.Why})
+	}
+	return ok(w, out)
 }

@@ -60,7 +60,7 @@ func (f *furnished) pages() []string {
 		"/", "/?" + q, "/?updates=behind&status=online", "/?version=" + q[2:] + "&segment=" + q[2:],
 		"/hosts/" + f.failed, "/hosts/" + f.fine, "/hosts/id-web-3", "/hosts/id-db-1", "/hosts/id-new-1",
 		"/settings/fleet-update", "/settings/fleet-update?id=fu-1",
-		"/settings/users", "/settings/servers", "/settings/webhooks", "/settings/add-host", "/releases", "/alerts", "/audit", "/audit?actor=" + q[2:] + "&" + q, "/audit?action=job_finished&since=2026-01-01&until=2026-12-31",
+		"/segments", "/settings/users", "/settings/servers", "/settings/webhooks", "/settings/add-host", "/releases", "/alerts", "/audit", "/audit?actor=" + q[2:] + "&" + q, "/audit?action=job_finished&since=2026-01-01&until=2026-12-31",
 		"/jobs/" + f.job, "/jobs/job-0", "/jobs/" + f.job + "/log?after=1",
 	}
 }
@@ -142,7 +142,7 @@ func TestNoPageOffersWhatItsReaderMayNot(t *testing.T) {
 func TestNavigationLeadsWhereItsReaderMayGo(t *testing.T) {
 	f := StartFurnished(t)
 	links := regexp.MustCompile(`<li><a href="([^"]+)"`)
-	for token, want := range map[string]int{viewerToken: 7, operatorToken: 7, adminToken: 9} {
+	for token, want := range map[string]int{viewerToken: 8, operatorToken: 8, adminToken: 10} {
 		_, nav, _ := strings.Cut(f.Call(token, "GET", "/", "").Body.String(), "<nav id")
 		nav, _, _ = strings.Cut(nav, "</nav>")
 		found := links.FindAllStringSubmatch(nav, -1)

@@ -81,6 +81,7 @@ func (c fleetCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descHosts, counts.Online, "online")
 	gauge(descHosts, counts.Offline-counts.Left, "offline")
 	gauge(descHosts, counts.Left, "left")
+	gauge(descHosts, counts.Unreachable, "unreachable")
 	gauge(descBehind, counts.Behind)
 
 	jobs := map[fleet.JobStatus]int{fleet.JobQueued: 0, fleet.JobRunning: 0}
@@ -101,21 +102,25 @@ func (c fleetCollector) Collect(ch chan<- prometheus.Metric) {
 // hostCounts are the numbers on the dashboard.
 type hostCounts struct {
 	Online  int
-	Offline int // Left among them
+	Offline int // Left among them, Unreachable not
 	Left    int
-	Behind  int
+
+	Unreachable int
+	Behind      int
 }
 
 func (p picture) counts() (c hostCounts) {
 	for _, h := range p.agents() {
-		o := p.observed[h.ID]
-		if o.Online {
+		switch p.status(h) {
+		case statusOnline:
 			c.Online++
-		} else {
+		case statusUnreachable:
+			c.Unreachable++
+		case statusLeft:
+			c.Left++
 			c.Offline++
-			if o.Left {
-				c.Left++
-			}
+		default:
+			c.Offline++
 		}
 		if p.behind(h.ID, p.target) {
 			c.Behind++

@@ -20,7 +20,7 @@ const (
 
 // hostFilter is the query of a host list.
 type hostFilter struct {
-	Status  string // "online", "offline" or ""
+	Status  string // "online", "offline" (left ones too), "unreachable", "left" or ""
 	Updates string // "behind" or ""
 	Segment string
 	Version string // what the hosts run
@@ -84,7 +84,7 @@ func leadingDigits(s string) int {
 }
 
 func readHostFilter(r *http.Request) (f hostFilter, err error) {
-	if f.Status, err = queryChoice(r, "status", "online", "offline"); err != nil {
+	if f.Status, err = queryChoice(r, "status", statusOnline, statusOffline, statusUnreachable, statusLeft); err != nil {
 		return f, err
 	}
 	if f.Updates, err = queryChoice(r, "updates", "behind"); err != nil {
@@ -141,13 +141,19 @@ func (f hostFilter) SortLink(column string) string {
 func (p picture) matches(f hostFilter, q string, h *fleet.Host) bool {
 	o := p.observed[h.ID]
 	switch {
-	case f.Status != "" && o.Online != (f.Status == "online"),
+	case f.Status != "" && !p.isStatus(h, f.Status),
 		f.Updates != "" && !p.behind(h.ID, p.target),
 		f.Segment != "" && h.Segment != f.Segment,
 		f.Version != "" && o.Version != f.Version:
 		return false
 	}
 	return q == "" || strings.Contains(strings.ToLower(h.Name), q) || strings.Contains(strings.ToLower(h.ID), q)
+}
+
+// isStatus tells whether a host is so. One that left is offline, too.
+func (p picture) isStatus(h *fleet.Host, status string) bool {
+	is := p.status(h)
+	return is == status || is == statusLeft && status == statusOffline
 }
 
 // filtered returns the hosts that a filter lets through, in its order.

@@ -20,11 +20,13 @@ type hostView struct {
 	Decided fleet.Host
 	Digest  string // of the running binary; "" until it was seen
 	Left    bool
-	Open    *jobJSON  // the job under way
-	Jobs    []jobJSON // the newest first
-	Older   int       // jobs that are not listed
-	Binary  *jobJSON  // the job that brought the running binary
-	Refused string    // why the host cannot be updated now
+
+	Unreachable string    // why it is, if it is
+	Open        *jobJSON  // the job under way
+	Jobs        []jobJSON // the newest first
+	Older       int       // jobs that are not listed
+	Binary      *jobJSON  // the job that brought the running binary
+	Refused     string    // why the host cannot be updated now
 }
 
 func (u *ui) hostPage(w http.ResponseWriter, r *http.Request) error {
@@ -36,6 +38,9 @@ func (u *ui) hostPage(w http.ResponseWriter, r *http.Request) error {
 	o := p.observed[h.ID]
 	v := &hostView{Host: p.host(h), Decided: *h, Digest: o.Digest, Left: o.Left}
 	v.Title = h.Name
+	if v.Host.Status == statusUnreachable {
+		v.Unreachable = p.whyUnreachable(h)
+	}
 	for i, j := range p.Jobs(h.ID) {
 		job := showJob(j)
 		if v.Open == nil && !j.Status.Done() {

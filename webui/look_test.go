@@ -27,6 +27,15 @@ func StartShowcase(tb testing.TB) *furnished {
 		f.roster.set(id, Observation{Online: name != "db-2", Version: version, Digest: strings.Repeat("9f3a", 16), Phase: "idle", LastSeen: now.Add(-time.Duration(len(name)) * time.Minute)})
 	}
 	f.mustEnrol("edge-1", fleet.RoleAgent, "factory", "1.4.1", true)
+	for _, gate := range []string{"gate-1", "gate-2"} {
+		f.mustEnrol(gate, fleet.RoleAgent, "default", "1.4.2", true)
+		f.roster.set("id-"+gate, Observation{Online: gate == "gate-1", Version: "1.4.2", Phase: "idle", LastSeen: now, Segments: []string{"default", "factory"}})
+	}
+	f.roster.set("id-edge-1", Observation{Online: true, Version: "1.4.1", Phase: "idle", LastSeen: now.Add(-3 * time.Second), SeenVia: "id-gate-1", Segments: []string{"factory"}})
+	f.mustEnrol("cell-1", fleet.RoleAgent, "cell", "1.4.1", true)
+	f.roster.set("id-cell-1", Observation{Unreachable: true, Version: "1.4.1", LastSeen: now.Add(-time.Hour), Segments: []string{"cell"}})
+	f.mustEnrol("gate-3", fleet.RoleAgent, "factory", "1.4.1", true)
+	f.roster.set("id-gate-3", Observation{Version: "1.4.1", LastSeen: now.Add(-time.Hour), Segments: []string{"factory", "cell"}})
 	f.MustEnrol("new-1", "", false)
 	f.failed, f.fine = "id-web-2", "id-web-1"
 	f.MustRelease("1.4.1", 41)

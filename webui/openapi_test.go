@@ -103,6 +103,8 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "POST /api/fleet/update", body: `{"target_version":"2.0.0","host_ids":["` + a + `","` + b + `"],"expect_hosts":2}`, save: func(m map[string]any) {
 			w.agents["fleet"] = m["fleet_update_id"].(string)
 		}},
+		{op: "GET /api/segments"},
+		{op: "GET /api/fleet/plan", path: "/api/fleet/plan?target_version=2.0.0"},
 		{op: "GET /api/fleet-updates"},
 		{op: "GET /api/fleet-updates/{id}", path: "/api/fleet-updates/<fleet>"},
 		{op: "POST /api/fleet-updates/{id}/pause", path: "/api/fleet-updates/<fleet>/pause"},

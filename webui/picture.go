@@ -44,7 +44,9 @@ type hostJSON struct {
 	TargetVersion    string            `json:"target_version"`
 	UpdateAvailable  bool              `json:"update_available"`
 	Online           bool              `json:"online"`
+	Status           string            `json:"status"` // online, offline, unreachable or left
 	LastSeen         *time.Time        `json:"last_seen"`
+	SeenVia          string            `json:"seen_via"` // name of the relay that saw it then; "" when this server did
 	Phase            string            `json:"phase"`
 	UpdateInProgress bool              `json:"update_in_progress"`
 	Labels           map[string]string `json:"labels"`
@@ -62,11 +64,14 @@ func (p picture) host(h *fleet.Host) hostJSON {
 	out := hostJSON{
 		ID: h.ID, Name: h.Name, Segment: h.Segment, OS: h.OS, Arch: h.Arch,
 		AgentVersion: o.Version, TargetVersion: p.target, UpdateAvailable: p.behind(h.ID, p.target),
-		Online: o.Online, Phase: o.Phase, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels,
+		Online: o.Online, Status: p.status(h), Phase: o.Phase, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels,
 	}
 	if !o.LastSeen.IsZero() {
 		seen := o.LastSeen.UTC()
 		out.LastSeen = &seen
+	}
+	if via, enrolled := p.Host(o.SeenVia); enrolled {
+		out.SeenVia = via.Name
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{}

@@ -38,6 +38,9 @@ func (u *ui) routes() []route {
 		{"GET", "/api/jobs/{id}", fleet.Viewer, u.getJob},
 		{"GET", "/api/jobs/{id}/log", fleet.Viewer, u.getJobLog},
 
+		{"GET", "/api/segments", fleet.Viewer, u.listSegments},
+
+		{"GET", "/api/fleet/plan", fleet.Viewer, u.getPlan},
 		{"POST", "/api/fleet/update", fleet.Admin, u.startFleetUpdate},
 		{"GET", "/api/fleet-updates", fleet.Viewer, u.listFleetUpdates},
 		{"GET", "/api/fleet-updates/{id}", fleet.Viewer, u.getFleetUpdate},
@@ -86,6 +89,7 @@ func (u *ui) routes() []route {
 		{"GET", "/hosts/{id}", fleet.Viewer, u.hostPage},
 		{"GET", "/jobs/{id}", fleet.Viewer, u.jobPage},
 		{"GET", "/jobs/{id}/log", fleet.Viewer, u.jobLogLines},
+		{"GET", "/segments", fleet.Viewer, u.segmentsPage},
 		{"GET", "/settings/fleet-update", fleet.Viewer, u.fleetPage},
 		{"GET", "/releases", fleet.Viewer, u.releasesPage},
 		{"GET", "/alerts", fleet.Viewer, u.alertsPage},

@@ -98,8 +98,9 @@ type Observation struct {
 	Phase, JobID string
 	Done, Total  int64 // bytes of the download under way; Total is 0 when there is none
 	LastSeen     time.Time
-	SeenVia      string   // id of the relay that saw it then; "" when this server sees it itself
-	Segments     []string // that it is in, the home segment first; two or more: it is a relay
+	SeenVia      string         // id of the relay that saw it then; "" when this server sees it itself
+	Sources      []fleet.Source // of the download under way
+	Segments     []string       // that it is in, the home segment first; two or more: it is a relay
 	OS, Arch     string
 }
 

@@ -111,7 +111,7 @@ func (o *observer) observed() map[string]webui.Observation {
 			LastSeen: m.LastSeen, SeenVia: m.SeenVia, Segments: m.Segments, OS: m.OS, Arch: m.Arch,
 		}
 		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
-			ob.Done, ob.Total = r.Done, r.Total
+			ob.Done, ob.Total, ob.Sources = r.Done, r.Total, r.Sources
 		}
 		out[m.HostID] = ob
 	}
