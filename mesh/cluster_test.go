@@ -97,9 +97,25 @@ func (c *cluster) certificate(id identity.Identity, key ed25519.PrivateKey) []by
 
 func gossipKey(fill byte) []byte { return bytes.Repeat([]byte{fill}, 32) }
 
-// config makes the configuration of a host in some segments. Hosts named s… are
-// servers.
+// config makes the configuration of a host in some segments, which it joins by all
+// that are there. Hosts named s… are servers.
 func (c *cluster) config(host string, segments ...string) Config {
+	c.t.Helper()
+	cfg := c.configAlone(host, segments...)
+	for i := range cfg.Pools {
+		for _, n := range c.nodes {
+			for _, p := range n.pools {
+				if p.segment == cfg.Pools[i].Segment {
+					cfg.Pools[i].Join = append(cfg.Pools[i].Join, p.ownAddr)
+				}
+			}
+		}
+	}
+	return cfg
+}
+
+// configAlone is config of a host that nobody told of the others.
+func (c *cluster) configAlone(host string, segments ...string) Config {
 	c.t.Helper()
 	role, _ := roleOf(host)
 	id := identity.Identity{Cluster: testCluster, HostID: host, Name: host, Role: role}
@@ -118,15 +134,7 @@ func (c *cluster) config(host string, segments ...string) Config {
 	}
 	for _, s := range segments {
 		c.ports++
-		pc := PoolConfig{Segment: s, Bind: fmt.Sprintf("10.0.0.1:%d", c.ports), Keys: [][]byte{gossipKey(s[0])}}
-		for _, n := range c.nodes {
-			for _, p := range n.pools {
-				if p.segment == s {
-					pc.Join = append(pc.Join, p.ownAddr)
-				}
-			}
-		}
-		cfg.Pools = append(cfg.Pools, pc)
+		cfg.Pools = append(cfg.Pools, PoolConfig{Segment: s, Bind: fmt.Sprintf("10.0.0.1:%d", c.ports), Keys: [][]byte{gossipKey(s[0])}})
 	}
 	return cfg
 }

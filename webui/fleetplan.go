@@ -21,6 +21,7 @@ type leftOut struct {
 // tells who else is not at that version and why, and how many are.
 func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upToDate int) {
 	release, known := p.Release(target)
+	relays := p.relays()
 	for _, h := range p.agents() {
 		o := p.observed[h.ID]
 		_, built := release.Artifact(h.OS, h.Arch)
@@ -28,7 +29,7 @@ func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upTo
 		case o.Version == target:
 			upToDate++
 		case p.status(h) == statusUnreachable:
-			left = append(left, leftOut{h, p.whyUnreachable(h)})
+			left = append(left, leftOut{h, p.whyUnreachable(h, relays)})
 		case !o.Online && o.Version == "":
 			left = append(left, leftOut{h, "it was never seen"})
 		case !o.Online:

@@ -39,7 +39,7 @@ func (u *ui) hostPage(w http.ResponseWriter, r *http.Request) error {
 	v := &hostView{Host: p.host(h), Decided: *h, Digest: o.Digest, Left: o.Left}
 	v.Title = h.Name
 	if v.Host.Status == statusUnreachable {
-		v.Unreachable = p.whyUnreachable(h)
+		v.Unreachable = p.whyUnreachable(h, p.relays())
 	}
 	for i, j := range p.Jobs(h.ID) {
 		job := showJob(j)

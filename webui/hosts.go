@@ -50,7 +50,7 @@ func (p picture) refuseUpdate(h *fleet.Host, target string) error {
 	case p.inProgress[h.ID]:
 		return refuse(fleet.CodeUpdateInProgress, h.Name+" is being updated, or waits for its turn in the running fleet update; wait for the end of that")
 	case p.status(h) == statusUnreachable:
-		return refuse(codeHostOffline, h.Name+" is "+p.whyUnreachable(h)+"; start one, or look at the way there")
+		return refuse(codeHostOffline, h.Name+" is "+p.whyUnreachable(h, p.relays())+"; start one, or look at the way there")
 	case !p.observed[h.ID].Online:
 		return refuse(codeHostOffline, h.Name+" is offline; start it, or look at its agent's log")
 	case !p.behind(h.ID, target):

@@ -12,6 +12,7 @@ type picture struct {
 	observed   map[string]Observation
 	target     string          // the version that hosts are meant to run
 	inProgress map[string]bool // hosts with an unfinished job or a turn to come, by id
+	looksInto  map[string]bool // segments that a server or a relay that is online is in
 	hosts      *hostCache
 }
 
@@ -20,6 +21,7 @@ func (u *ui) picture() picture {
 	if newest, exists := p.NewestRelease(); exists {
 		p.target = newest.Version
 	}
+	p.looksInto = p.lookedInto()
 	for _, j := range p.OpenJobs() {
 		p.inProgress[j.HostID] = true
 	}

@@ -68,27 +68,28 @@ func (p picture) status(h *fleet.Host) string {
 		return statusOnline
 	case o.Left:
 		return statusLeft
-	case o.Unreachable, !seen && !p.looksInto(h.Segment):
+	case o.Unreachable, !seen && !p.looksInto[h.Segment]:
 		return statusUnreachable
 	default:
 		return statusOffline
 	}
 }
 
-// looksInto tells whether a server or a relay that is online is in a segment.
-func (p picture) looksInto(segment string) bool {
-	agents, servers := p.hosts.lists(p.View)
+// lookedInto returns the segments that servers, and relays that are online, are in.
+func (p picture) lookedInto() map[string]bool {
+	in := map[string]bool{}
+	_, servers := p.hosts.lists(p.View)
 	for _, s := range servers {
-		if s.Segment == segment {
-			return true
+		in[s.Segment] = true
+	}
+	for _, o := range p.observed {
+		if o.Online && len(o.Segments) > 1 {
+			for _, segment := range o.Segments {
+				in[segment] = true
+			}
 		}
 	}
-	for _, h := range agents {
-		if o := p.observed[h.ID]; o.Online && len(o.Segments) > 1 && slices.Contains(o.Segments, segment) {
-			return true
-		}
-	}
-	return false
+	return in
 }
 
 // relays lists the enrolled hosts that were seen in two or more segments, by name.
@@ -272,13 +273,13 @@ func (u *ui) listSegments(w http.ResponseWriter, _ *http.Request) error {
 }
 
 // whyUnreachable says which relays would have to be online for a host to be seen.
-func (p picture) whyUnreachable(h *fleet.Host) string {
+func (p picture) whyUnreachable(h *fleet.Host, relays []relayJSON) string {
 	segment := h.Segment
 	if o := p.observed[h.ID]; len(o.Segments) > 0 {
 		segment = o.Segments[0]
 	}
 	var names []string
-	for _, r := range p.relays() {
+	for _, r := range relays {
 		if slices.Contains(r.Segments, segment) && r.ID != h.ID {
 			names = append(names, r.Name)
 		}

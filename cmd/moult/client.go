@@ -192,6 +192,8 @@ type (
 		TargetVersion    string            `json:"target_version"`
 		UpdateAvailable  bool              `json:"update_available"`
 		Online           bool              `json:"online"`
+		Status           string            `json:"status"`
+		SeenVia          string            `json:"seen_via"`
 		LastSeen         *time.Time        `json:"last_seen"`
 		Phase            string            `json:"phase"`
 		UpdateInProgress bool              `json:"update_in_progress"`
@@ -246,6 +248,20 @@ type (
 		Status       string `json:"status"`
 		JobID        string `json:"job_id"`
 		FailedReason string `json:"failed_reason"`
+	}
+	apiFleetPlan struct {
+		TargetVersion string `json:"target_version"`
+		Hosts         []struct {
+			HostID string `json:"host_id"`
+			Name   string `json:"name"`
+		} `json:"hosts"`
+		LeftOut []struct {
+			HostID string `json:"host_id"`
+			Name   string `json:"name"`
+			Why    string `json:"why"`
+		} `json:"left_out"`
+		UpToDate int      `json:"up_to_date"`
+		Warnings []string `json:"warnings"`
 	}
 	apiRelease struct {
 		Version   string        `json:"version"`

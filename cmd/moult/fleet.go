@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 
@@ -93,16 +95,19 @@ func findFleetUpdate(ctx context.Context, c *client, args []string) (apiFleetUpd
 
 func newFleetUpdateCommand(f *clientFlags) *cobra.Command {
 	var to string
-	var yes, watch bool
+	var yes, watch, dry bool
 	var hostNames []string
 	cmd := &cobra.Command{
 		Use:   "update",
 		Short: "Start a fleet update",
 		Long: `Start a fleet update: the hosts that are online and behind are brought to the
 target one after the other; the first failure halts it.`,
-		Example: "  moult fleet update\n  moult fleet update --to 1.4.2 --yes --watch",
+		Example: "  moult fleet update\n  moult fleet update --dry-run\n  moult fleet update --to 1.4.2 --yes --watch",
 		Args:    cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
+			if dry {
+				return showFleetPlan(cmd, c, to, f.json)
+			}
 			in := map[string]any{}
 			if to != "" {
 				in["target_version"] = to
@@ -143,8 +148,11 @@ target one after the other; the first failure halts it.`,
 	}
 	cmd.Flags().StringVar(&to, "to", "", "target version (default: the newest release)")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "show which hosts it would update, in order, who is left out and why; start nothing")
 	cmd.Flags().BoolVar(&watch, "watch", false, "watch it to its end")
 	cmd.Flags().StringSliceVar(&hostNames, "host", nil, "only these hosts, in this order")
+	cmd.MarkFlagsMutuallyExclusive("dry-run", "host")
+	cmd.MarkFlagsMutuallyExclusive("dry-run", "watch")
 	return cmd
 }
 
@@ -175,10 +183,12 @@ func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int) (in
 	}
 	n := named
 	if named == 0 {
-		var err error
-		if n, to, err = countBehind(cmd.Context(), c, to); err != nil {
+		plan, err := c.fleetPlan(cmd.Context(), to)
+		if err != nil {
 			return 0, err
 		}
+		n, to = len(plan.Hosts), plan.TargetVersion
+		plan.print(cmd.ErrOrStderr())
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "This updates %d hosts to %s, one after the other.\nType the number of hosts to go on: ", n, printable(to))
 	line, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
@@ -188,33 +198,51 @@ func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int) (in
 	return n, nil
 }
 
-// countBehind counts the hosts that a fleet update without named hosts would
-// bring to a version, "" being the newest release, and returns that version.
-func countBehind(ctx context.Context, c *client, to string) (int, string, error) {
-	hosts, err := c.hosts(ctx, "?status=online")
+// showFleetPlan prints what a fleet update would do.
+func showFleetPlan(cmd *cobra.Command, c *client, to string, asJSON bool) error {
+	plan, err := c.fleetPlan(cmd.Context(), to)
 	if err != nil {
-		return 0, "", err
+		return err
 	}
-	releases, err := c.releases(ctx)
-	if err != nil {
-		return 0, "", err
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), plan)
 	}
-	if to == "" && len(hosts) > 0 {
-		to = hosts[0].TargetVersion
+	var rows [][]string
+	for i, h := range plan.Hosts {
+		rows = append(rows, []string{fmt.Sprint(i + 1), printable(h.Name)})
 	}
-	built := map[string]bool{}
-	for _, r := range releases {
-		if r.Version == to {
-			for _, a := range r.Artifacts {
-				built[a.OS+"/"+a.Arch] = true
-			}
+	if err := printTable(cmd.OutOrStdout(), []string{"#", "HOST"}, rows); err != nil {
+		return err
+	}
+	plan.print(cmd.ErrOrStderr())
+	fmt.Fprintf(cmd.ErrOrStderr(), "%d hosts would go to %s; start it with: moult fleet update\n", len(plan.Hosts), printable(plan.TargetVersion))
+	return nil
+}
+
+// print tells who is left out and what to know before it starts.
+func (p apiFleetPlan) print(w io.Writer) {
+	for i, l := range p.LeftOut {
+		if i == maxLeftOutLines {
+			fmt.Fprintf(w, "and %d more left out\n", len(p.LeftOut)-i)
+			break
 		}
+		fmt.Fprintf(w, "left out: %s: %s\n", printable(l.Name), printable(l.Why))
 	}
-	n := 0
-	for _, h := range hosts {
-		if h.AgentVersion != "" && h.AgentVersion != to && built[h.OS+"/"+h.Arch] {
-			n++
-		}
+	for _, warning := range p.Warnings {
+		fmt.Fprintf(w, "warning: %s\n", printable(warning))
 	}
-	return n, to, nil
+}
+
+// maxLeftOutLines bounds what is printed before the question.
+const maxLeftOutLines = 20
+
+// fleetPlan asks what a fleet update to a version, "" being the newest release,
+// would do now.
+func (c *client) fleetPlan(ctx context.Context, to string) (plan apiFleetPlan, err error) {
+	query := url.Values{}
+	if to != "" {
+		query.Set("target_version", to)
+	}
+	err = c.call(ctx, http.MethodGet, "/api/fleet/plan?"+query.Encode(), nil, &plan)
+	return plan, err
 }

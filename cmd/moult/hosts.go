@@ -38,24 +38,37 @@ func newHostsCommand() *cobra.Command {
 			}
 			var rows [][]string
 			for _, h := range hosts {
-				rows = append(rows, []string{printable(h.Name), onlineWord(h.Online), dash(h.AgentVersion), target(h), dash(h.Phase), h.Segment, ago(h.LastSeen)})
+				rows = append(rows, []string{printable(h.Name), h.status(), dash(h.AgentVersion), target(h), dash(h.Phase), h.Segment, h.seen()})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"NAME", "STATUS", "VERSION", "TARGET", "PHASE", "SEGMENT", "SEEN"}, rows)
 		}),
 	}
 	f.register(cmd)
-	cmd.Flags().StringVar(&status, "status", "", "online or offline")
+	cmd.Flags().StringVar(&status, "status", "", "online, offline, unreachable or left")
 	cmd.Flags().StringVar(&segment, "segment", "", "only this segment")
 	cmd.Flags().StringVarP(&query, "query", "q", "", "part of a name")
 	cmd.Flags().BoolVar(&behind, "behind", false, "only hosts whose version is not the target")
 	return cmd
 }
 
-func onlineWord(online bool) string {
-	if online {
+// status is the host's state; servers of an older version do not name it.
+func (h apiHost) status() string {
+	switch {
+	case h.Status != "":
+		return h.Status
+	case h.Online:
 		return "online"
+	default:
+		return "offline"
 	}
-	return "offline"
+}
+
+// seen tells when the host was seen last, and through which relay.
+func (h apiHost) seen() string {
+	if h.SeenVia == "" {
+		return ago(h.LastSeen)
+	}
+	return ago(h.LastSeen) + " through " + printable(h.SeenVia)
 }
 
 func target(h apiHost) string {
@@ -82,7 +95,7 @@ func newHostCommand() *cobra.Command {
 			}
 			return printTable(cmd.OutOrStdout(), []string{"NAME", printable(h.Name)}, [][]string{
 				{"ID", h.ID},
-				{"STATUS", onlineWord(h.Online) + ", seen " + ago(h.LastSeen)},
+				{"STATUS", h.status() + ", seen " + h.seen()},
 				{"VERSION", dash(h.AgentVersion)},
 				{"TARGET", target(h)},
 				{"PHASE", dash(h.Phase)},

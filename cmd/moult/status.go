@@ -21,8 +21,8 @@ func newStatusCommand() *cobra.Command {
 		Short: "Tell whether the cluster is healthy",
 		Long: `Tell whether the cluster is healthy.
 
-Exit code 0: healthy. 1: degraded (a server down or no leader, hosts offline, open
-alerts). 2: no server answers.`,
+Exit code 0: healthy. 1: degraded (a server down or no leader, hosts offline or
+unreachable, open alerts). 2: no server answers.`,
 		Args: cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			s, err := clusterStatus(cmd, c)
@@ -35,8 +35,12 @@ alerts). 2: no server answers.`,
 			if f.json {
 				err = printJSON(cmd.OutOrStdout(), s)
 			} else {
-				fmt.Fprintf(cmd.OutOrStdout(), "servers  %d of %d healthy, leader %s\nhosts    %d of %d online, %d behind\nalerts   %d open\n",
-					s.ServersHealthy, s.Servers, dash(s.Leader), s.HostsOnline, s.Hosts, s.HostsBehind, s.AlertsOpen)
+				unreachable := ""
+				if s.HostsUnreachable > 0 {
+					unreachable = fmt.Sprintf(", %d unreachable", s.HostsUnreachable)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "servers  %d of %d healthy, leader %s\nhosts    %d of %d online, %d behind%s\nalerts   %d open\n",
+					s.ServersHealthy, s.Servers, dash(s.Leader), s.HostsOnline, s.Hosts, s.HostsBehind, unreachable, s.AlertsOpen)
 				if s.FleetUpdate != "" {
 					fmt.Fprintf(cmd.OutOrStdout(), "fleet    update to %s is %s\n", printable(s.FleetUpdateTarget), s.FleetUpdate)
 				}
@@ -62,6 +66,7 @@ type statusReport struct {
 	Leader            string   `json:"leader"`
 	Hosts             int      `json:"hosts"`
 	HostsOnline       int      `json:"hosts_online"`
+	HostsUnreachable  int      `json:"hosts_unreachable"`
 	HostsBehind       int      `json:"hosts_behind"`
 	AlertsOpen        int      `json:"alerts_open"`
 	FleetUpdate       string   `json:"fleet_update,omitempty"`
@@ -98,10 +103,14 @@ func clusterStatus(cmd *cobra.Command, c *client) (statusReport, error) {
 		if h.UpdateAvailable {
 			s.HostsBehind++
 		}
-		if h.Online {
+		switch h.status() {
+		case "online":
 			s.HostsOnline++
-		} else {
-			s.Problems = append(s.Problems, fmt.Sprintf("host %s is offline, seen %s", h.Name, ago(h.LastSeen)))
+		case "unreachable":
+			s.HostsUnreachable++
+			s.Problems = append(s.Problems, fmt.Sprintf("host %s is unreachable, seen %s: no relay of segment %s is online", h.Name, h.seen(), h.Segment))
+		default:
+			s.Problems = append(s.Problems, fmt.Sprintf("host %s is offline, seen %s", h.Name, h.seen()))
 		}
 	}
 	var alerts apiAlerts

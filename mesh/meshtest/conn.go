@@ -37,6 +37,7 @@ func (c *conn) breakOff() {
 func (c *conn) Read(b []byte) (int, error) { return c.in.read(b) }
 
 func (c *conn) Write(b []byte) (int, error) {
+	c.net.sent.Add(uint64(len(b)))
 	_, delay := c.net.state(c.local.host, c.remote.host)
 	return c.out.write(b, delay)
 }

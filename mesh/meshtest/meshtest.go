@@ -19,6 +19,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -46,6 +47,8 @@ type Network struct {
 	rand     *rand.Rand
 	nextPort int
 	conns    map[*conn]bool // the dialing end of each open stream
+
+	sent atomic.Uint64 // bytes
 }
 
 // link is two hosts, in order of their names.
@@ -178,6 +181,10 @@ func (n *Network) Delay(d time.Duration) {
 	defer n.mu.Unlock()
 	n.delay = d
 }
+
+// Sent returns how many bytes were sent so far, in packets and on streams,
+// whether or not they arrived.
+func (n *Network) Sent() uint64 { return n.sent.Load() }
 
 // state says what becomes of something sent from one host to another.
 func (n *Network) state(from, to string) (cut bool, delay time.Duration) {

@@ -37,6 +37,7 @@ func (t *Transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 // WriteTo sends a packet, which may get lost.
 func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	now := time.Now()
+	t.net.sent.Add(uint64(len(b)))
 	to := t.net.at(addr)
 	if to == nil {
 		return now, nil
