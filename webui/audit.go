@@ -203,7 +203,7 @@ type auditView struct {
 var auditActions = actionsOf(
 	fleet.AlertAcknowledged{}, fleet.AlertResolved{}, fleet.APITokenCreated{}, fleet.APITokenRevoked{}, fleet.ClusterInitialized{},
 	fleet.FleetUpdateCancelled{}, fleet.FleetUpdateCompleted{}, fleet.FleetUpdateHalted{}, fleet.FleetUpdateHostSkipped{}, fleet.FleetUpdatePaused{},
-	fleet.FleetUpdateResumed{}, fleet.FleetUpdateStarted{}, fleet.HostAddressesChanged{}, fleet.HostEnrolled{}, fleet.HostRemoved{},
+	fleet.FleetUpdateResumed{}, fleet.FleetUpdateStarted{}, fleet.HostAddressesChanged{}, fleet.HostEnrolled{}, fleet.HostRemoved{}, fleet.HostSegmentsChanged{},
 	fleet.JobCreated{}, fleet.JobDispatched{}, fleet.JobFinished{}, fleet.JoinTokenCreated{}, fleet.ReleasePublished{}, fleet.ReleaseWithdrawn{},
 	fleet.SessionCreated{}, fleet.SessionEnded{}, fleet.UserChanged{}, fleet.UserCreated{}, fleet.UserDeleted{},
 )

@@ -152,6 +152,7 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	HostEnrolled{}.Kind():           on(applyHostEnrolled),
 	HostRemoved{}.Kind():            on(applyHostRemoved),
 	HostAddressesChanged{}.Kind():   on(applyHostAddressesChanged),
+	HostSegmentsChanged{}.Kind():    on(applyHostSegmentsChanged),
 	ReleasePublished{}.Kind():       on(applyReleasePublished),
 	ReleaseWithdrawn{}.Kind():       on(applyReleaseWithdrawn),
 	JobCreated{}.Kind():             on(applyJobCreated),

@@ -3,6 +3,8 @@ package fleet
 import (
 	"bytes"
 	"crypto/ed25519"
+	"slices"
+	"strings"
 )
 
 func applyClusterInitialized(t *tx, c ClusterInitialized) *Error {
@@ -24,6 +26,9 @@ func applyClusterInitialized(t *tx, c ClusterInitialized) *Error {
 		return refuse(CodeBadRequest, "server.segment %q: %s", c.Server.Segment, segmentRule)
 	}
 	if refused := checkAddresses(c.Server.GossipAddr, c.Server.PeerAddr, c.Server.HTTPAddr); refused != nil {
+		return refused
+	}
+	if refused := checkAlso(c.Server.Segment, c.Server.Also); refused != nil {
 		return refused
 	}
 	if refused := checkLabels(c.Server.Labels); refused != nil {
@@ -131,6 +136,9 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 	if other, taken := v.HostByName(h.Name); taken {
 		return refuse(CodeNameTaken, "a host called %q has joined already (%s); give another --name, or remove that one first with: moult host remove %s", h.Name, other.Role, h.Name)
 	}
+	if refused := checkAlso(token.Segment, h.Also); refused != nil {
+		return refused
+	}
 	if hosts := len(v.Hosts()); hosts >= t.bounds.hosts {
 		return refuse(CodeLimitReached, "%d hosts have joined, and no more fit; remove one that is gone with: moult host remove", hosts)
 	}
@@ -140,8 +148,16 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 	token.UsedAt, token.UsedBy = &at, h.ID
 	t.put(tableJoinTokens, token)
 	t.touch("hosts", "host:"+h.ID, "tokens")
-	t.audit("host "+h.Name, string(h.Role)+" in segment "+h.Segment)
+	t.audit("host "+h.Name, string(h.Role)+" in "+segmentsText(h))
 	return nil
+}
+
+// segmentsText tells a host's segments for people.
+func segmentsText(h Host) string {
+	if len(h.Also) == 0 {
+		return "segment " + h.Segment
+	}
+	return "segments " + strings.Join(h.Segments(), ", ")
 }
 
 func (t *tx) host(id string) (Host, *Error) {
@@ -179,5 +195,24 @@ func applyHostAddressesChanged(t *tx, c HostAddressesChanged) *Error {
 	t.put(tableHosts, h)
 	t.touch("hosts", "host:"+h.ID)
 	t.audit("host "+h.Name, "now at "+h.PeerAddr)
+	return nil
+}
+
+func applyHostSegmentsChanged(t *tx, c HostSegmentsChanged) *Error {
+	h, refused := t.host(c.HostID)
+	if refused != nil {
+		return refused
+	}
+	if refused := checkAlso(h.Segment, c.Also); refused != nil {
+		return refused
+	}
+	if slices.Equal(h.Also, c.Also) {
+		t.unaudited() // a host that starts again as it was
+		return nil
+	}
+	h.Also = slices.Clone(c.Also)
+	t.put(tableHosts, h)
+	t.touch("hosts", "host:"+h.ID)
+	t.audit("host "+h.Name, "now in "+segmentsText(h))
 	return nil
 }

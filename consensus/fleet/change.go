@@ -99,6 +99,12 @@ type (
 		PeerAddr   string `json:"peer_addr"`
 		HTTPAddr   string `json:"http_addr"`
 	}
+	// HostSegmentsChanged records which segments a host is in besides its home: it
+	// was started with others. Repeating it changes nothing.
+	HostSegmentsChanged struct {
+		HostID string        `json:"host_id"`
+		Also   []HostSegment `json:"also_segments"`
+	}
 
 	// ReleasePublished makes a release available. Its bytes are on a majority of
 	// servers by then. Version and Number must be new.
@@ -296,6 +302,7 @@ func (JoinTokenCreated) Kind() string       { return "join_token_created" }
 func (HostEnrolled) Kind() string           { return "host_enrolled" }
 func (HostRemoved) Kind() string            { return "host_removed" }
 func (HostAddressesChanged) Kind() string   { return "host_addresses_changed" }
+func (HostSegmentsChanged) Kind() string    { return "host_segments_changed" }
 func (ReleasePublished) Kind() string       { return "release_published" }
 func (ReleaseWithdrawn) Kind() string       { return "release_withdrawn" }
 func (JobCreated) Kind() string             { return "job_created" }

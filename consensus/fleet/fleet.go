@@ -24,7 +24,10 @@
 // more fields than this server knows. DESIGN.md says why.
 package fleet
 
-import "time"
+import (
+	"net"
+	"time"
+)
 
 // HostRole tells what a host runs; it is part of its certificate.
 type HostRole string
@@ -44,7 +47,8 @@ type Host struct {
 	ID         string            `json:"id"` // a UUID the host made itself at enrolment
 	Name       string            `json:"name"`
 	Role       HostRole          `json:"role"`
-	Segment    string            `json:"segment"`
+	Segment    string            `json:"segment"` // the home segment
+	Also       []HostSegment     `json:"also_segments,omitempty"`
 	OS         string            `json:"os"`
 	Arch       string            `json:"arch"`
 	Labels     map[string]string `json:"labels,omitempty"`
@@ -53,6 +57,53 @@ type Host struct {
 	PeerAddr   string            `json:"peer_addr,omitempty"` // the node port, as others reach it
 	HTTPAddr   string            `json:"http_addr,omitempty"` // servers only
 	EnrolledAt time.Time         `json:"enrolled_at"`
+}
+
+// HostSegment is a further segment that a host is in. Who is in several is a relay.
+type HostSegment struct {
+	Segment    string `json:"segment"`
+	GossipAddr string `json:"gossip_addr"` // as the members of that segment reach it
+}
+
+// Segments returns all segments of a host, the home segment first.
+func (h Host) Segments() []string {
+	names := []string{h.Segment}
+	for _, a := range h.Also {
+		names = append(names, a.Segment)
+	}
+	return names
+}
+
+// GossipAddrIn returns where a host gossips in one of its segments; "" when it
+// is not in it.
+func (h Host) GossipAddrIn(segment string) string {
+	if h.Segment == segment {
+		return h.GossipAddr
+	}
+	for _, a := range h.Also {
+		if a.Segment == segment {
+			return a.GossipAddr
+		}
+	}
+	return ""
+}
+
+// PeerAddrIn returns the node port as the members of one of the host's segments
+// reach it: it is at the address of the host's gossip there. "" when the host is
+// not in that segment, or told no such address.
+func (h Host) PeerAddrIn(segment string) string {
+	if segment == h.Segment {
+		return h.PeerAddr
+	}
+	ip, _, err := net.SplitHostPort(h.GossipAddrIn(segment))
+	if err != nil {
+		return ""
+	}
+	_, port, err := net.SplitHostPort(h.PeerAddr)
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(ip, port)
 }
 
 // Artifact is one platform's binary of a release.

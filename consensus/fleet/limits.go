@@ -49,6 +49,7 @@ const (
 	MaxActorBytes        = 128
 	MaxPasswordHashBytes = 512
 	MaxLabels            = 32 // labels of a host
+	MaxAlsoSegments      = 3  // segments of a host besides its home: with it, what mesh.MaxSegments allows
 	MaxLabelValueBytes   = 64
 	MaxReasonBytes       = 8 << 10 // of errors, reasons and alerts; longer ones are cut
 	MaxDetailBytes       = 1 << 10 // of an audit entry's detail; longer ones are cut
@@ -146,6 +147,27 @@ func checkAddresses(gossip, peer, http string) *Error {
 		if len(a.addr) > MaxAddressBytes {
 			return refuse(CodeBadRequest, "%s is %d bytes; give host:port of at most %d", a.field, len(a.addr), MaxAddressBytes)
 		}
+	}
+	return nil
+}
+
+// checkAlso refuses further segments of a host that are too many, named twice or
+// malformed.
+func checkAlso(home string, also []HostSegment) *Error {
+	if len(also) > MaxAlsoSegments {
+		return refuse(CodeBadRequest, "also_segments has %d entries; give --also-segment at most %d times", len(also), MaxAlsoSegments)
+	}
+	seen := map[string]bool{home: true}
+	for _, a := range also {
+		switch {
+		case !validSegment(a.Segment):
+			return refuse(CodeBadRequest, "also_segments: segment %q: %s", clip(a.Segment, MaxNameBytes), segmentRule)
+		case seen[a.Segment]:
+			return refuse(CodeBadRequest, "also_segments: the host is in segment %s already; give --also-segment once for each further segment", a.Segment)
+		case a.GossipAddr == "" || len(a.GossipAddr) > MaxAddressBytes:
+			return refuse(CodeBadRequest, "also_segments: the gossip_addr in segment %s is %d bytes; give host:port of at most %d", a.Segment, len(a.GossipAddr), MaxAddressBytes)
+		}
+		seen[a.Segment] = true
 	}
 	return nil
 }

@@ -48,6 +48,7 @@ func anyChange(r *rapid.T, v View) Change {
 		HostEnrolled{TokenHash: token, Host: host(rapid.IntRange(1, 5).Draw(r, "n"))},
 		HostRemoved{HostID: hostID},
 		HostAddressesChanged{HostID: hostID, PeerAddr: "10.0.0.1:7947"},
+		HostSegmentsChanged{HostID: hostID, Also: []HostSegment{{Segment: pick("segment", "dmz", "plant"), GossipAddr: "10.2.0.1:7946"}}},
 		release(version, rapid.Uint64Range(1, 4).Draw(r, "number")),
 		ReleaseWithdrawn{Version: version},
 		JobCreated{JobID: job, HostID: hostID, TargetVersion: version},
@@ -211,6 +212,9 @@ func mayBeSilent(before View, c Change) bool {
 	case HostAddressesChanged: // where it was already
 		h, _ := before.Host(c.HostID)
 		return h.GossipAddr == c.GossipAddr && h.PeerAddr == c.PeerAddr && h.HTTPAddr == c.HTTPAddr
+	case HostSegmentsChanged: // in the same ones already
+		h, _ := before.Host(c.HostID)
+		return slices.Equal(h.Also, c.Also)
 	case SessionEnded: // ended already
 		_, ok := before.Session(c.Hash)
 		return !ok

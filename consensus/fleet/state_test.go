@@ -361,6 +361,7 @@ func TestHostsVersionFollowsTheHosts(t *testing.T) {
 	}
 	for _, c := range []Change{
 		HostAddressesChanged{HostID: "h1", PeerAddr: "10.0.0.7:7947"},
+		HostSegmentsChanged{HostID: "h1", Also: []HostSegment{{"dmz", "10.2.0.7:7946"}}},
 		HostRemoved{HostID: "h2"},
 		joinToken("again"),
 		HostEnrolled{TokenHash: "again", Host: host(2)},

@@ -271,3 +271,38 @@ func (s *script) wants(code string, c Change) {
 		s.tb.Fatalf("the refused change changed the state")
 	}
 }
+
+// What a relay is, is recorded when it joins and when it is started otherwise, and
+// the audit tells both.
+func TestFurtherSegmentsOfAHost(t *testing.T) {
+	s := fleetOf(t, 1)
+	relay := host(7)
+	relay.Name, relay.GossipAddr, relay.PeerAddr = "relay-1", "10.1.0.7:7946", "10.1.0.7:7947"
+	relay.Also = []HostSegment{{"dmz", "10.2.0.7:7946"}}
+	s.must(joinToken("relay"), HostEnrolled{TokenHash: "relay", Host: relay})
+	said := func(want string) {
+		t.Helper()
+		if e := s.state.View().Audit(0, 1)[0]; e.Subject != "host relay-1" || e.Detail != want {
+			t.Errorf("the audit says %q of %s, not %q", e.Detail, e.Subject, want)
+		}
+	}
+	said("agent in segments default, dmz")
+	s.must(HostSegmentsChanged{HostID: "h7", Also: []HostSegment{{"dmz", "10.2.0.7:7946"}, {"plant", "10.3.0.7:7956"}}})
+	said("now in segments default, dmz, plant")
+	before := s.state.View().Audit(0, 1)[0].Index
+	s.must(HostSegmentsChanged{HostID: "h7", Also: []HostSegment{{"dmz", "10.2.0.7:7946"}, {"plant", "10.3.0.7:7956"}}})
+	if after := s.state.View().Audit(0, 1)[0].Index; after != before {
+		t.Error("a repetition is audited")
+	}
+	h, _ := s.state.View().Host("h7")
+	for segment, want := range map[string][2]string{
+		"default": {"10.1.0.7:7946", "10.1.0.7:7947"}, "dmz": {"10.2.0.7:7946", "10.2.0.7:7947"}, "plant": {"10.3.0.7:7956", "10.3.0.7:7947"}, "other": {"", ""},
+	} {
+		if got := [2]string{h.GossipAddrIn(segment), h.PeerAddrIn(segment)}; got != want {
+			t.Errorf("in segment %s it is at %v, not %v", segment, got, want)
+		}
+	}
+	s.must(HostSegmentsChanged{HostID: "h7"})
+	said("now in segment default")
+	s.refused(CodeHostNotFound, HostSegmentsChanged{HostID: "nobody"})
+}
