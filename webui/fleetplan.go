@@ -51,7 +51,7 @@ func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upTo
 func (p picture) spread(hosts []*fleet.Host) []*fleet.Host {
 	var relays, others []*fleet.Host
 	for _, h := range hosts {
-		if len(p.observed[h.ID].Segments) > 1 {
+		if len(p.segmentsOf(h)) > 1 {
 			relays = append(relays, h)
 		} else {
 			others = append(others, h)

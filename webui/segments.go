@@ -68,11 +68,20 @@ func (p picture) status(h *fleet.Host) string {
 		return statusOnline
 	case o.Left:
 		return statusLeft
-	case o.Unreachable, !seen && !p.looksInto[h.Segment]:
+	case o.Unreachable, !seen && !slices.ContainsFunc(h.Segments(), func(s string) bool { return p.looksInto[s] }):
 		return statusUnreachable
 	default:
 		return statusOffline
 	}
+}
+
+// segmentsOf are those that a host says it is in; those of its enrolment, if it
+// was not seen yet.
+func (p picture) segmentsOf(h *fleet.Host) []string {
+	if o := p.observed[h.ID]; len(o.Segments) > 0 {
+		return o.Segments
+	}
+	return h.Segments()
 }
 
 // lookedInto returns the segments that servers, and relays that are online, are in.
@@ -92,12 +101,12 @@ func (p picture) lookedInto() map[string]bool {
 	return in
 }
 
-// relays lists the enrolled hosts that were seen in two or more segments, by name.
+// relays lists the hosts in two or more segments, by name.
 func (p picture) relays() (relays []relayJSON) {
 	agents, servers := p.hosts.lists(p.View)
 	for _, h := range slices.Concat(agents, servers) {
-		if o := p.observed[h.ID]; len(o.Segments) > 1 {
-			relays = append(relays, relayJSON{h.ID, h.Name, string(h.Role), p.status(h), o.Segments})
+		if in := p.segmentsOf(h); len(in) > 1 {
+			relays = append(relays, relayJSON{h.ID, h.Name, string(h.Role), p.status(h), in})
 		}
 	}
 	slices.SortFunc(relays, func(a, b relayJSON) int { return cmp.Compare(a.Name, b.Name) })
@@ -274,10 +283,7 @@ func (u *ui) listSegments(w http.ResponseWriter, _ *http.Request) error {
 
 // whyUnreachable says which relays would have to be online for a host to be seen.
 func (p picture) whyUnreachable(h *fleet.Host, relays []relayJSON) string {
-	segment := h.Segment
-	if o := p.observed[h.ID]; len(o.Segments) > 0 {
-		segment = o.Segments[0]
-	}
+	segment := p.segmentsOf(h)[0]
 	var names []string
 	for _, r := range relays {
 		if slices.Contains(r.Segments, segment) && r.ID != h.ID {

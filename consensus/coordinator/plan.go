@@ -33,7 +33,7 @@ type input struct {
 	Open     []fleet.Job        // queued and running, the oldest first
 	Alerts   []fleet.Alert      // open
 	Seen     map[string]Observation
-	Relays   map[string]string // names of the enrolled hosts in two or more segments, by ID
+	Relays   map[string]fleet.Host // the enrolled hosts in two or more segments, by ID
 	// Unreachable is what becomes of a host that nobody can see.
 	Unreachable UnreachablePolicy
 	Memory      memory

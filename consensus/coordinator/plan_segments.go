@@ -10,10 +10,20 @@ import (
 	"moult/consensus/fleet"
 )
 
-// relay is an enrolled host that was seen in two or more segments.
+// relay is an enrolled host in two or more segments.
 type relay struct {
 	id, name string
+	segments []string
 	seen     Observation
+}
+
+// segmentsOf are those that a host says it is in; those of its enrolment, if this
+// leader has not heard of it.
+func segmentsOf(h fleet.Host, seen Observation) []string {
+	if len(seen.Segments) > 0 {
+		return seen.Segments
+	}
+	return h.Segments()
 }
 
 // live tells whether it can be relied on: it is here, and not about to restart.
@@ -27,6 +37,8 @@ func (r relay) state() string {
 		return r.name + " is restarting"
 	case r.seen.Left:
 		return r.name + " was stopped"
+	case r.seen.Boot == 0:
+		return r.name + " was not seen yet"
 	case r.seen.Unreachable:
 		return r.name + " is unreachable"
 	default:
@@ -36,8 +48,8 @@ func (r relay) state() string {
 
 // relays lists the relays by name.
 func (in input) relays() (all []relay) {
-	for id, name := range in.Relays {
-		all = append(all, relay{id, name, in.Seen[id]})
+	for id, h := range in.Relays {
+		all = append(all, relay{id, h.Name, segmentsOf(h, in.Seen[id]), in.Seen[id]})
 	}
 	slices.SortFunc(all, func(a, b relay) int { return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.id, b.id)) })
 	return all
@@ -56,10 +68,10 @@ func (in input) reach(through []relay) map[string]bool {
 	for grown := true; grown; {
 		grown = false
 		for _, r := range through {
-			if !slices.ContainsFunc(r.seen.Segments, func(s string) bool { return reached[s] }) {
+			if !slices.ContainsFunc(r.segments, func(s string) bool { return reached[s] }) {
 				continue
 			}
-			for _, s := range r.seen.Segments {
+			for _, s := range r.segments {
 				if !reached[s] {
 					reached[s], grown = true, true
 				}
@@ -73,8 +85,8 @@ func (in input) reach(through []relay) map[string]bool {
 // another relay that is away now could stand in for it; "" when there is none.
 // A relay that nobody can stand in for is not held back: it could never be updated.
 func strands(in input, h fleet.Host) string {
-	me := in.Seen[h.ID]
-	if len(me.Segments) < 2 {
+	me := relay{h.ID, h.Name, segmentsOf(h, in.Seen[h.ID]), in.Seen[h.ID]}
+	if len(me.segments) < 2 {
 		return ""
 	}
 	var live, away, others []relay
@@ -89,14 +101,14 @@ func strands(in input, h fleet.Host) string {
 		}
 		others = append(others, r)
 	}
-	with, without, possible := in.reach(append(slices.Clone(live), relay{h.ID, h.Name, me})), in.reach(live), in.reach(others)
+	with, without, possible := in.reach(append(slices.Clone(live), me)), in.reach(live), in.reach(others)
 	for _, segment := range slices.Sorted(maps.Keys(with)) {
 		if without[segment] || !possible[segment] {
 			continue
 		}
 		var states []string
 		for _, r := range away {
-			if slices.Contains(r.seen.Segments, segment) {
+			if slices.Contains(r.segments, segment) {
 				states = append(states, r.state())
 			}
 		}
@@ -124,14 +136,15 @@ func cutOff(in input, h fleet.Host) string {
 		}
 	} else {
 		for _, o := range in.Seen {
-			if o.Online && (o.Server || len(o.Segments) > 1) && slices.Contains(o.Segments, segment) {
+			looks := o.Online && (o.Server || len(o.Segments) > 1)
+			if looks && slices.ContainsFunc(h.Segments(), func(s string) bool { return slices.Contains(o.Segments, s) }) {
 				return ""
 			}
 		}
 	}
 	var names []string
 	for _, r := range in.relays() {
-		if slices.Contains(r.seen.Segments, segment) && r.id != h.ID {
+		if slices.Contains(r.segments, segment) && r.id != h.ID {
 			names = append(names, r.name)
 		}
 	}

@@ -152,7 +152,11 @@ func (w *world) addHost(name, platform string, segments ...string) {
 	key := make([]byte, 32)
 	key[0], key[1] = byte(w.hosts), byte(w.hosts>>8)
 	w.must(fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: name, Hash: name, Role: fleet.RoleAgent, Segment: segments[0], ExpiresAt: w.now.Add(time.Hour)}})
-	w.must(fleet.HostEnrolled{TokenHash: name, Host: fleet.Host{ID: name, Name: name, OS: os, Arch: arch, PublicKey: key}})
+	var also []fleet.HostSegment
+	for _, s := range segments[1:] {
+		also = append(also, fleet.HostSegment{Segment: s, GossipAddr: "10.0.0.1:7946"})
+	}
+	w.must(fleet.HostEnrolled{TokenHash: name, Host: fleet.Host{ID: name, Name: name, OS: os, Arch: arch, PublicKey: key, Also: also}})
 	w.seen[name] = Observation{Online: true, Boot: 1, Version: "A", Digest: digest("A", platform)[:16], Phase: phaseIdle, Segments: segments}
 }
 

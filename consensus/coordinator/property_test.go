@@ -22,7 +22,7 @@ func TestInvariantsOverRandomObservations(t *testing.T) {
 		w := newWorld(t)
 		hosts := []string{"agent-1", "agent-2", "relay-1", "relay-2"}
 		for _, h := range hosts {
-			w.addHost(h, "linux/amd64", segmentsOf(h)...)
+			w.addHost(h, "linux/amd64", segmentsByName(h)...)
 		}
 		w.unreachable = rapid.SampledFrom([]UnreachablePolicy{UnreachableIsOffline, WaitForUnreachable}).Draw(r, "policy")
 		w.addRelease("B", "linux/amd64")
@@ -65,7 +65,7 @@ func (w *world) interfere(r *rapid.T, hosts []string) {
 			Phase: rapid.SampledFrom([]string{
 				phaseIdle, phaseFetching, phaseVerifying, phasePreflight, phaseRestarting, phaseTrial, phaseFailed, phaseRolledBack, "new",
 			}).Draw(r, "phase"),
-			Done: rapid.Int64Range(0, 3).Draw(r, "done"), Total: 3, Pulled: rapid.Int64Range(0, 3).Draw(r, "pulled"), Segments: segmentsOf(host),
+			Done: rapid.Int64Range(0, 3).Draw(r, "done"), Total: 3, Pulled: rapid.Int64Range(0, 3).Draw(r, "pulled"), Segments: segmentsByName(host),
 		}
 		if o := w.seen[host]; !o.Online {
 			o.Unreachable = rapid.Bool().Draw(r, "unreachable")
@@ -74,7 +74,7 @@ func (w *world) interfere(r *rapid.T, hosts []string) {
 	}
 }
 
-func segmentsOf(host string) []string {
+func segmentsByName(host string) []string {
 	if strings.HasPrefix(host, "relay") {
 		return []string{fleet.DefaultSegment, "dmz"}
 	}
@@ -87,7 +87,7 @@ func (w *world) mustNotStrand(r *rapid.T, v fleet.View, hostID string) {
 	other := map[string]string{"relay-1": "relay-2", "relay-2": "relay-1"}[hostID]
 	o, known := w.seen[other]
 	_, enrolled := v.Host(other)
-	if known && enrolled && (!o.Online || o.Phase == phaseTrial || o.Phase == phaseRestarting) {
+	if enrolled && (!known || !o.Online || o.Phase == phaseTrial || o.Phase == phaseRestarting) {
 		r.Fatalf("%s is dispatched while %s is %+v", hostID, other, o)
 	}
 }

@@ -56,6 +56,9 @@ type coordinator struct {
 	retry  time.Duration // the pause after the next change that is not accepted
 	lines  []logLines    // not yet committed
 
+	relays   []fleet.Host // as enrolled, and
+	relaysOf any          // the version of the hosts that they are from
+
 	sending chan struct{} // holds a token while an order is being sent
 	sends   sync.WaitGroup
 }
@@ -148,14 +151,32 @@ func (c *coordinator) gather(now time.Time) input {
 		}
 	}
 	if len(in.Hosts) > 0 { // an idle fleet costs nothing
-		in.Seen, in.Relays = c.Roster.Observations(), map[string]string{}
+		in.Seen, in.Relays = c.Roster.Observations(), c.enrolledRelays(v)
 		for id, o := range in.Seen {
 			if h, enrolled := v.Host(id); enrolled && len(o.Segments) > 1 {
-				in.Relays[id] = h.Name
+				in.Relays[id] = h
 			}
 		}
 	}
 	return in
+}
+
+// enrolledRelays returns the hosts that are recorded in two or more segments. Who
+// they are is looked up anew only when a host has changed.
+func (c *coordinator) enrolledRelays(v fleet.View) map[string]fleet.Host {
+	if version := v.HostsVersion(); c.relaysOf != version {
+		c.relaysOf, c.relays = version, nil
+		for _, h := range v.Hosts() {
+			if len(h.Also) > 0 {
+				c.relays = append(c.relays, h)
+			}
+		}
+	}
+	relays := map[string]fleet.Host{}
+	for _, h := range c.relays {
+		relays[h.ID] = h
+	}
+	return relays
 }
 
 // commit proposes a change and tells whether it was accepted.
