@@ -10,7 +10,7 @@ import (
 // as it likes. It is in the host's segment by name only: nobody there reaches it.
 func lie(t *testing.T, liar *Node, segment string, rec SignedRecord, alive bool, every, lasts time.Duration) {
 	t.Helper()
-	for end := time.Now().Add(lasts); time.Now().Before(end); time.Sleep(every) {
+	for end := time.Now().Add(lasts); time.Now().Before(end) && t.Context().Err() == nil; time.Sleep(every) {
 		liar.tell(report{
 			observer: liar.cfg.Identity.HostID, boot: liar.cfg.Boot, version: liar.reportSeq.Add(1),
 			segment: segment, alive: alive, ip: []byte{10, 0, 0, 1}, record: rec,
@@ -146,4 +146,73 @@ func TestHostThatDoesNotRenewIsSeenAllTheSame(t *testing.T) {
 			t.Errorf("%s is %s, want %s", host, m.Liveness, want)
 		}
 	}
+}
+
+// Relays disagree about a host: the host's own word decides, and until it could
+// have come, who called it alive before the other one saw it fail.
+func TestRelaysThatDisagree(t *testing.T) {
+	now := time.Now()
+	r := newRoster("s1", []string{"left"}, DefaultTiming, recordVerifier{})
+	r.now = func() time.Time { return now }
+	rec := agentRecord("a1", 1, 1)
+	rec.Segments, rec.Renews = []string{"right"}, true
+	prove := func(seq uint64) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		rec.Seq = seq
+		r.take(r.host(SignedRecord{Record: rec}), SignedRecord{Record: rec}, true)
+	}
+	versions := map[string]uint64{}
+	say := func(observer string, alive bool) {
+		versions[observer]++
+		r.see("a1", sightingKey{"right", observer}, sighting{alive: alive, version: versions[observer]})
+	}
+	after := func(d time.Duration, want Liveness) {
+		t.Helper()
+		now = now.Add(d)
+		r.expire(hintLifetime)
+		if m, _ := r.Member("a1"); m.Liveness != want {
+			t.Errorf("after %v: %s, want %s", d, m.Liveness, want)
+		}
+	}
+	prove(1)
+	say("r2", true)
+	after(time.Second, Online)
+	say("r1", false)
+	after(contestLives*DefaultTiming.Renew, Online) // r2 said so before
+	say("r2", true)
+	after(time.Second, Offline) // and the host had the time to prove it
+	prove(2)
+	after(0, Online)
+	say("r2", false)
+	after(0, Offline)
+	now = now.Add(time.Second)
+	say("r1", true) // it is nobody's word that began before r2 saw it fail
+	now = now.Add(time.Second)
+	say("r1", false)
+	now = now.Add(time.Second)
+	say("r2", true)
+	after(0, Offline)
+	prove(3)
+	after(0, Online)
+}
+
+func TestRelaysIgnoreHints(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t)
+		relay, agent := c.node("r1", "left", "middle"), c.node("a1", "left")
+		rec := agentRecord("s9", 1, 1)
+		rec.Role, rec.Segments = "server", []string{"right"}
+		w := writer{}
+		report{observer: "r2", boot: 1, version: 1, segment: "right", alive: true, record: signed(t, rec, c.key("s9"))}.encode(&w)
+		for _, n := range []*Node{relay, agent} {
+			n.takeHint(w.b)
+		}
+		if _, known := agent.Roster().Member("s9"); !known {
+			t.Error("an ordinary member does not take the hint")
+		}
+		if _, known := relay.Roster().Member("s9"); known {
+			t.Error("the relay took the hint: it would not pass the signed report on")
+		}
+	})
 }
