@@ -4,18 +4,19 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 )
 
 // TestRosterConvergence measures, on the clock of the bubble, how long the servers
 // take to see a version change of one host and of all hosts at once: in segments
-// with two relays each, and in one pool of the same hosts. MOULT_LONG=1 plays a
-// thousand hosts; its figures are in the README.
+// with two relays each, and in one pool of the same hosts. MOULT_HOSTS=1000 plays
+// that many, a hundred in a segment; the figures are in the README.
 func TestRosterConvergence(t *testing.T) {
 	segments, hosts := 3, 8
-	if os.Getenv("MOULT_LONG") != "" {
-		segments, hosts = 10, 100
+	if n, err := strconv.Atoi(os.Getenv("MOULT_HOSTS")); err == nil {
+		segments, hosts = max(1, n/100), min(n, 100)
 	}
 	for name, flat := range map[string]bool{"segments": false, "one pool": true} {
 		t.Run(name, func(t *testing.T) {
