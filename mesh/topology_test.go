@@ -131,7 +131,7 @@ func playTopology(t *testing.T, top topology, seed uint64) {
 		p.start(host)
 	}
 	p.awaitWell(time.Minute)
-	ended := p.watch()
+	ended := p.watch(seed)
 	if top.play != nil {
 		top.play(p)
 	} else {
@@ -174,6 +174,12 @@ func (p *playground) relay(host string) bool { return len(p.segments[host]) > 1 
 
 func (p *playground) shareSegment(a, b string) bool {
 	return slices.ContainsFunc(p.segments[a], func(s string) bool { return slices.Contains(p.segments[b], s) })
+}
+
+func (p *playground) isGone(host string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.gone == host
 }
 
 func (p *playground) isCut(a, b string) bool {
@@ -252,12 +258,13 @@ func (p *playground) awaitWell(within time.Duration) {
 
 // watch starts what goes on beside the play: forged records, and a look at what
 // must never be.
-func (p *playground) watch() (end func()) {
+func (p *playground) watch(seed uint64) (end func()) {
 	stop, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
+		rng := rand.New(rand.NewPCG(seed, 8))
 		for pause(stop, 500*time.Millisecond) {
-			p.forge()
+			p.forge(rng)
 			p.look()
 		}
 	}()
@@ -270,9 +277,9 @@ func (p *playground) watch() (end func()) {
 }
 
 // forge has a relay say that an agent runs what it does not.
-func (p *playground) forge() {
+func (p *playground) forge(rng *rand.Rand) {
 	liar, victim := p.c.nodes["r1"], p.c.nodes["a1"]
-	if p.gone == "r1" || p.rng.IntN(10) > 0 {
+	if rng.IntN(10) > 0 || p.isGone("r1") {
 		return
 	}
 	rec := victim.Record().Record
@@ -298,7 +305,7 @@ func (p *playground) look() {
 			if m.Version == "6.6.6" {
 				p.t.Errorf("%s believes a forged record of %s", s, m.HostID)
 			}
-			near := p.shareSegment(s, m.HostID) && m.HostID != p.gone && p.settled(m.HostID)
+			near := p.shareSegment(s, m.HostID) && !p.isGone(m.HostID) && p.settled(m.HostID)
 			for _, other := range p.names { // a cut beside it may hold up what its pool says of it
 				near = near && !p.isCut(m.HostID, other)
 			}
