@@ -11,7 +11,7 @@ import (
 
 // TestRosterConvergence measures, on the clock of the bubble, how long the servers
 // take to see a version change of one host and of all hosts at once: in segments
-// with two relays each, and in one pool of the same hosts. MOULT_HOSTS=1000 plays
+// with two relays each, and in one pool of the same hosts. MOULT_HOSTS=300 plays
 // that many, a hundred in a segment; the figures are in the README.
 func TestRosterConvergence(t *testing.T) {
 	segments, hosts := 3, 8
