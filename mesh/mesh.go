@@ -34,6 +34,7 @@
 package mesh
 
 import (
+	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ const (
 type Config struct {
 	Identity identity.Identity
 	Key      ed25519.PrivateKey // the host key
-	CertDER  []byte             // the host's certificate, DER
+	CertDER  []byte             // the host's certificate, DER, until SetCertificate
 	Verifier *identity.Verifier
 	Boot     uint64 // number of this start; must rise from start to start
 	OS, Arch string
@@ -92,6 +93,12 @@ type Config struct {
 	// another one are ignored and counted, for a key signs what its host likes.
 	// Set, and called, as KeyOf is.
 	RoleOf func(hostID string) (identity.Role, bool)
+
+	// FindSeeds asks others for gossip addresses of a segment's members, within ctx;
+	// nil: nobody is asked. neighbours are those who may know, the best first. A pool
+	// that is alone calls it in each round in which it looks for members, any other
+	// now and then, in case there are two of it.
+	FindSeeds func(ctx context.Context, segment string, neighbours []Contact) []string
 
 	Logger *slog.Logger // nil: no log
 	Timing Timing       // zero fields: DefaultTiming

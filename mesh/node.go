@@ -44,6 +44,7 @@ type Node struct {
 	pings     pings
 	counters  counters
 
+	cert      atomic.Pointer[[]byte]
 	sendSeq   atomic.Uint64 // of envelopes
 	reportSeq atomic.Uint64 // of sightings
 
@@ -103,6 +104,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		relaying:   make(chan struct{}, relayWorkers),
 		stop:       make(chan struct{}),
 	}
+	n.cert.Store(&cfg.CertDER)
 	n.handlers = newHandlers(n.stop, &n.wg)
 	rec := Record{
 		HostID: id.HostID, Boot: cfg.Boot, Role: string(id.Role), Version: cfg.Version,
@@ -130,6 +132,11 @@ func (n *Node) openPools() error {
 			malformed: func() { n.counters.malformedMessage.Add(1) }, mail: newMailbox(n.cfg.Boot),
 			announce: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{}, failed: map[string]time.Time{},
 		}
+		if n.cfg.FindSeeds != nil {
+			p.findSeeds = func(ctx context.Context) []string {
+				return n.cfg.FindSeeds(ctx, pc.Segment, n.whoKnows(pc.Segment))
+			}
+		}
 		p.broadcast = newBroadcastQueue(func() int { return len(p.livePeers()) })
 		if err := p.open(n.cfg, pc, n.logger.With("segment", pc.Segment)); err != nil {
 			return err
@@ -152,6 +159,16 @@ func (n *Node) run() {
 			n.wg.Go(func() { n.tellLoop(p) })
 		}
 	}
+}
+
+// SetCertificate replaces the certificate that messages carry, after a renewal.
+// It is the new one of the same identity and key.
+func (n *Node) SetCertificate(der []byte) error {
+	if len(der) == 0 || len(der) > maxCert {
+		return fmt.Errorf("the certificate has %d bytes; want 1 to %d", len(der), maxCert)
+	}
+	n.cert.Store(&der)
+	return nil
 }
 
 // Record returns the node's own record.

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log"
@@ -38,7 +39,8 @@ type pool struct {
 	notify  func()              // peers changed; never blocks
 	refused func()              // a member was kept out; never blocks
 
-	malformed func() // what a member handed over does not decode; never blocks
+	malformed func()                             // what a member handed over does not decode; never blocks
+	findSeeds func(ctx context.Context) []string // may be nil
 
 	announce chan struct{} // own record changed; capacity 1
 
@@ -253,12 +255,35 @@ func (p *pool) send(hostID string, msg []byte) error {
 // in each round: for two minutes, by when a site that lost power is up again.
 const seedPatience = 12
 
-// missing returns addresses to join by, at most eight, at random: of peers that
-// failed, and of the seeds that are not among the live members. A seed that has
+// nowAndThenRounds is in how many rounds, on average, a pool that is not alone looks
+// for what it most likely has no need of.
+const nowAndThenRounds = 6
+
+// find asks others for members of the segment, when that is due.
+func (p *pool) find(stop <-chan struct{}) []string {
+	if p.findSeeds == nil || len(p.livePeers()) > 0 && rand.N(nowAndThenRounds) != 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), p.timing.Stream)
+	defer cancel()
+	go func() {
+		select {
+		case <-stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	found := p.findSeeds(ctx)
+	return found[:min(len(found), 2*MaxSeeds)]
+}
+
+// missing returns addresses to join by, at most eight, at random: of those that
+// others named, of peers that failed, and of the seeds that are not among the live
+// members. A seed that has
 // answered may never look live, because its members advertise another address,
 // and one that has not for long may be gone for good: a pool that is not alone
 // asks for those only now and then.
-func (p *pool) missing() (addrs []string, alone bool) {
+func (p *pool) missing(found []string) (addrs []string, alone bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	live := map[string]bool{p.ownAddr: true}
@@ -275,7 +300,10 @@ func (p *pool) missing() (addrs []string, alone bool) {
 			want[q.node.Address()] = true
 		}
 	}
-	nowAndThen := rand.N(6) == 0
+	for _, f := range found {
+		want[f] = true
+	}
+	nowAndThen := rand.N(nowAndThenRounds) == 0
 	for _, s := range p.seeds {
 		misses, tried := p.misses[s]
 		if due := !tried || misses > 0 && misses < seedPatience; due || alone || nowAndThen {
@@ -314,7 +342,7 @@ func (p *pool) rejoin(stop <-chan struct{}) {
 	first := min(time.Second, p.timing.Rejoin)
 	wait := first
 	for {
-		addrs, alone := p.missing()
+		addrs, alone := p.missing(p.find(stop))
 		for _, a := range addrs {
 			select {
 			case <-stop:

@@ -138,7 +138,7 @@ func (n *Node) Send(ctx context.Context, hostID, topic string, payload []byte) e
 func (n *Node) envelope(to, topic string, payload []byte) envelope {
 	return envelope{
 		from: n.cfg.Identity.HostID, to: to, topic: topic,
-		boot: n.cfg.Boot, seq: n.sendSeq.Add(1), cert: n.cfg.CertDER, payload: payload,
+		boot: n.cfg.Boot, seq: n.sendSeq.Add(1), cert: *n.cert.Load(), payload: payload,
 	}.seal(n.cfg.Identity.Cluster, n.cfg.Key)
 }
 
@@ -334,20 +334,21 @@ func (h hop) toward(to string) string { return h.relay + "/" + to }
 
 const farAway = 1 << 10
 
-// nextHops lists the live relays of this node's pools, by their distance in
-// segments from the receiver, in random order among equals, so that a message
-// sent again tries another one. Where the receiver's segments are not known all
-// relays count as equal: one of them may know more.
+// nextHops lists the live relays of this node's pools for a message to a host.
 func (n *Node) nextHops(to string, visited []string) []hop {
-	members := n.roster.Members()
+	m, _ := n.roster.Member(to)
+	return n.relayHops(m.Segments, append(slices.Clone(visited), to))
+}
+
+// relayHops lists the live relays of this node's pools, by their distance in
+// segments from the target's, in random order among equals, so that a message sent
+// again tries another one. Where the target's segments are not known all relays
+// count as equal: one of them may know more.
+func (n *Node) relayHops(target, visited []string) []hop {
 	relays := map[string][]string{}
-	var target []string
-	for _, m := range members {
-		if m.Liveness == Online && m.Relay() && m.HostID != to && !slices.Contains(visited, m.HostID) {
+	for _, m := range n.roster.Members() {
+		if m.Liveness == Online && m.Relay() && !slices.Contains(visited, m.HostID) {
 			relays[m.HostID] = m.Segments
-		}
-		if m.HostID == to {
-			target = m.Segments
 		}
 	}
 	distance := segmentDistances(target, relays)

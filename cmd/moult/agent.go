@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,7 +11,6 @@ import (
 
 type agentOptions struct {
 	nodeOptions
-	alsoSegment  []string
 	binary       string
 	trialTimeout time.Duration
 	trialStarts  int
@@ -39,7 +37,6 @@ that a new binary can be tried and taken back. Joining needs a token from
 	o.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.segment, "segment", "", "segment of this host (default: the token's)")
-	f.StringArrayVar(&o.alsoSegment, "also-segment", nil, "further segment this host is in, as SEGMENT=GOSSIP_ADDRESS; may be repeated")
 	f.StringVar(&o.binary, "binary", "", "installed binary that updates replace (default: this one)")
 	f.DurationVar(&o.trialTimeout, "trial-timeout", 60*time.Second, "a new binary that has not proved itself by then is taken back")
 	f.IntVar(&o.trialStarts, "trial-starts", 3, "failed starts after which a new binary is taken back")
@@ -59,11 +56,6 @@ func (o *agentOptions) validate() error {
 	}
 	if o.soak < 0 || o.soak >= o.trialTimeout {
 		return fmt.Errorf("--soak is %v; give less than --trial-timeout (%v)", o.soak, o.trialTimeout)
-	}
-	for _, s := range o.alsoSegment {
-		if name, addr, ok := strings.Cut(s, "="); !ok || name == "" || !strings.Contains(addr, ":") {
-			return fmt.Errorf("--also-segment %q: give SEGMENT=HOST:PORT", s)
-		}
 	}
 	if o.binary == "" {
 		self, err := os.Executable()

@@ -28,8 +28,7 @@ const (
 	// that a bootstrap that was interrupted goes on where it stopped.
 	bootstrapFile = "bootstrap.json"
 
-	certificateLifetime = 365 * 24 * time.Hour
-	gossipKeyBytes      = 32
+	gossipKeyBytes = 32
 )
 
 // enrol returns this host's credentials, getting them first when it has none:
@@ -80,6 +79,7 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 	req := identity.JoinRequest{
 		Role: role, HostID: hostID, Name: o.name, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version,
 		GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: httpAddr,
+		Also: o.segmentAddrs(),
 	}
 	var errs []error
 	for _, addr := range o.join {
@@ -128,7 +128,7 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	}
 	id := identity.Identity{Cluster: clusterID, HostID: hostID, Name: o.name, Role: identity.RoleServer}
 	public := publicKey(key)
-	cert, err := ca.Issue(id, public, now, certificateLifetime)
+	cert, err := ca.Issue(id, public, now, o.certLifetime)
 	if err != nil {
 		return err
 	}
@@ -152,6 +152,7 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 			ID: hostID, Name: o.name, Role: fleet.RoleServer, Segment: fleet.DefaultSegment,
 			OS: runtime.GOOS, Arch: runtime.GOARCH, PublicKey: public,
 			GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http, EnrolledAt: now,
+			Also: hostSegments(o.segmentAddrs()),
 		},
 		Admin: fleet.User{ID: uuid.NewString(), Name: "admin", Role: fleet.Admin, PasswordHash: hash, CreatedAt: now},
 		Token: fleet.APIToken{ID: uuid.NewString(), Name: "bootstrap", Role: fleet.Admin, Hash: sha256Hex(tokenSecret), CreatedAt: now, CreatedBy: "system"},
@@ -169,10 +170,18 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 			return err
 		}
 	}
+	var also []identity.Segment
+	for _, s := range o.also {
+		known, err := segmentAnswer(first.Cluster, s.name, nil)
+		if err != nil {
+			return err
+		}
+		also = append(also, known)
+	}
 	// Last: from here on the directory belongs to the new cluster.
 	err = store.Save(identity.Enrolment{
 		Identity: id, CertPEM: cert, CAPEM: ca.CertPEM(), Segment: fleet.DefaultSegment,
-		GossipKeys: first.Cluster.GossipKeys, ReleaseKeys: releaseKeys,
+		GossipKeys: first.Cluster.GossipKeys, ReleaseKeys: releaseKeys, Also: also,
 	})
 	if err != nil {
 		return err

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"runtime"
 	"strings"
 	"sync"
-	"time"
 
 	"moult/consensus"
 	"moult/consensus/fleet"
@@ -90,54 +88,6 @@ func (m *membership) explained(err error) error {
 		}
 	}
 	return &fleet.Error{Code: fleet.CodeConflict, Message: message}
-}
-
-// enrolment lets hosts in: it uses up the token, then issues the certificate.
-type enrolment struct {
-	raft   *consensus.Node
-	logger *slog.Logger
-}
-
-func (e *enrolment) enrol(ctx context.Context, req identity.JoinRequest, secretHash string) (identity.Enrolment, error) {
-	host := fleet.Host{
-		ID: req.HostID, Name: req.Name, Role: fleet.HostRole(req.Role), OS: req.OS, Arch: req.Arch, PublicKey: req.PublicKey,
-		GossipAddr: req.GossipAddr, PeerAddr: req.PeerAddr, HTTPAddr: req.HTTPAddr,
-	}
-	_, err := e.raft.Propose(ctx, "host:"+req.Name, fleet.HostEnrolled{TokenHash: secretHash, Host: host})
-	var refused *fleet.Error
-	if errors.As(err, &refused) {
-		return identity.Enrolment{}, &identity.CodedError{Code: refused.Code, Message: refused.Message, Status: 403}
-	}
-	if err != nil {
-		return identity.Enrolment{}, &identity.CodedError{Code: "unavailable", Message: fmt.Sprintf("the cluster cannot take new hosts now (%v); try again when a majority of the servers is up", err), Status: 503}
-	}
-	v := e.raft.State().View()
-	cluster, _ := v.Cluster()
-	host, ok := v.Host(req.HostID)
-	if !ok {
-		return identity.Enrolment{}, &identity.CodedError{Code: fleet.CodeHostNotFound, Message: "the host was removed while it joined; make a new token", Status: 403}
-	}
-	ca, err := identity.LoadCA(cluster.CACert, cluster.CAKey)
-	if err != nil {
-		return identity.Enrolment{}, err
-	}
-	id := identity.Identity{Cluster: cluster.ID, HostID: host.ID, Name: host.Name, Role: roleOf(host.Role)}
-	cert, err := ca.Issue(id, req.PublicKey, time.Now(), certificateLifetime)
-	if err != nil {
-		return identity.Enrolment{}, err
-	}
-	e.logger.Info("host joined", "host", host.ID, "name", host.Name, "role", host.Role, "segment", host.Segment)
-	out := identity.Enrolment{
-		Identity: id, CertPEM: cert, CAPEM: cluster.CACert, Segment: host.Segment,
-		GossipKeys: cluster.GossipKeys, ReleaseKeys: cluster.ReleaseKeys,
-	}
-	for _, h := range v.Hosts() {
-		if h.Role == fleet.RoleServer && h.ID != host.ID {
-			out.Servers = append(out.Servers, h.PeerAddr)
-			out.GossipJoin = append(out.GossipJoin, h.GossipAddr)
-		}
-	}
-	return out, nil
 }
 
 // binaries opens the current release's binaries for /agent/binary.

@@ -4,7 +4,6 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -40,10 +39,9 @@ type self struct {
 	executable string
 	digest     string // sha256 of the executable, 64 hex digits
 	boot       uint64
-	certDER    []byte
 }
 
-func describeSelf(dataDir string, creds identity.Credentials) (self, error) {
+func describeSelf(dataDir string) (self, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return self{}, fmt.Errorf("find this binary: %w", err)
@@ -56,11 +54,7 @@ func describeSelf(dataDir string, creds identity.Credentials) (self, error) {
 	if err != nil {
 		return self{}, fmt.Errorf("count this start: %w", err)
 	}
-	block, _ := pem.Decode(creds.CertPEM)
-	if block == nil {
-		return self{}, errors.New("the certificate in the data directory is damaged; remove the data directory and join again")
-	}
-	return self{executable: exe, digest: digest, boot: boot, certDER: block.Bytes}, nil
+	return self{executable: exe, digest: digest, boot: boot}, nil
 }
 
 func fileDigest(path string) (string, error) {
@@ -108,16 +102,19 @@ func enrolledKey(raft *consensus.Node) func(hostID string) (ed25519.PublicKey, b
 	}
 }
 
-// gossipSeeds are the other servers' gossip addresses: as of joining, and what the
-// state knows by now. The first server knows none by joining.
-func gossipSeeds(raft *consensus.Node, creds identity.Credentials) []string {
-	seeds := slices.Clone(creds.GossipJoin)
+// gossipSeeds adds the other servers' gossip addresses, as the state knows them by
+// now, to those of joining: the first server knows none by that.
+func gossipSeeds(raft *consensus.Node, self string, pools []mesh.PoolConfig) {
 	for _, h := range raft.State().View().Hosts() {
-		if h.Role == fleet.RoleServer && h.ID != creds.HostID && !slices.Contains(seeds, h.GossipAddr) {
-			seeds = append(seeds, h.GossipAddr)
+		if h.Role != fleet.RoleServer || h.ID == self {
+			continue
+		}
+		for i, p := range pools {
+			if addr := h.GossipAddrIn(p.Segment); addr != "" && !slices.Contains(p.Join, addr) {
+				pools[i].Join = append(slices.Clone(p.Join), addr)
+			}
 		}
 	}
-	return seeds
 }
 
 // enrolledRole looks a host's role up in the replicated state: gossip makes no

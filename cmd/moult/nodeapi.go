@@ -15,7 +15,7 @@ import (
 )
 
 // The servers' own protocol on the node port (HTTP over mutual TLS). All paths
-// but the artifacts' take role=server.
+// but the artifacts' and pathMembers take role=server.
 const (
 	pathPropose   = "/node/propose"  // POST: a forwarded proposal, to the leader
 	pathAddServer = "/node/servers"  // POST: add me to the Raft configuration
@@ -96,7 +96,7 @@ func bytesEndpoint(f func(ctx context.Context, body []byte) ([]byte, error)) htt
 // serverClient calls the other servers' node ports.
 type serverClient struct{ http *http.Client }
 
-func newServerClient(creds identity.Credentials) *serverClient {
+func newServerClient(creds func() identity.Credentials) *serverClient {
 	return &serverClient{http: nodeport.Client(creds, func(id identity.Identity) error {
 		if id.Role != identity.RoleServer {
 			return errors.New("the other side is not a server")

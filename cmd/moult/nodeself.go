@@ -71,7 +71,7 @@ func selfEndpoint(node *mesh.Node, self string) http.HandlerFunc {
 
 // askSelf asks the node that runs on this host.
 func askSelf(ctx context.Context, creds identity.Credentials, addr string) (nodeSelf, error) {
-	client := nodeport.Client(creds, func(id identity.Identity) error {
+	client := nodeport.Client(func() identity.Credentials { return creds }, func(id identity.Identity) error {
 		if id.HostID != creds.HostID {
 			return errors.New("the other side is another host")
 		}

@@ -40,14 +40,14 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 		}
 	}
 	a1 := host("a1", identity.RoleAgent)
-	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return a1, true }, onlyHTTP, quiet)
+	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return a1, true }, agentGate(false), quiet)
 	must(err)
 	defer closeWithin(port.Close, quiet, "node port")
 	addr := port.Addr().String()
-	me, err := describeSelf(t.TempDir(), a1)
+	me, err := describeSelf(t.TempDir())
 	must(err)
 	node, err := mesh.Start(ctx, mesh.Config{
-		Identity: a1.Identity, Key: a1.Key, CertDER: me.certDER, Verifier: a1.Verifier(), Boot: me.boot,
+		Identity: a1.Identity, Key: a1.Key, CertDER: a1.CertDER(), Verifier: a1.Verifier(), Boot: me.boot,
 		OS: "linux", Arch: "amd64", Version: "1.0.0", Digest: me.digest, PeerAddr: addr,
 		Pools: []mesh.PoolConfig{{Segment: a1.Segment, Bind: "127.0.0.1:0", Keys: a1.GossipKeys}},
 	})
@@ -55,7 +55,7 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 	defer node.Close()
 	api := http.NewServeMux()
 	api.Handle("GET "+pathSelf, selfEndpoint(node, a1.HostID))
-	port.ServeHTTP(api, nil)
+	port.ServeHTTP(nodeport.Handlers{Peer: api})
 
 	self, err := askSelf(ctx, a1, addr)
 	must(err)
@@ -63,7 +63,7 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 		t.Errorf("the host itself learns %+v", self)
 	}
 	for _, other := range []identity.Credentials{host("a2", identity.RoleAgent), host("s1", identity.RoleServer)} {
-		_, err := (&serverClient{http: nodeport.Client(other, anyMember)}).send(ctx, http.MethodGet, addr, pathSelf, nil)
+		_, err := (&serverClient{http: nodeport.Client(func() identity.Credentials { return other }, anyMember)}).send(ctx, http.MethodGet, addr, pathSelf, nil)
 		if err == nil || !strings.Contains(err.Error(), "403") {
 			t.Errorf("%s is told: %v", other.Name, err)
 		}

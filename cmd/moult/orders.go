@@ -18,8 +18,7 @@ const orderLifetime = 10 * time.Minute
 // orderSender seals the coordinator's orders and sends them through the mesh.
 type orderSender struct {
 	node  *mesh.Node
-	creds identity.Credentials
-	cert  []byte // DER
+	creds func() identity.Credentials
 }
 
 // Send seals and sends the order behind a committed dispatch.
@@ -27,12 +26,13 @@ func (s *orderSender) Send(ctx context.Context, job fleet.Job, rel fleet.Release
 	if job.DispatchIndex == 0 {
 		return fmt.Errorf("job %s has no committed dispatch", job.ID)
 	}
+	creds := s.creds()
 	sealed, err := order.Seal(order.Order{
-		Cluster: s.creds.Cluster, HostID: host.ID, JobID: job.ID, Attempt: job.Attempt,
+		Cluster: creds.Cluster, HostID: host.ID, JobID: job.ID, Attempt: job.Attempt,
 		Action: order.ActionUpdate, Version: rel.Version,
 		Manifest: rel.Manifest, Signature: rel.Signature,
 		Index: job.DispatchIndex, Expires: time.Now().Add(orderLifetime),
-	}, s.creds.Key, s.cert)
+	}, creds.Key, creds.CertDER())
 	if err != nil {
 		return fmt.Errorf("seal order: %w", err)
 	}

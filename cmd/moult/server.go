@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,8 @@ type nodeOptions struct {
 	token, tokenFile   string
 	logJSON, logDebug  bool
 	segment            string
+	alsoFlags          []string
+	also               []alsoSegment // computed from alsoFlags
 	serve              serveLimits
 	toward             []string // computed: node ports of servers; the way there gives this host's address
 	gossipAdv, peerAdv string   // computed: what others dial
@@ -41,8 +44,9 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster")
 	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
 	f.StringVar(&o.peer, "peer", defaultPeerAddr, "node port: Raft, artifacts and joining, mutual TLS (TCP)")
+	f.StringArrayVar(&o.alsoFlags, "also-segment", nil, "further segment that this host is in, as SEGMENT=GOSSIP_ADDRESS; it relays between its segments; may be repeated")
 	f.StringVar(&o.advertise, "advertise", "", "IP address that others reach this host at (default: found out)")
-	f.StringArrayVar(&o.join, "join", nil, "node port of a server to join through; may be repeated")
+	f.StringArrayVar(&o.join, "join", nil, "node port of a server, or of a relay, to join through; may be repeated")
 	f.StringVar(&o.token, "token", "", "join token (better: --token-file or MOULT_TOKEN, the process list does not show them)")
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
 	o.serve.register(f)
@@ -63,6 +67,12 @@ func (o *nodeOptions) validate() error {
 			errs = append(errs, fmt.Errorf("%s %q: give HOST:PORT", a.flag, a.addr))
 		}
 	}
+	if err := o.readSegments(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := o.checkReach(); err != nil {
+		errs = append(errs, err)
+	}
 	if err := o.serve.validate(); err != nil {
 		errs = append(errs, err)
 	}
@@ -72,13 +82,11 @@ func (o *nodeOptions) validate() error {
 	return errors.Join(errs...)
 }
 
-// findAddresses finds out what others dial: on the way to a server, those of the
-// last time included, unless --advertise says it.
+// findAddresses finds out what others dial: on the way to where it joins and to
+// those that it knows from the last time, unless --advertise says it.
 func (o *nodeOptions) findAddresses(ids *identity.Store) error {
-	o.toward = o.join
-	if creds, err := ids.Load(); err == nil { // an error is told by whoever needs the credentials
-		o.toward = slices.Concat(o.join, creds.Servers)
-	}
+	creds, _ := ids.Load() // an error is told by whoever needs the credentials
+	o.toward = slices.Concat(o.join, creds.GossipJoin, creds.Servers)
 	var err error
 	if o.gossipAdv, err = o.advertised(o.gossip); err != nil {
 		return fmt.Errorf("--gossip: %w", err)
@@ -86,31 +94,42 @@ func (o *nodeOptions) findAddresses(ids *identity.Store) error {
 	if o.peerAdv, err = o.advertised(o.peer); err != nil {
 		return fmt.Errorf("--peer: %w", err)
 	}
-	return nil
+	return o.findSegmentAddresses(creds)
 }
 
 // advertised returns the address that others dial for one that we listen on.
 func (o *nodeOptions) advertised(listen string) (string, error) {
+	return advertisedFor(listen, o.advertise, o.toward)
+}
+
+// advertisedFor is ip with the port of listen; without one, what listen says
+// itself, and where that stands for all addresses, the one on the way to the first
+// host that there is a way to.
+func advertisedFor(listen, ip string, toward []string) (string, error) {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		return "", fmt.Errorf("%q: give HOST:PORT", listen)
 	}
-	if o.advertise != "" {
-		return net.JoinHostPort(o.advertise, port), nil
+	if ip != "" {
+		return net.JoinHostPort(ip, port), nil
 	}
-	if ip := net.ParseIP(host); ip == nil && host != "" || ip != nil && !ip.IsUnspecified() {
+	if !unspecified(host) {
 		return listen, nil
 	}
-	toward := "192.0.2.1:9" // documentation address: nothing is sent, the kernel only chooses a source
-	if len(o.toward) > 0 {
-		toward = o.toward[0]
+	if len(toward) == 0 {
+		toward = []string{"192.0.2.1:9"} // documentation address: nothing is sent, the kernel only chooses a source
 	}
-	conn, err := net.Dial("udp", toward)
-	if err != nil {
-		return "", fmt.Errorf("find out this host's address: %w; give it with --advertise", err)
+	var errs []error
+	for _, addr := range toward {
+		conn, err := net.Dial("udp", addr)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		defer conn.Close()
+		return net.JoinHostPort(conn.LocalAddr().(*net.UDPAddr).IP.String(), port), nil
 	}
-	defer conn.Close()
-	return net.JoinHostPort(conn.LocalAddr().(*net.UDPAddr).IP.String(), port), nil
+	return "", fmt.Errorf("find out this host's address: %w; give it with --advertise", errors.Join(errs...))
 }
 
 // checkPorts finds out whether the addresses can be listened on before anything
@@ -122,14 +141,26 @@ func (o *nodeOptions) checkPorts() error {
 		return fmt.Errorf("the node port cannot be listened on: %w; give a free address with --peer", err)
 	}
 	defer peer.Close()
-	gossip, err := net.Listen("tcp", o.gossip)
-	if err != nil {
+	if err := checkGossipPort(o.gossip); err != nil {
 		return fmt.Errorf("the gossip port cannot be listened on: %w; give a free address with --gossip", err)
 	}
-	defer gossip.Close()
-	packets, err := net.ListenPacket("udp", o.gossip)
+	for _, s := range o.also {
+		if err := checkGossipPort(s.listen); err != nil {
+			return fmt.Errorf("the gossip port of segment %s cannot be listened on: %w; give a free address with --also-segment", s.name, err)
+		}
+	}
+	return nil
+}
+
+func checkGossipPort(addr string) error {
+	gossip, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("the gossip port cannot be listened on: %w; give a free address with --gossip", err)
+		return err
+	}
+	defer gossip.Close()
+	packets, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
 	}
 	return packets.Close()
 }
@@ -151,6 +182,7 @@ type serverOptions struct {
 	http           string
 	bootstrap      bool
 	releaseKeyFile []string
+	certLifetime   time.Duration
 	timeouts       coordinatorTimeouts
 	unreachable    string
 }
@@ -182,6 +214,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	cmd.Flags().StringVar(&o.http, "http", defaultAddr, "address of the UI and the API")
 	cmd.Flags().BoolVar(&o.bootstrap, "bootstrap", false, "make a new cluster, if this data directory holds none")
 	cmd.Flags().StringArrayVar(&o.releaseKeyFile, "release-key", nil, "at bootstrap: file with a public key that may sign releases; may be repeated")
+	cmd.Flags().DurationVar(&o.certLifetime, "certificate-lifetime", defaultCertificateLifetime, "how long the certificates are good that this server issues; hosts renew them at two thirds of it")
 	o.timeouts.register(cmd)
 	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
 		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
@@ -200,6 +233,9 @@ func (o *serverOptions) validate() error {
 	}
 	if err := coordinator.UnreachablePolicy(o.unreachable).Validate(); err != nil {
 		return fmt.Errorf("--%w", err)
+	}
+	if o.certLifetime < minCertificateLifetime || o.certLifetime > maxCertificateLifetime {
+		return fmt.Errorf("--certificate-lifetime is %v; give %v to %v", o.certLifetime, minCertificateLifetime, maxCertificateLifetime)
 	}
 	return o.timeouts.validate()
 }

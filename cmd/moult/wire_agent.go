@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -56,6 +55,10 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	if creds.Role != identity.RoleAgent {
 		return fmt.Errorf("%s belongs to a server; run `moult server` on it, or give another --data", o.data)
 	}
+	current := identity.NewCurrent(ids, creds)
+	if err := awaitSegmentKeys(ctx, o.nodeOptions, current, agentAsk(o.nodeOptions, current), logger); err != nil {
+		return err
+	}
 	return updater.RunSupervisor(ctx, updater.SupervisorConfig{
 		Installed: o.binary, DataDir: o.data, Args: os.Args[1:], Env: os.Environ(),
 		TrialTimeout: o.trialTimeout, MaxStarts: o.trialStarts, Soak: o.soak,
@@ -70,6 +73,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 //	   records, reports ◀─────────────┘ stage, trial marker, exit 75
 //	                                        │
 //	node port (--peer) ── /artifact ──▶ artifact store ◀── puller, on a relay
+//	             └─ on a relay: joining hosts' bytes ──▶ a server, or a further relay
 //
 // It ends with updater.ErrRestart when a trial is staged: the supervisor takes
 // it from there.
@@ -86,11 +90,13 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	if err != nil {
 		return err
 	}
-	me, err := describeSelf(o.data, creds)
+	current := identity.NewCurrent(ids, creds)
+	me, err := describeSelf(o.data)
 	if err != nil {
 		return err
 	}
-	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return creds, true }, onlyHTTP, logger.With("component", "nodeport"))
+	relays := len(o.also) > 0
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, agentGate(relays), logger.With("component", "nodeport"))
 	if err != nil {
 		return err
 	}
@@ -99,30 +105,34 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	if err != nil {
 		return err
 	}
-	api := http.NewServeMux()
-	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
-	port.ServeHTTP(api, http.NotFoundHandler())
-
-	pools, err := agentPools(o, creds)
+	pools, err := o.pools(creds)
 	if err != nil {
 		return err
 	}
+	seeds := newSeedFinder(current, o.join, logger.With("component", "seeds"))
 	node, err := mesh.Start(ctx, mesh.Config{
-		Identity: creds.Identity, Key: creds.Key, CertDER: me.certDER, Verifier: creds.Verifier(), Boot: me.boot,
+		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
-		Pools: pools, Logger: logger.With("component", "mesh"),
+		Pools: pools, FindSeeds: seeds.find, Logger: logger.With("component", "mesh"),
 	})
 	if err != nil {
 		return err
 	}
 	defer leaveAndClose(node, logger)
+	ways := waysToServers(node, current, o.join)
+	if relays {
+		port.Relay(ways)
+	}
+	api := http.NewServeMux()
+	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
+	api.Handle("GET "+pathMembers, membersEndpoint(node))
 	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
 	announceHolds(node, store, me.digest)
-	peers, fetcher := artifactPeers{node, creds.HostID}, nodeport.Client(creds, anyMember)
+	peers, fetcher := artifactPeers{node, creds.HostID}, nodeport.Client(current.Get, anyMember)
 	limiter := artifact.NewLimiter(int64(o.serve.pull))
 	puller, err := artifact.NewPuller(artifact.PullerConfig{
 		HostID: creds.HostID, Store: store, HTTP: fetcher, Limiter: limiter, Prune: true,
-		ReleaseKeys: func() []string { return creds.ReleaseKeys },
+		ReleaseKeys: func() []string { return current.Get().ReleaseKeys },
 		Candidates:  peers.holders, Relays: peers.relays, Active: peers.active,
 		Logger: logger.With("component", "puller"),
 	})
@@ -131,6 +141,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	}
 	defer puller.Close()
 	api.Handle("POST /artifact/{digest}/pull", puller)
+	port.ServeHTTP(nodeport.Handlers{Peer: api})
 	phase, jobID := updater.StartPhase(o.data, link)
 	node.Announce(mesh.Phase(phase), jobID)
 
@@ -140,7 +151,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	}
 	up, err := updater.New(updater.Config{
 		HostID: creds.HostID, Verifier: creds.Verifier(), Fence: fence,
-		ReleaseKeys: func() []string { return creds.ReleaseKeys },
+		ReleaseKeys: func() []string { return current.Get().ReleaseKeys },
 		DataDir:     o.data, Installed: o.binary, Version: version, Digest: me.digest,
 		Store: store, Candidates: peers.holders, Relays: peers.relays, HTTP: fetcher, Limiter: limiter, Spare: spareOf(o),
 		Mesh: &agentMesh{node: node, logger: logger.With("component", "reports")},
@@ -161,6 +172,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	ctx, stop := context.WithCancel(ctx)
 	defer tasks.Wait()
 	defer stop()
+	tasks.Go(func() { agentRenewal(o, node, current, ways, logger).run(ctx) })
 	tasks.Go(func() { proveHealth(ctx, node, link, me.digest, logger) })
 	tasks.Go(func() {
 		select {
@@ -204,35 +216,44 @@ func proveHealth(ctx context.Context, node *mesh.Node, link *updater.SupervisorL
 // spareOf is how many artifacts an agent keeps for others: a relay keeps as many
 // of its own fetches as of those for others, lest one drop the other's.
 func spareOf(o agentOptions) int {
-	if len(o.alsoSegment) > 0 {
+	if len(o.also) > 0 {
 		return artifact.KeptByRelay
 	}
 	return 0 // the updater's own number
 }
 
-func agentPools(o agentOptions, creds identity.Credentials) ([]mesh.PoolConfig, error) {
-	home := creds.Segment
-	if o.segment != "" && o.segment != home {
-		return nil, fmt.Errorf("--segment is %q, but this host joined segment %q; remove the host and join it again with a token for the other segment", o.segment, home)
+// agentRenewal asks servers, where they are reached, and else relays.
+func agentRenewal(o agentOptions, node *mesh.Node, current *identity.Current, ways func([]string) []nodeport.Way, logger *slog.Logger) *renewal {
+	return &renewal{
+		current: current, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal"),
+		ask: func(ctx context.Context) (identity.Enrolment, error) {
+			var addrs []string
+			for _, w := range ways(nil) {
+				addrs = append(addrs, w.Addr)
+			}
+			return renewAt(ctx, addrs, current.Get(), identity.RenewRequest{Also: o.segmentAddrs()})
+		},
 	}
-	pools := []mesh.PoolConfig{{Segment: home, Bind: o.gossip, Advertise: o.gossipAdv, Keys: creds.GossipKeys, Join: creds.GossipJoin}}
-	for _, s := range o.alsoSegment {
-		name, addr, _ := strings.Cut(s, "=")
-		adv, err := o.advertised(addr)
-		if err != nil {
-			return nil, fmt.Errorf("--also-segment %s: %w", s, err)
-		}
-		pools = append(pools, mesh.PoolConfig{Segment: name, Bind: addr, Advertise: adv, Keys: creds.GossipKeys})
-	}
-	return pools, nil
 }
 
-// onlyHTTP is what an agent's node port takes: artifacts, from members.
-func onlyHTTP(alpn string, _ identity.Identity) error {
-	if alpn != identity.ALPNHTTP {
-		return fmt.Errorf("an agent does not speak %s", alpn)
+// useCertificate gives the mesh a renewed certificate.
+func useCertificate(node *mesh.Node, logger *slog.Logger) func(identity.Credentials) {
+	return func(creds identity.Credentials) {
+		if err := node.SetCertificate(creds.CertDER()); err != nil {
+			logger.Error("use the renewed certificate", "error", err)
+		}
 	}
-	return nil
+}
+
+// agentGate is what an agent's node port takes from members: artifacts and
+// questions, and on a relay connections to pass on.
+func agentGate(relays bool) func(alpn string, id identity.Identity) error {
+	return func(alpn string, _ identity.Identity) error {
+		if alpn == identity.ALPNHTTP || alpn == identity.ALPNRelay && relays {
+			return nil
+		}
+		return fmt.Errorf("this host does not speak %s", alpn)
+	}
 }
 
 // anyMember lets any host of the cluster serve artifacts: the bytes are verified.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -83,24 +84,25 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	if creds.Role != identity.RoleServer {
 		return fmt.Errorf("%s belongs to an agent; run `moult agent` on it, or give another --data", o.data)
 	}
-	me, err := describeSelf(o.data, creds)
+	current := identity.NewCurrent(ids, creds)
+	me, err := describeSelf(o.data)
 	if err != nil {
 		return err
 	}
 	gate := &memberGate{}
-	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return creds, true }, gate.allow, logger.With("component", "nodeport"))
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, gate.allow, logger.With("component", "nodeport"))
 	if err != nil {
 		return err
 	}
 	defer closeWithin(port.Close, logger, "node port")
 
 	// What was decided.
-	others := newServerClient(creds)
+	others := newServerClient(current.Get)
 	raft, err := consensus.Open(consensus.Config{
 		Dir: filepath.Join(o.data, "raft"), ServerID: creds.HostID, Address: o.peerAdv,
 		Listener: port.Raft(),
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-			return nodeport.DialRaft(ctx, creds, addr)
+			return nodeport.DialRaft(ctx, current.Get(), addr)
 		},
 		Forward: func(ctx context.Context, _, addr string, req []byte) ([]byte, error) {
 			return others.post(ctx, addr, pathPropose, req)
@@ -118,10 +120,22 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	gate.open(raft)
 
 	// Who is here.
+	enrolment := &enrolment{raft: raft, lifetime: o.certLifetime, logger: logger.With("component", "enrolment")}
+	ask := serverAsk(o, raft, enrolment, current)
+	if err := awaitSegmentKeys(ctx, o.nodeOptions, current, ask, logger); err != nil {
+		return err
+	}
+	creds = current.Get()
+	pools, err := o.pools(creds)
+	if err != nil {
+		return err
+	}
+	gossipSeeds(raft, creds.HostID, pools)
+	seeds := newSeedFinder(current, o.join, logger.With("component", "seeds"))
 	node, err := mesh.Start(ctx, mesh.Config{
-		Identity: creds.Identity, Key: creds.Key, CertDER: me.certDER, Verifier: creds.Verifier(), Boot: me.boot,
+		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
-		Pools: []mesh.PoolConfig{{Segment: creds.Segment, Bind: o.gossip, Advertise: o.gossipAdv, Keys: creds.GossipKeys, Join: gossipSeeds(raft, creds)}},
+		Pools: pools, FindSeeds: seeds.find,
 		KeyOf: enrolledKey(raft), RoleOf: enrolledRole(raft),
 		Logger: logger.With("component", "mesh"),
 	})
@@ -141,7 +155,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	peers, limiter := artifactPeers{node, creds.HostID}, artifact.NewLimiter(int64(o.serve.pull))
 	publisher := &publisher{raft: raft, store: store, servers: others, self: creds.HostID, peer: o.peerAdv, limiter: limiter, logger: logger.With("component", "publisher")}
 	puller, err := artifact.NewPuller(artifact.PullerConfig{
-		HostID: creds.HostID, Store: store, HTTP: nodeport.Client(creds, anyMember), Limiter: limiter,
+		HostID: creds.HostID, Store: store, HTTP: nodeport.Client(current.Get, anyMember), Limiter: limiter,
 		ReleaseKeys: publisher.releaseKeys,
 		Candidates:  peers.holders, Relays: peers.relays, Active: peers.active,
 		Logger: logger.With("component", "puller"),
@@ -160,8 +174,9 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	api.Handle("GET "+pathState, jsonEndpoint(members.state))
 	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
 	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
-	enrolment := &enrolment{raft: raft, logger: logger.With("component", "enrolment")}
-	port.ServeHTTP(api, identity.JoinHandler(enrolment.enrol))
+	api.Handle("GET "+pathMembers, membersEndpoint(node))
+	enrolment.roster = node.Roster()
+	port.ServeHTTP(nodeport.Handlers{Peer: api, Join: identity.JoinHandler(enrolment.enrol), Renew: identity.RenewHandler(enrolment.renew)})
 
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
 		return err
@@ -186,12 +201,15 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	defer tasks.Wait()
 	defer stop()
 	tasks.Go(func() { observer.run(ctx) })
+	tasks.Go(func() {
+		(&renewal{current: current, ask: ask, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal")}).run(ctx)
+	})
 	tasks.Go(func() { publisher.keepUp(ctx, peers.holders) })
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) {
 			err := coordinator.Run(ctx, coordinator.Config{
 				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts, Unreachable: coordinator.UnreachablePolicy(o.unreachable),
-				Orders: &orderSender{node: node, creds: creds, cert: me.certDER},
+				Orders: &orderSender{node: node, creds: current.Get},
 				Logger: logger.With("component", "coordinator"),
 			})
 			if err != nil && ctx.Err() == nil {
@@ -277,6 +295,28 @@ func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others
 		}
 	}
 	return nil
+}
+
+// serverAsk renews by this server's own state; where that is not caught up, most
+// likely because its certificate has expired, at another server.
+func serverAsk(o serverOptions, raft *consensus.Node, e *enrolment, current *identity.Current) func(ctx context.Context) (identity.Enrolment, error) {
+	return func(ctx context.Context) (identity.Enrolment, error) {
+		creds, req := current.Get(), identity.RenewRequest{Also: o.segmentAddrs()}
+		answer, err := e.renewFor(ctx, creds.HostID, publicKey(creds.Key), req)
+		if err == nil {
+			return answer, nil
+		}
+		addrs := slices.Concat(o.join, creds.Servers)
+		for _, s := range raft.Servers() {
+			addrs = append(addrs, s.Address)
+		}
+		slices.Sort(addrs)
+		addrs = slices.DeleteFunc(slices.Compact(addrs), func(a string) bool { return a == o.peerAdv })
+		if len(addrs) == 0 {
+			return answer, err
+		}
+		return renewAt(ctx, addrs, creds, req)
+	}
 }
 
 // advertisedHTTP is the UI address as others see it.

@@ -15,13 +15,14 @@ const gossipKeyBytes = 32
 // keeps.
 type Enrolment struct {
 	Identity
-	CertPEM     []byte   `json:"cert"`
-	CAPEM       []byte   `json:"ca"`
-	Segment     string   `json:"segment"`
-	GossipKeys  [][]byte `json:"gossip_keys"`  // 32 bytes each, the first one encrypts
-	ReleaseKeys []string `json:"release_keys"` // minisign public keys, base64 line each
-	Servers     []string `json:"servers"`      // node ports of servers, HOST:PORT
-	GossipJoin  []string `json:"gossip_join"`  // gossip addresses to join the pool by
+	CertPEM     []byte    `json:"cert"`
+	CAPEM       []byte    `json:"ca"`
+	Segment     string    `json:"segment"`        // the home segment
+	GossipKeys  [][]byte  `json:"gossip_keys"`    // of the home segment; 32 bytes each, the first one encrypts
+	ReleaseKeys []string  `json:"release_keys"`   // minisign public keys, base64 line each
+	Servers     []string  `json:"servers"`        // node ports of servers, HOST:PORT
+	GossipJoin  []string  `json:"gossip_join"`    // gossip addresses to join the home segment's pool by
+	Also        []Segment `json:"also,omitempty"` // further segments
 }
 
 // GoString keeps the gossip keys out of %#v, as the Identity's String does out
@@ -36,15 +37,18 @@ func (e Enrolment) check(hostID string, key ed25519.PrivateKey, now time.Time) e
 		return err
 	case id != e.Identity:
 		return fmt.Errorf("the certificate says %s, beside it stands %s", id, e.Identity)
-	case e.Segment == "":
-		return errors.New("segment: it names none")
-	case len(e.GossipKeys) == 0:
-		return errors.New("gossip_keys: there are none")
+	case len(e.Also) > maxAlso:
+		return fmt.Errorf("also: it has %d segments, at most %d", len(e.Also), maxAlso)
 	}
-	for _, k := range e.GossipKeys {
-		if len(k) != gossipKeyBytes {
-			return fmt.Errorf("gossip_keys: one has %d bytes, not %d", len(k), gossipKeyBytes)
+	seen := map[string]bool{}
+	for _, s := range append([]Segment{{Name: e.Segment, GossipKeys: e.GossipKeys}}, e.Also...) {
+		if err := s.check(); err != nil {
+			return err
 		}
+		if seen[s.Name] {
+			return fmt.Errorf("also: segment %s stands there twice", s.Name)
+		}
+		seen[s.Name] = true
 	}
 	return nil
 }
@@ -80,11 +84,25 @@ type Credentials struct {
 	Key         ed25519.PrivateKey `json:"-"`
 	CertPEM     []byte
 	CAPEM       []byte
-	Segment     string   // the home segment
-	GossipKeys  [][]byte `json:"-"` // 32 bytes each, the first one encrypts
-	ReleaseKeys []string // minisign public keys
-	Servers     []string // node ports of servers, HOST:PORT, as of the enrolment
-	GossipJoin  []string // gossip addresses to join the pool by, as of the enrolment
+	Segment     string    // the home segment
+	GossipKeys  [][]byte  `json:"-"` // of the home segment; 32 bytes each, the first one encrypts
+	ReleaseKeys []string  // minisign public keys
+	Servers     []string  // node ports of servers, HOST:PORT, as of the last answer of one
+	GossipJoin  []string  // gossip addresses to join the home segment's pool by, as of then
+	Also        []Segment `json:"-"` // further segments
+}
+
+// In returns what the host knows of one of its segments.
+func (c Credentials) In(segment string) (Segment, bool) {
+	if segment == c.Segment {
+		return Segment{Name: segment, GossipKeys: c.GossipKeys, GossipJoin: c.GossipJoin}, true
+	}
+	for _, s := range c.Also {
+		if s.Name == segment {
+			return s, true
+		}
+	}
+	return Segment{}, false
 }
 
 // GoString keeps the keys out of %#v, as the Identity's String does out of %v.

@@ -14,7 +14,8 @@
 // # Joining
 //
 // A join token, MOULT1.<ca-sha256>.<secret>, is good for one host. A new host
-// dials any server's node port with ALPN moult-join and
+// dials any server's node port, or that of a relay, which passes the connection
+// on, with ALPN moult-join and
 //
 //  1. holds the chain that the server shows against the token's CA hash, and
 //     goes away when it does not fit: the secret has not been sent yet;
@@ -25,6 +26,13 @@
 //
 // The host's key and ID are on disk before step 1, so a join that was cut off at
 // any point is repeated with the same token and gives the same host.
+//
+// # Renewal
+//
+// An enrolled host asks a server, the same way, with ALPN moult-renew and its
+// certificate, for a fresh one of the same identity and key. The answer is an
+// Enrolment again: what joining gave, as it is now, so that a host started in
+// further segments gets their keys. See Renew and Current.
 //
 // # Files
 //
@@ -164,7 +172,7 @@ func (v *Verifier) Verify(certDER []byte, now time.Time) (Identity, ed25519.Publ
 	_, err = cert.Verify(x509.VerifyOptions{Roots: v.roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return Identity{}, nil, fmt.Errorf("verify certificate of %q: %w; compare both hosts' clocks, and if the certificate did expire join the host again with a new token", cert.Subject.CommonName, err)
+		return Identity{}, nil, fmt.Errorf("verify certificate of %q: %w; compare both hosts' clocks; a host that reaches a server renews its certificate by itself, and if it was off for too long, join the host again with a new token", cert.Subject.CommonName, err)
 	}
 	if err != nil {
 		return Identity{}, nil, fmt.Errorf("verify certificate: %w", err)
@@ -181,4 +189,17 @@ func (v *Verifier) Verify(certDER []byte, now time.Time) (Identity, ed25519.Publ
 		return Identity{}, nil, errors.New("the certificate's key is not ed25519")
 	}
 	return id, pub, nil
+}
+
+// VerifyForRenewal is Verify for a host that asks for a fresh certificate: it also
+// takes one that expired at most RenewalGrace ago.
+func (v *Verifier) VerifyForRenewal(certDER []byte, now time.Time) (Identity, ed25519.PublicKey, error) {
+	cert, err := x509.ParseCertificate(certDER)
+	if err != nil {
+		return Identity{}, nil, fmt.Errorf("parse certificate: %w", err)
+	}
+	if now.After(cert.NotAfter) && now.Sub(cert.NotAfter) <= RenewalGrace {
+		now = cert.NotAfter
+	}
+	return v.Verify(certDER, now)
 }

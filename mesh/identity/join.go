@@ -30,18 +30,19 @@ const joinContext = "moult join 1"
 // JoinRequest is what a new host asks with: POST /join on moult-join, as JSON.
 // Unknown fields are ignored, so that a newer host can ask an older server.
 type JoinRequest struct {
-	Secret     string `json:"secret,omitempty"`    // the token's; set by Join, cleared before enroll sees it
-	HostID     string `json:"host_id"`             // a UUID; set by Join
-	Role       Role   `json:"role,omitempty"`      // what it means to be; the token decides, and refuses another
-	Name       string `json:"name"`                // for people
-	OS         string `json:"os"`                  // Go's name of it
-	Arch       string `json:"arch"`                // Go's name of it
-	Version    string `json:"version"`             // what the host runs
-	GossipAddr string `json:"gossip_addr"`         // HOST:PORT as others reach it
-	PeerAddr   string `json:"peer_addr"`           // HOST:PORT of its node port
-	HTTPAddr   string `json:"http_addr,omitempty"` // HOST:PORT of its UI; servers only
-	PublicKey  []byte `json:"public_key"`          // ed25519, 32 bytes; set by Join
-	Signature  []byte `json:"signature,omitempty"` // proves the private key; set by Join
+	Secret     string        `json:"secret,omitempty"`    // the token's; set by Join, cleared before enroll sees it
+	HostID     string        `json:"host_id"`             // a UUID; set by Join
+	Role       Role          `json:"role,omitempty"`      // what it means to be; the token decides, and refuses another
+	Name       string        `json:"name"`                // for people
+	OS         string        `json:"os"`                  // Go's name of it
+	Arch       string        `json:"arch"`                // Go's name of it
+	Version    string        `json:"version"`             // what the host runs
+	GossipAddr string        `json:"gossip_addr"`         // HOST:PORT as others reach it
+	PeerAddr   string        `json:"peer_addr"`           // HOST:PORT of its node port
+	HTTPAddr   string        `json:"http_addr,omitempty"` // HOST:PORT of its UI; servers only
+	Also       []SegmentAddr `json:"also,omitempty"`      // segments besides the one that the token names
+	PublicKey  []byte        `json:"public_key"`          // ed25519, 32 bytes; set by Join
+	Signature  []byte        `json:"signature,omitempty"` // proves the private key; set by Join
 }
 
 // signed is what Signature covers: that the holder of this key wants to be this
@@ -77,7 +78,8 @@ type joinRefusal struct {
 	Error *CodedError `json:"error"`
 }
 
-// Join asks the server at addr (HOST:PORT of its node port) for a certificate,
+// Join asks the server at addr (HOST:PORT of its node port, or of a relay's, which
+// passes the bytes on and learns none of the secrets) for a certificate,
 // keeps the answer in the store and returns the credentials. It takes at most
 // 20 s. HostID, Secret, PublicKey and Signature of req are filled in.
 //
@@ -118,24 +120,31 @@ func Join(ctx context.Context, addr string, tok Token, s *Store, req JoinRequest
 
 // askToJoin does the exchange with the server.
 func askToJoin(ctx context.Context, addr, caHash string, req JoinRequest) (Enrolment, error) {
+	if err := checkAddress(addr); err != nil {
+		return Enrolment{}, fmt.Errorf("%q %w; give --join a server's node port as HOST:PORT", addr, err)
+	}
+	e, err := ask(ctx, askClient(joinTLS(caHash)), "https://"+addr+joinPath, req)
+	var coded *CodedError
+	if err == nil || errors.Is(err, ErrUntrustedServer) || errors.As(err, &coded) {
+		return e, err
+	}
+	return Enrolment{}, fmt.Errorf("%w; check that %s is the node port (7947 by default) of a server, or of a relay, and can be reached from here", err, addr)
+}
+
+// ask posts a request and reads the answer. A *CodedError is the server's refusal.
+func ask(ctx context.Context, client *http.Client, url string, req any) (Enrolment, error) {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return Enrolment{}, err
 	}
-	if err := checkAddress(addr); err != nil {
-		return Enrolment{}, fmt.Errorf("%q %w; give --join a server's node port as HOST:PORT", addr, err)
-	}
-	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+joinPath, bytes.NewReader(body))
+	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return Enrolment{}, fmt.Errorf("%w; give --join a server's node port as HOST:PORT", err)
-	}
-	hr.Header.Set("Content-Type", "application/json")
-	resp, err := joinClient(caHash).Do(hr)
-	if errors.Is(err, ErrUntrustedServer) {
 		return Enrolment{}, err
 	}
+	hr.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(hr)
 	if err != nil {
-		return Enrolment{}, fmt.Errorf("%w; check that %s is a server's node port (7947 by default) and can be reached from here", err, addr)
+		return Enrolment{}, err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxJoinBody+1))
@@ -151,7 +160,7 @@ func askToJoin(ctx context.Context, addr, caHash string, req JoinRequest) (Enrol
 			refusal.Error.Status = resp.StatusCode
 			return Enrolment{}, refusal.Error
 		}
-		return Enrolment{}, &CodedError{Code: "unknown", Message: fmt.Sprintf("%s answers %s; look at that server's log", addr, resp.Status), Status: resp.StatusCode}
+		return Enrolment{}, &CodedError{Code: "unknown", Message: fmt.Sprintf("%s answers %s; look at that server's log", hr.URL.Host, resp.Status), Status: resp.StatusCode}
 	}
 	var e Enrolment
 	if err := json.Unmarshal(answer, &e); err != nil {
@@ -160,13 +169,13 @@ func askToJoin(ctx context.Context, addr, caHash string, req JoinRequest) (Enrol
 	return e, nil
 }
 
-// joinClient makes one request, over one connection, to a server under the
-// pinned CA, and follows no redirect: a body with a secret in it goes nowhere else.
-func joinClient(caHash string) *http.Client {
+// askClient makes one request, over one connection, and follows no redirect: a
+// body with a secret in it goes nowhere else.
+func askClient(cfg *tls.Config) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				d := tls.Dialer{Config: joinTLS(caHash)}
+				d := tls.Dialer{Config: cfg}
 				return d.DialContext(ctx, network, addr)
 			},
 			DisableKeepAlives:      true,

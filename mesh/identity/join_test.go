@@ -103,7 +103,7 @@ func open(t testing.TB, ca *identity.CA, shown identity.Credentials, logger *slo
 	p, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return shown, true }, nil, logger)
 	must(t, err)
 	t.Cleanup(func() { must(t, p.Close(context.Background())) })
-	p.ServeHTTP(http.NotFoundHandler(), identity.JoinHandler(d.enroll))
+	p.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler(), Join: identity.JoinHandler(d.enroll)})
 	d.addr = p.Addr().String()
 	return d
 }
@@ -198,7 +198,7 @@ func TestJoinTrustsTheTokensCluster(t *testing.T) {
 	}{
 		"another CA":            {own, "this is another cluster"},
 		"somebody in between":   {between, "verify certificate"},
-		"an agent":              {credentials(t, ca, agent("a1")), "is not a server; give --join a server's node port"},
+		"an agent":              {credentials(t, ca, agent("a1")), "is not a server, and passes on to none now"},
 		"a server that expired": {expired, "clocks"},
 	} {
 		d := open(t, ca, tc.shown, quiet)

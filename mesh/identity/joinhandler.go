@@ -33,11 +33,15 @@ func JoinHandler(enroll func(ctx context.Context, req JoinRequest, secretHash st
 			writeRefusal(w, err)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Cache-Control", "no-store")
-		_ = json.NewEncoder(w).Encode(e) // the caller is gone if this errs; it asks again
+		writeEnrolment(w, e)
 	})
 	return mux
+}
+
+func writeEnrolment(w http.ResponseWriter, e Enrolment) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	_ = json.NewEncoder(w).Encode(e) // the caller is gone if this errs; it asks again
 }
 
 func serveJoin(w http.ResponseWriter, r *http.Request, enroll func(context.Context, JoinRequest, string) (Enrolment, error)) (Enrolment, error) {
@@ -50,7 +54,11 @@ func serveJoin(w http.ResponseWriter, r *http.Request, enroll func(context.Conte
 	}
 	secretHash := hashSecret(req.Secret)
 	req.Secret, req.Signature = "", nil
-	for _, addr := range []*string{&req.GossipAddr, &req.PeerAddr, &req.HTTPAddr} {
+	addrs := []*string{&req.GossipAddr, &req.PeerAddr, &req.HTTPAddr}
+	for i := range req.Also {
+		addrs = append(addrs, &req.Also[i].GossipAddr)
+	}
+	for _, addr := range addrs {
 		*addr = seenFrom(*addr, r.RemoteAddr)
 	}
 	return enroll(r.Context(), req, secretHash)
@@ -61,10 +69,7 @@ func badJoin(format string, args ...any) *CodedError {
 }
 
 func (r JoinRequest) validate() error {
-	texts := []struct {
-		field, value string
-		optional     bool
-	}{
+	texts := []textField{
 		{"secret", r.Secret, false},
 		{"host_id", r.HostID, false},
 		{"role", string(r.Role), true},
@@ -76,6 +81,43 @@ func (r JoinRequest) validate() error {
 		{"peer_addr", r.PeerAddr, false},
 		{"http_addr", r.HTTPAddr, true},
 	}
+	if err := checkTexts(texts); err != nil {
+		return err
+	}
+	if err := r.validateAlso(); err != nil {
+		return err
+	}
+	// The ID becomes part of the certificate's URI: one spelling only.
+	if id, err := uuid.Parse(r.HostID); err != nil || id.String() != r.HostID {
+		return badJoin("host_id: %q is not a UUID in lower case", r.HostID)
+	}
+	if len(r.PublicKey) != ed25519.PublicKeySize {
+		return badJoin("public_key: it has %d bytes, not %d", len(r.PublicKey), ed25519.PublicKeySize)
+	}
+	if !ed25519.Verify(r.PublicKey, r.signed(), r.Signature) {
+		return badJoin("signature: it does not prove the public key; join with the host's own key")
+	}
+	return nil
+}
+
+func (r JoinRequest) validateAlso() error {
+	if len(r.Also) > maxAlso {
+		return badJoin("also: it has %d segments; give --also-segment at most %d times", len(r.Also), maxAlso)
+	}
+	for _, a := range r.Also {
+		if err := checkTexts([]textField{{"also.segment", a.Segment, false}, {"also.gossip_addr", a.GossipAddr, false}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type textField struct {
+	field, value string
+	optional     bool
+}
+
+func checkTexts(texts []textField) error {
 	for _, t := range texts {
 		if t.value == "" && t.optional {
 			continue
@@ -88,16 +130,6 @@ func (r JoinRequest) validate() error {
 				return badJoin("%s: %q %v", t.field, t.value, err)
 			}
 		}
-	}
-	// The ID becomes part of the certificate's URI: one spelling only.
-	if id, err := uuid.Parse(r.HostID); err != nil || id.String() != r.HostID {
-		return badJoin("host_id: %q is not a UUID in lower case", r.HostID)
-	}
-	if len(r.PublicKey) != ed25519.PublicKeySize {
-		return badJoin("public_key: it has %d bytes, not %d", len(r.PublicKey), ed25519.PublicKeySize)
-	}
-	if !ed25519.Verify(r.PublicKey, r.signed(), r.Signature) {
-		return badJoin("signature: it does not prove the public key; join with the host's own key")
 	}
 	return nil
 }

@@ -1,11 +1,13 @@
 package identity
 
 import (
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -14,24 +16,48 @@ const (
 	ALPNRaft = "moult-raft" // Raft between servers, both sides with a server's certificate
 	ALPNHTTP = "moult-http" // HTTP/1.1 between hosts of the cluster, both with a certificate
 	ALPNJoin = "moult-join" // HTTP/1.1 from a host that has no certificate yet
+	// ALPNRenew is HTTP/1.1 from a host to a server, for a fresh certificate: the
+	// one protocol that takes an expired one, see RenewalGrace.
+	ALPNRenew = "moult-renew"
+	// ALPNRelay carries another host's connection on towards a server, see package
+	// nodeport.
+	ALPNRelay = "moult-relay"
 )
 
-// ServerTLS is the listening side. It takes moult-raft from servers and
-// moult-http from any host of the cluster, and then asks allow (nil: no further
-// question), which runs during the handshake and must not block; moult-join it
-// takes from anybody. A client that offers none of the three is refused.
+var alpns = []string{ALPNRaft, ALPNHTTP, ALPNJoin, ALPNRenew, ALPNRelay}
+
+// ChosenALPN returns which protocol ServerTLS speaks with a client that offers
+// these: the first that is one of moult's. "" when there is none.
+func ChosenALPN(offered []string) string {
+	for _, proto := range offered {
+		if slices.Contains(alpns, proto) {
+			return proto
+		}
+	}
+	return ""
+}
+
+// ServerTLS is the listening side. It takes moult-raft from servers, moult-http
+// and moult-relay from any host of the cluster, moult-renew also from one whose
+// certificate has expired, and then asks allow (nil: no further question), which
+// runs during the handshake and must not block; moult-join it takes from
+// anybody. A client that offers none of these is refused.
 //
 // In TLS 1.3 the client's handshake ends before its certificate is looked at: a
 // refused client learns it on its first read.
 func (c Credentials) ServerTLS(allow func(alpn string, id Identity) error) *tls.Config {
 	verifier := c.Verifier()
 	configs := make(map[string]*tls.Config)
-	for _, alpn := range []string{ALPNRaft, ALPNHTTP, ALPNJoin} {
+	for _, alpn := range alpns {
 		cfg := c.baseTLS(alpn)
 		if alpn != ALPNJoin {
+			verify := verifier.Verify
+			if alpn == ALPNRenew {
+				verify = verifier.VerifyForRenewal
+			}
 			cfg.ClientAuth = tls.RequireAnyClientCert // VerifyConnection checks which
 			cfg.VerifyConnection = func(cs tls.ConnectionState) error {
-				return verifyPeer(verifier, cs, alpn, func(id Identity) error {
+				return verifyPeer(verify, cs, alpn, func(id Identity) error {
 					if allow == nil {
 						return nil
 					}
@@ -43,26 +69,24 @@ func (c Credentials) ServerTLS(allow func(alpn string, id Identity) error) *tls.
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		NextProtos: []string{ALPNRaft, ALPNHTTP, ALPNJoin},
+		NextProtos: alpns,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			for _, proto := range hello.SupportedProtos {
-				if cfg, ok := configs[proto]; ok {
-					return cfg, nil // it offers this one protocol only, so this one is negotiated
-				}
+			if cfg, ok := configs[ChosenALPN(hello.SupportedProtos)]; ok {
+				return cfg, nil // it offers this one protocol only, so this one is negotiated
 			}
 			return nil, errors.New("the client speaks none of moult's protocols")
 		},
 	}
 }
 
-// ClientTLS is the dialing side of moult-raft and moult-http. The other side is
+// ClientTLS is the dialing side of all protocols but moult-join. The other side is
 // believed by its certificate's URI, not by its address, and for moult-raft must
 // be a server; want may refuse it (nil: any host of the cluster will do).
 func (c Credentials) ClientTLS(alpn string, want func(Identity) error) *tls.Config {
 	verifier := c.Verifier()
 	cfg := c.baseTLS(alpn)
 	cfg.InsecureSkipVerify = true // names and addresses are no identity here: VerifyConnection checks chain and URI
-	cfg.VerifyConnection = func(cs tls.ConnectionState) error { return verifyPeer(verifier, cs, alpn, want) }
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error { return verifyPeer(verifier.Verify, cs, alpn, want) }
 	return cfg
 }
 
@@ -89,14 +113,14 @@ func (c Credentials) tlsCertificate() tls.Certificate {
 }
 
 // verifyPeer decides on the other side of a connection.
-func verifyPeer(v *Verifier, cs tls.ConnectionState, alpn string, decide func(Identity) error) error {
+func verifyPeer(verify func(certDER []byte, now time.Time) (Identity, ed25519.PublicKey, error), cs tls.ConnectionState, alpn string, decide func(Identity) error) error {
 	if cs.NegotiatedProtocol != alpn {
 		return fmt.Errorf("the other side does not speak %s; is this a node port of moult?", alpn)
 	}
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("the other side shows no certificate")
 	}
-	id, _, err := v.Verify(cs.PeerCertificates[0].Raw, time.Now())
+	id, _, err := verify(cs.PeerCertificates[0].Raw, time.Now())
 	if err != nil {
 		return err
 	}
@@ -158,7 +182,7 @@ func verifyPinned(cs tls.ConnectionState, caHash string, now time.Time) error {
 		return err
 	}
 	if id.Role != RoleServer {
-		return fmt.Errorf("%s is not a server; give --join a server's node port", id)
+		return fmt.Errorf("%s is not a server, and passes on to none now; look at its log, or give --join the node port of a server, or of a relay that reaches one", id)
 	}
 	return nil
 }

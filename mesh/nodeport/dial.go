@@ -14,15 +14,16 @@ import (
 // Client returns an HTTP client for other hosts' node ports. Its URLs are
 // https://HOST:PORT/PATH; it follows no redirect and uses no proxy. want (nil:
 // any host of the cluster) may refuse who answers, by its certificate.
+// creds is asked at each connection, so that a renewed certificate takes effect.
 // Connecting takes at most 5 s; the rest of a call is bounded by its context.
-func Client(creds identity.Credentials, want func(identity.Identity) error) *http.Client {
+func Client(creds func() identity.Credentials, want func(identity.Identity) error) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			DialContext: func(context.Context, string, string) (net.Conn, error) {
 				return nil, errors.New("node ports speak TLS; the URL must begin with https://")
 			},
 			DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-				return dial(ctx, addr, creds.ClientTLS(identity.ALPNHTTP, want))
+				return dial(ctx, addr, creds().ClientTLS(identity.ALPNHTTP, want))
 			},
 			MaxIdleConnsPerHost:    clientIdlePerHop,
 			IdleConnTimeout:        clientIdle,

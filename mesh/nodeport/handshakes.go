@@ -25,7 +25,7 @@ type handshake struct {
 
 // begin counts a connection in until end is called.
 func (h *handshakes) begin(conn net.Conn) (end func()) {
-	own := &handshake{conn, source(conn.RemoteAddr())}
+	own := &handshake{conn, origin(conn)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	count := map[string]int{}

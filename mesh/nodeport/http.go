@@ -2,6 +2,7 @@ package nodeport
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"io"
 	"log"
@@ -13,7 +14,10 @@ import (
 	"moult/mesh/identity"
 )
 
-type peerKey struct{}
+type (
+	peerKey    struct{}
+	peerPubKey struct{}
+)
 
 // PeerFrom returns who sent a request that the peer handler got; it is empty in
 // any other context.
@@ -22,16 +26,31 @@ func PeerFrom(ctx context.Context) identity.Identity {
 	return id
 }
 
-// ServeHTTP starts serving other hosts' requests with peer, and joining hosts'
-// with join (nil: this host takes none in). Connections that came before wait
-// for it. Call it once. Handlers' contexts end when the caller goes away, and
-// when the port closes.
-func (p *Port) ServeHTTP(peer, join http.Handler) {
-	p.serve(p.peer, p.recheck(peer), true)
-	if join == nil {
-		join = http.NotFoundHandler()
+// PeerKeyFrom returns the key that the sender of a renewal has proven to hold.
+func PeerKeyFrom(ctx context.Context) ed25519.PublicKey {
+	key, _ := ctx.Value(peerPubKey{}).(ed25519.PublicKey)
+	return key
+}
+
+// Handlers are what a port serves by HTTP.
+type Handlers struct {
+	Peer  http.Handler // moult-http: other hosts' requests
+	Join  http.Handler // moult-join; nil: this host takes none in
+	Renew http.Handler // moult-renew; nil: this host renews no certificates
+}
+
+// ServeHTTP starts serving. Connections that came before wait for it. Call it
+// once. Handlers' contexts end when the caller goes away, and when the port
+// closes.
+func (p *Port) ServeHTTP(h Handlers) {
+	for _, missing := range []*http.Handler{&h.Join, &h.Renew} {
+		if *missing == nil {
+			*missing = http.NotFoundHandler()
+		}
 	}
-	p.serve(p.join, join, false) // one request a connection: nobody has proven anything yet
+	p.serve(p.peer, p.recheck(identity.ALPNHTTP, h.Peer), true)
+	p.serve(p.join, h.Join, false) // one request a connection: nobody has proven anything yet
+	p.serve(p.renew, p.recheck(identity.ALPNRenew, h.Renew), false)
 }
 
 // serve runs a server for one protocol until the port closes.
@@ -44,7 +63,8 @@ func (p *Port) serve(l net.Listener, h http.Handler, keepAlive bool) {
 		Protocols:         new(http.Protocols),
 		BaseContext:       func(net.Listener) context.Context { return p.serving },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, c.(*httpConn).peer)
+			hc := c.(*httpConn)
+			return context.WithValue(context.WithValue(ctx, peerKey{}, hc.peer), peerPubKey{}, hc.key)
 		},
 		ErrorLog: log.New(logWriter{p.logger}, "", 0),
 	}
@@ -82,9 +102,9 @@ func (p *Port) track(next http.Handler) http.Handler {
 
 // recheck asks allow again at each request: a connection outlives the moment
 // at which its host was removed.
-func (p *Port) recheck(next http.Handler) http.Handler {
+func (p *Port) recheck(alpn string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := p.allow(identity.ALPNHTTP, PeerFrom(r.Context())); err != nil {
+		if err := p.allow(alpn, PeerFrom(r.Context())); err != nil {
 			w.Header().Set("Connection", "close")
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return

@@ -1,6 +1,7 @@
 package nodeport
 
 import (
+	"crypto/ed25519"
 	"crypto/tls"
 	"fmt"
 	"sync"
@@ -21,6 +22,10 @@ const (
 	maxPeerConns       = 2048 // moult-http, of all hosts
 	maxSourceJoinConns = 32   // moult-join, of one address
 	maxJoinConns       = 128  // moult-join, of everybody
+	maxRelayConns      = 16   // moult-relay, of one relay; each carries one join or renewal
+	maxAllRelayConns   = 128  // moult-relay, of all relays
+	maxSourceSplices   = 8    // strangers' connections that are passed on, of one address
+	maxSplices         = 64   // strangers' connections that are passed on, of everybody
 
 	headerTimeout  = 10 * time.Second // of a request's header
 	maxHeaderBytes = 16 << 10
@@ -29,6 +34,18 @@ const (
 	idleTimeout    = 2 * time.Minute  // between requests
 	writeTimeout   = time.Minute      // without any progress of an answer
 	drainTimeout   = time.Second      // of requests in flight when the port closes
+
+	maxHops       = 8                // relays that one connection may pass, as for messages
+	maxWays       = 16               // ways that are tried for one connection
+	passageBudget = 12 * time.Second // to find a way to a server; less than a joining host waits
+	minWayTime    = time.Second      // for one way of several
+	maxMessage    = 4 << 10          // bytes of what goes before a connection that is passed on, or its answer
+	maxAddress    = 64               // bytes of an IP:PORT
+	spliceIdle    = 30 * time.Second // without a byte, either way
+	spliceTime    = time.Minute      // in all
+	spliceBytes   = 256 << 10        // each way: a join is 64 KiB at most, and TLS around it
+	spliceBuffer  = 8 << 10
+	lostInterval  = time.Minute // between warnings that no way was found
 
 	dialTimeout      = 5 * time.Second // connect and handshake, as a client
 	clientIdle       = 30 * time.Second
@@ -43,6 +60,9 @@ type connLimits struct {
 	open map[connKey]int
 }
 
+// spliceKey counts strangers' connections that this host passes on.
+const spliceKey = "passed on"
+
 // connKey with an empty who counts all connections of a protocol.
 type connKey struct{ alpn, who string }
 
@@ -52,8 +72,13 @@ func newConnLimits() *connLimits { return &connLimits{open: make(map[connKey]int
 // for moult-join an address.
 func (l *connLimits) admit(alpn, who string) (release func(), err error) {
 	each, all := maxHostConns, maxPeerConns
-	if alpn == identity.ALPNJoin {
+	switch alpn {
+	case identity.ALPNJoin:
 		each, all = maxSourceJoinConns, maxJoinConns
+	case identity.ALPNRelay:
+		each, all = maxRelayConns, maxAllRelayConns
+	case spliceKey:
+		each, all = maxSourceSplices, maxSplices
 	}
 	own, total := connKey{alpn, who}, connKey{alpn, ""}
 	l.mu.Lock()
@@ -108,6 +133,7 @@ func (c *raftConn) Close() error {
 type httpConn struct {
 	*tls.Conn
 	peer    identity.Identity // empty on moult-join
+	key     ed25519.PublicKey // the peer's, on moult-renew
 	release func()
 }
 

@@ -344,10 +344,10 @@ func TestCloseEndsHandlersContexts(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	p := open(l, func() (identity.Credentials, bool) { return w.s1, true }, nil, w.port.logger)
-	p.ServeHTTP(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	p.ServeHTTP(Handlers{Peer: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(entered)
 		<-r.Context().Done()
-	}), nil)
+	})})
 	w.addr = p.Addr().String()
 	asked := make(chan struct{})
 	go func() {
@@ -368,10 +368,10 @@ func TestCloseTellsOfAHandlerThatDoesNotEnd(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	p := open(l, func() (identity.Credentials, bool) { return w.s1, true }, nil, w.port.logger)
-	p.ServeHTTP(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+	p.ServeHTTP(Handlers{Peer: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		close(entered)
 		<-release
-	}), nil)
+	})})
 	w.addr = p.Addr().String()
 	asked := make(chan struct{})
 	go func() {

@@ -1,9 +1,18 @@
 // Package nodeport is the one TLS port of a host. Its protocols share it by
 // ALPN:
 //
-//	moult-raft  server ⇄ server   to a net.Listener, which consensus accepts from
-//	moult-http  host ⇄ host       to the peer handler; PeerFrom says who asks
-//	moult-join  new host → server to the join handler; nobody is authenticated
+//	moult-raft   server ⇄ server    to a net.Listener, which consensus accepts from
+//	moult-http   host ⇄ host        to the peer handler; PeerFrom says who asks
+//	moult-join   new host → server  to the join handler; nobody is authenticated
+//	moult-renew  host → server      to the renewal handler
+//	moult-relay  relay → server     carries a connection of one of the last two, of
+//	                                a host that reaches no server itself
+//
+// A relay reads the first message of a connection, sees that it is for a server,
+// and passes the bytes on, straight to a server or through further relays. TLS
+// stays between the host and the server: the relay learns no secret and can alter
+// nothing. Where there is no way it answers for itself, and the host sees by its
+// certificate who that is.
 //
 // The port speaks TLS 1.3 only. Who may speak what is decided in the handshake
 // by identity.Credentials.ServerTLS and the allow function, and once more at each
@@ -17,7 +26,9 @@
 package nodeport
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -38,9 +49,9 @@ type Port struct {
 	allow    func(alpn string, id identity.Identity) error
 	logger   *slog.Logger
 
-	handshakes       handshakes
-	limits           *connLimits
-	raft, peer, join *queue
+	handshakes              handshakes
+	limits                  *connLimits
+	raft, peer, join, renew *queue
 
 	// Ends accepting and handshakes; requests outlive it by drainTimeout.
 	accepting     context.Context
@@ -50,9 +61,11 @@ type Port struct {
 	tasks         sync.WaitGroup // accepting, handshakes, http.Server.Serve
 	requests      sync.WaitGroup // handlers; Add only under mu, with closing false
 
-	mu      sync.Mutex
-	closing bool
-	servers []*http.Server
+	mu       sync.Mutex
+	closing  bool
+	servers  []*http.Server
+	ways     func(visited []string) []Way // nil: this port passes nothing on
+	lastLost time.Time                    // when it was last told that there was no way
 }
 
 // Listen opens the port at addr (HOST:PORT). creds returns what the port shows,
@@ -79,7 +92,7 @@ func open(l net.Listener, creds func() (identity.Credentials, bool), allow func(
 	p := &Port{
 		listener: l, creds: creds, allow: allow, logger: logger,
 		limits: newConnLimits(),
-		raft:   newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()),
+		raft:   newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()), renew: newQueue(l.Addr()),
 	}
 	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
 	p.serving, p.stopServing = context.WithCancel(context.Background())
@@ -117,66 +130,141 @@ func (p *Port) accept() {
 			continue
 		}
 		end := p.handshakes.begin(conn)
-		p.tasks.Go(func() {
-			tc, err := p.handshake(conn)
-			end() // whoever waits for its protocol holds no slot
-			if err != nil {
-				p.logger.Debug("connection refused", "remote", conn.RemoteAddr().String(), "error", err)
-				conn.Close()
-				return
-			}
-			p.dispatch(tc)
-		})
+		p.tasks.Go(func() { p.serveConn(conn, end) })
 	}
 }
 
-func (p *Port) handshake(conn net.Conn) (*tls.Conn, error) {
+// serveConn finds out what a connection is for, and hands it to its protocol, or
+// closes it. end gives back its slot among the handshakes.
+func (p *Port) serveConn(conn net.Conn, end func()) {
+	if err := p.take(conn, end); err != nil {
+		p.logger.Debug("connection refused", "remote", conn.RemoteAddr().String(), "error", err)
+		conn.Close()
+	}
+}
+
+func (p *Port) take(conn net.Conn, end func()) error {
 	creds, ok := p.creds()
 	if !ok {
-		return nil, errors.New("this host has no certificate yet")
+		end()
+		return errors.New("this host has no certificate yet")
 	}
+	h := &hello{Conn: conn, keep: true}
+	tc, err := p.handshake(creds, conn, h)
+	end() // whoever waits for its protocol holds no slot
+	if !errors.Is(err, errForServers) {
+		if err != nil {
+			return err
+		}
+		return p.dispatch(tc, conn)
+	}
+	if err := p.passOn(creds, conn, h.read); err == nil {
+		return nil
+	}
+	// No way: this host answers for itself, so that the other one knows whom it
+	// asked, and that this is no server.
+	end = p.handshakes.begin(conn)
+	tc, err = p.handshake(creds, conn, &replay{Conn: conn, read: bytes.NewReader(h.read)})
+	end()
+	if err != nil {
+		return err
+	}
+	return p.dispatch(tc, conn)
+}
+
+// errForServers ends the handshake of a connection that is to be passed on.
+var errForServers = errors.New("this connection is for a server")
+
+// handshake is the server's side of TLS on raw, which is conn or wraps it. It
+// returns errForServers, and has answered nothing, when raw keeps what it reads
+// and the connection is to be passed on.
+func (p *Port) handshake(creds identity.Credentials, conn, raw net.Conn) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(p.accepting, handshakeTimeout)
 	defer cancel()
-	tc := tls.Server(conn, creds.ServerTLS(p.allow))
-	if err := tc.HandshakeContext(ctx); err != nil {
+	cfg := creds.ServerTLS(p.allow)
+	choose := cfg.GetConfigForClient
+	cfg.GetConfigForClient = func(hi *tls.ClientHelloInfo) (*tls.Config, error) {
+		alpn := identity.ChosenALPN(hi.SupportedProtos)
+		forServers := alpn == identity.ALPNJoin || alpn == identity.ALPNRenew
+		if _, inner := conn.(*passed); inner && !forServers {
+			return nil, fmt.Errorf("relays do not pass on %s", alpn)
+		}
+		if h, ok := raw.(*hello); ok {
+			passOn := forServers && creds.Role != identity.RoleServer && p.relayWays() != nil
+			h.decide(passOn)
+			if passOn {
+				return nil, errForServers
+			}
+		}
+		return choose(hi)
+	}
+	// Closed by hand and not by HandshakeContext, which would close a connection
+	// that is still to be passed on.
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	tc := tls.Server(raw, cfg)
+	if err := tc.Handshake(); err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(ctx.Err(), err)
+		}
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
 	return tc, nil
 }
 
-// dispatch hands a connection to its protocol, or closes it.
-func (p *Port) dispatch(tc *tls.Conn) {
-	var err error
-	switch alpn := tc.ConnectionState().NegotiatedProtocol; alpn {
-	case identity.ALPNRaft, identity.ALPNHTTP:
-		err = p.dispatchPeer(alpn, tc)
-	case identity.ALPNJoin:
-		var release func()
-		if release, err = p.limits.admit(alpn, source(tc.RemoteAddr())); err == nil {
-			err = p.join.put(&httpConn{Conn: tc, release: release})
+// dispatch hands a connection to its protocol, or closes it. One of moult-relay is
+// served to its end.
+func (p *Port) dispatch(tc *tls.Conn, conn net.Conn) error {
+	alpn := tc.ConnectionState().NegotiatedProtocol
+	var peer identity.Identity
+	who := origin(conn)
+	if alpn != identity.ALPNJoin { // there nobody is anybody yet
+		var err error
+		if peer, err = identity.PeerIdentity(tc.ConnectionState()); err != nil {
+			return err
 		}
-	default:
-		err = fmt.Errorf("no protocol is called %q", alpn)
+		who = peer.HostID
+	}
+	release, err := p.limits.admit(alpn, who)
+	if err == nil {
+		err = p.put(alpn, tc, peer, release)
 	}
 	if err != nil {
-		p.logger.Debug("connection refused", "remote", tc.RemoteAddr().String(), "error", err)
 		tc.Close()
 	}
+	return err
 }
 
-func (p *Port) dispatchPeer(alpn string, tc *tls.Conn) error {
-	id, err := identity.PeerIdentity(tc.ConnectionState())
-	if err != nil {
+func (p *Port) put(alpn string, tc *tls.Conn, peer identity.Identity, release func()) error {
+	switch alpn {
+	case identity.ALPNRaft:
+		return p.raft.put(&raftConn{Conn: tc, release: release, recheck: func() error { return p.allow(alpn, peer) }})
+	case identity.ALPNJoin:
+		return p.join.put(&httpConn{Conn: tc, release: release})
+	case identity.ALPNHTTP:
+		return p.peer.put(&httpConn{Conn: tc, peer: peer, release: release})
+	case identity.ALPNRenew:
+		key, _ := tc.ConnectionState().PeerCertificates[0].PublicKey.(ed25519.PublicKey) // the handshake has seen to it
+		return p.renew.put(&httpConn{Conn: tc, peer: peer, key: key, release: release})
+	case identity.ALPNRelay:
+		c := &relayConn{Conn: tc, by: peer, release: release}
+		err := p.takePassage(c)
+		if err != nil {
+			c.Close()
+		}
 		return err
 	}
-	release, err := p.limits.admit(alpn, id.HostID)
-	if err != nil {
-		return err
+	release()
+	return fmt.Errorf("no protocol is called %q", alpn)
+}
+
+// origin is where a connection comes from, as far as limits are concerned: an
+// address, or the relay that passed it on, whatever that says of addresses.
+func origin(conn net.Conn) string {
+	if c, ok := conn.(*passed); ok {
+		return "relay " + c.by.HostID
 	}
-	if alpn == identity.ALPNRaft {
-		return p.raft.put(&raftConn{Conn: tc, release: release, recheck: func() error { return p.allow(alpn, id) }})
-	}
-	return p.peer.put(&httpConn{Conn: tc, peer: id, release: release})
+	return source(conn.RemoteAddr())
 }
 
 // Close stops the port, within ctx: it accepts no more, lets requests in flight
@@ -196,7 +284,7 @@ func (p *Port) Close(ctx context.Context) error {
 	// Accepting ends first, else new requests would keep the drain going.
 	p.stopAccepting()
 	err := p.listener.Close()
-	for _, q := range []*queue{p.raft, p.peer, p.join} {
+	for _, q := range []*queue{p.raft, p.peer, p.join, p.renew} {
 		_ = q.Close() // never errs
 	}
 	drain, cancel := context.WithTimeout(ctx, drainTimeout)

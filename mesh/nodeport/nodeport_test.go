@@ -43,7 +43,7 @@ func await(t testing.TB, what string, ok func() bool) {
 
 func mustCA(t testing.TB) *identity.CA {
 	t.Helper()
-	ca, err := identity.NewCA(clusterID, time.Now())
+	ca, err := identity.NewCA(clusterID, time.Now().AddDate(-1, 0, 0)) // certificates may have expired since
 	must(t, err)
 	return ca
 }
@@ -121,14 +121,20 @@ func newWorldOn(t testing.TB, l net.Listener) *world {
 	}
 	w.port = open(l, func() (identity.Credentials, bool) { return w.s1, true }, w.allow, slog.New(slog.DiscardHandler))
 	w.addr = w.port.Addr().String()
-	w.port.ServeHTTP(w, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	w.port.ServeHTTP(Handlers{Peer: w, Join: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if id := PeerFrom(r.Context()); id != (identity.Identity{}) {
 			body = []byte("somebody: " + id.String())
 		}
 		w.joins <- string(body)
-		rw.Write([]byte("welcome"))
-	}))
+		rw.Write([]byte("welcome, seen from " + r.RemoteAddr))
+	}), Renew: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if !w.a1.Key.Public().(ed25519.PublicKey).Equal(PeerKeyFrom(r.Context())) {
+			http.Error(rw, "somebody else's key", http.StatusForbidden)
+			return
+		}
+		rw.Write([]byte("fresh for " + PeerFrom(r.Context()).HostID))
+	})})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
@@ -191,7 +197,7 @@ func ended(t testing.TB, conn net.Conn) error {
 
 func client(t testing.TB, c identity.Credentials) *http.Client {
 	t.Helper()
-	hc := Client(c, nil)
+	hc := Client(func() identity.Credentials { return c }, nil)
 	t.Cleanup(hc.CloseIdleConnections)
 	return hc
 }
@@ -319,7 +325,7 @@ func TestListenNamesTheFlag(t *testing.T) {
 
 func TestClient(t *testing.T) {
 	w := newWorld(t)
-	picky := Client(w.a1, func(id identity.Identity) error {
+	picky := Client(func() identity.Credentials { return w.a1 }, func(id identity.Identity) error {
 		if id.HostID != "s7" {
 			return errors.New("not the host that was asked for")
 		}

@@ -123,10 +123,10 @@ func TestSlowReaders(t *testing.T) {
 		ended := make(chan error, 1)
 		p := open(l, func() (identity.Credentials, bool) { return w.s1, true }, nil, w.port.logger)
 		defer func() { must(t, p.Close(context.Background())) }()
-		p.ServeHTTP(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		p.ServeHTTP(Handlers{Peer: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 			_, err := io.CopyN(rw, endless{}, 1<<20)
 			ended <- err
-		}), nil)
+		})})
 		ask := func() *tls.Conn {
 			conn := tls.Client(l.dial(t), w.a1.ClientTLS(identity.ALPNHTTP, nil))
 			must(t, conn.Handshake())

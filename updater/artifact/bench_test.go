@@ -66,9 +66,10 @@ func newLine(tb testing.TB, size int64) *line {
 			tb.Error(err)
 		}
 	})
-	port.ServeHTTP(Handler(l.held, DefaultLimits), nil)
+	port.ServeHTTP(nodeport.Handlers{Peer: Handler(l.held, DefaultLimits)})
 	l.peer = Peer{HostID: "agent-1", Addr: port.Addr().String()}
-	l.client = nodeport.Client(host("agent-2", identity.RoleAgent), nil)
+	asker := host("agent-2", identity.RoleAgent)
+	l.client = nodeport.Client(func() identity.Credentials { return asker }, nil)
 	tb.Cleanup(l.client.CloseIdleConnections)
 	return l
 }

@@ -76,7 +76,7 @@ func newPortHost(tb testing.TB, ca *identity.CA, id string, role identity.Role) 
 	h := &portHost{creds: identity.Credentials{Identity: who, Key: key, CertPEM: cert, CAPEM: ca.CertPEM()}}
 	h.store, err = OpenStore(tb.TempDir(), "", "")
 	must(tb, err)
-	h.client = nodeport.Client(h.creds, nil)
+	h.client = nodeport.Client(func() identity.Credentials { return h.creds }, nil)
 	tb.Cleanup(h.client.CloseIdleConnections)
 	return h
 }

@@ -1,0 +1,81 @@
+package identity
+
+import (
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+)
+
+// DefaultSegment is the segment whose gossip keys are the cluster's gossip
+// secrets as they are: it had them before segments had keys of their own.
+const DefaultSegment = "default"
+
+// gossipKeyContext begins what a segment's key is derived by, so that it is no
+// other key.
+const gossipKeyContext = "moult gossip key 1"
+
+// maxAlso bounds the further segments that a request or an enrolment names.
+const maxAlso = 3
+
+// GossipKeys returns a segment's gossip keys, one for each of the cluster's
+// gossip secrets and in their order: the first one encrypts. Who has the keys of
+// one segment learns nothing of the secrets, nor of another segment's keys; only
+// the keys of DefaultSegment are the secrets themselves.
+func GossipKeys(secrets [][]byte, cluster, segment string) ([][]byte, error) {
+	if segment == DefaultSegment {
+		return secrets, nil
+	}
+	keys := make([][]byte, len(secrets))
+	for i, secret := range secrets {
+		info := fmt.Sprintf("%s\n%s\n%s", gossipKeyContext, cluster, segment) // neither contains a newline
+		key, err := hkdf.Key(sha256.New, secret, nil, info, gossipKeyBytes)
+		if err != nil {
+			return nil, fmt.Errorf("derive the gossip key of segment %s: %w", segment, err)
+		}
+		keys[i] = key
+	}
+	return keys, nil
+}
+
+// Segment is what a host needs to be a member of one segment's pool. Printing or
+// logging it does not show the keys.
+type Segment struct {
+	Name       string   `json:"name"`
+	GossipKeys [][]byte `json:"gossip_keys"` // 32 bytes each, the first one encrypts
+	GossipJoin []string `json:"gossip_join"` // gossip addresses of members
+}
+
+// String names the segment.
+func (s Segment) String() string { return "segment " + s.Name }
+
+// GoString is String, for %#v.
+func (s Segment) GoString() string { return s.String() }
+
+// Format keeps the keys out of every verb: String alone does not cover all.
+func (s Segment) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
+
+// LogValue keeps the keys out of logs.
+func (s Segment) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+func (s Segment) check() error {
+	if s.Name == "" {
+		return errors.New("segment: it names none")
+	}
+	if len(s.GossipKeys) == 0 {
+		return fmt.Errorf("gossip_keys: there are none of segment %s", s.Name)
+	}
+	for _, k := range s.GossipKeys {
+		if len(k) != gossipKeyBytes {
+			return fmt.Errorf("gossip_keys: one of segment %s has %d bytes, not %d", s.Name, len(k), gossipKeyBytes)
+		}
+	}
+	return nil
+}
+
+// SegmentAddr says that a host is in a segment, and where it gossips there.
+type SegmentAddr struct {
+	Segment    string `json:"segment"`
+	GossipAddr string `json:"gossip_addr"` // HOST:PORT as the members of that segment reach it
+}
