@@ -40,6 +40,7 @@ type hostJSON struct {
 	ID               string            `json:"id"`
 	Name             string            `json:"name"`
 	Segment          string            `json:"segment"`
+	AlsoSegments     []string          `json:"also_segments"` // a relay's further ones
 	OS               string            `json:"os"`
 	Arch             string            `json:"arch"`
 	AgentVersion     string            `json:"agent_version"` // "" until it was seen
@@ -64,7 +65,7 @@ type progressJSON struct {
 func (p picture) host(h *fleet.Host) hostJSON {
 	o := p.observed[h.ID]
 	out := hostJSON{
-		ID: h.ID, Name: h.Name, Segment: h.Segment, OS: h.OS, Arch: h.Arch,
+		ID: h.ID, Name: h.Name, Segment: h.Segment, AlsoSegments: h.Segments()[1:], OS: h.OS, Arch: h.Arch,
 		AgentVersion: o.Version, TargetVersion: p.target, UpdateAvailable: p.behind(h.ID, p.target),
 		Online: o.Online, Status: p.status(h), Phase: o.Phase, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels,
 	}

@@ -186,6 +186,7 @@ type (
 		ID               string            `json:"id"`
 		Name             string            `json:"name"`
 		Segment          string            `json:"segment"`
+		AlsoSegments     []string          `json:"also_segments"`
 		OS               string            `json:"os"`
 		Arch             string            `json:"arch"`
 		AgentVersion     string            `json:"agent_version"`

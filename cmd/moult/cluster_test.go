@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -93,6 +94,7 @@ type testCluster struct {
 	done   chan struct{}
 	client *client
 	out    *bytes.Buffer
+	within []string // what a client command is run by; nil: nothing
 }
 
 // startCluster runs `moult dev` on version A until the test ends.
@@ -279,7 +281,8 @@ func (c *testCluster) publish(version, path string) {
 // moult runs a client command and returns its standard output.
 func (c *testCluster) moult(args ...string) string {
 	c.t.Helper()
-	cmd := exec.Command(binary(c.t, versionA), args...)
+	argv := slices.Concat(c.within, []string{binary(c.t, versionA)}, args)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "MOULT_ADDR="+strings.Join(c.client.addrs, ","), "MOULT_TOKEN="+c.client.token)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

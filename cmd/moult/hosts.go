@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -101,6 +102,7 @@ func newHostCommand() *cobra.Command {
 				{"PHASE", dash(h.Phase)},
 				{"PLATFORM", h.OS + "/" + h.Arch},
 				{"SEGMENT", h.Segment},
+				{"RELAYS TO", dash(strings.Join(h.AlsoSegments, ", "))},
 			})
 		}),
 	}

@@ -1,0 +1,570 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The tests of segmented networks run real processes, each host in a network
+// namespace of its own. A segment is a bridge, in one more namespace that stands
+// for the switches; between segments nothing is routed. What passes a host's
+// interfaces is counted, and filtered, by nftables in that host's namespace.
+//
+//	segmented network "switch":   bridge seg1 ── veth ── namespace of server-1, interface seg1
+//	                                          ── veth ── namespace of relay-1,  interface seg1
+//	                              bridge seg2 ── veth ── namespace of relay-1,  interface seg2
+//
+// Nothing of it is in the machine's own namespace but the names, and those go
+// with the test.
+
+// segmentedNet is such a network and the cluster in it.
+type segmentedNet struct {
+	*testCluster
+	prefix   string // of the namespaces' names
+	segments []string
+	hosts    map[string]*segmentedHost
+	order    []*segmentedHost
+}
+
+// segmentedHost is one host.
+type segmentedHost struct {
+	n        *segmentedNet
+	name     string
+	number   int
+	segments []string
+	proc     *exec.Cmd
+	ended    chan struct{}
+}
+
+const (
+	namespacePrefix = "moult-test-"
+	gossipPort      = "7946"
+	nodePort        = "7947"
+	uiPort          = "8480"
+)
+
+// newSegmentedNet makes an empty network, until the test ends.
+func newSegmentedNet(t *testing.T, segments ...string) *segmentedNet {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces take root: run the tests as root to have the ones of segmented networks")
+	}
+	for tool, pkg := range map[string]string{"ip": "iproute2", "nft": "nftables"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatalf("%v; install the package %s", err, pkg)
+			}
+			t.Skipf("%v; install the package %s to have the tests of segmented networks", err, pkg)
+		}
+	}
+	sweepNamespaces(t)
+	n := &segmentedNet{
+		testCluster: &testCluster{t: t, dir: filepath.Join(t.TempDir(), "cluster")},
+		prefix:      fmt.Sprintf("%s%d-", namespacePrefix, os.Getpid()), segments: segments, hosts: map[string]*segmentedHost{},
+	}
+	t.Cleanup(n.remove)
+	if out, err := exec.Command("ip", "netns", "add", n.prefix+"switch").CombinedOutput(); err != nil {
+		t.Skipf("no network namespace can be made here: %s", bytes.TrimSpace(out))
+	}
+	for i := range segments {
+		n.ip("-n", n.prefix+"switch", "link", "add", fmt.Sprintf("seg%d", i+1), "type", "bridge", "forward_delay", "0")
+		n.ip("-n", n.prefix+"switch", "link", "set", fmt.Sprintf("seg%d", i+1), "up")
+	}
+	return n
+}
+
+// sweepNamespaces removes what tests left behind that were killed: the name holds
+// the process that made it.
+func sweepNamespaces(t *testing.T) {
+	out, err := exec.Command("ip", "netns", "list").Output()
+	if err != nil {
+		t.Skipf("network namespaces cannot be listed: %v", err)
+	}
+	for line := range strings.SplitSeq(string(out), "\n") {
+		name, _, _ := strings.Cut(line, " ")
+		rest, ours := strings.CutPrefix(name, namespacePrefix)
+		pid, _, _ := strings.Cut(rest, "-")
+		id, err := strconv.Atoi(pid)
+		if ours && err == nil && errors.Is(syscall.Kill(id, 0), syscall.ESRCH) {
+			removeNamespace(t, name)
+		}
+	}
+}
+
+// removeNamespace ends what runs in a namespace, and takes it away with its
+// interfaces.
+func removeNamespace(t testing.TB, name string) {
+	out, err := exec.Command("ip", "netns", "pids", name).Output()
+	if err != nil {
+		return // it is not there
+	}
+	for _, text := range strings.Fields(string(out)) {
+		if pid, err := strconv.Atoi(text); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // gone already, perhaps
+		}
+	}
+	if out, err := exec.Command("ip", "netns", "del", name).CombinedOutput(); err != nil {
+		t.Errorf("remove namespace %s: %s", name, out)
+	}
+}
+
+// remove ends all processes, then takes the network away, and fails the test when
+// something of it is left.
+func (n *segmentedNet) remove() {
+	for i := len(n.order) - 1; i >= 0; i-- {
+		n.order[i].stop()
+	}
+	n.noRaces()
+	if n.t.Failed() {
+		n.dumpLogs()
+	}
+	for _, h := range n.order {
+		removeNamespace(n.t, h.namespace())
+	}
+	removeNamespace(n.t, n.prefix+"switch")
+	if out, err := exec.Command("ip", "netns", "list").Output(); err != nil || strings.Contains(string(out), n.prefix) {
+		n.t.Errorf("namespaces are left: %s %v", out, err)
+	}
+}
+
+func (n *segmentedNet) ip(args ...string) {
+	n.t.Helper()
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		n.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// number is that of a segment, from 1.
+func (n *segmentedNet) segmentNumber(segment string) int {
+	n.t.Helper()
+	for i, s := range n.segments {
+		if s == segment {
+			return i + 1
+		}
+	}
+	n.t.Fatalf("there is no segment %s", segment)
+	return 0
+}
+
+// host makes a host in some segments, the home segment first. Nothing runs on it
+// yet.
+func (n *segmentedNet) host(name string, segments ...string) *segmentedHost {
+	n.t.Helper()
+	h := &segmentedHost{n: n, name: name, number: len(n.order) + 1, segments: segments}
+	n.hosts[name], n.order = h, append(n.order, h)
+	ns := h.namespace()
+	n.ip("netns", "add", ns)
+	n.ip("-n", ns, "link", "set", "lo", "up")
+	rules := "table inet moult {\n"
+	var in, out, outRules, inRules string
+	for _, s := range segments {
+		k := n.segmentNumber(s)
+		dev, port := fmt.Sprintf("seg%d", k), fmt.Sprintf("p%d-%d", k, h.number)
+		n.ip("link", "add", dev, "netns", ns, "type", "veth", "peer", "name", port, "netns", n.prefix+"switch")
+		n.ip("-n", n.prefix+"switch", "link", "set", port, "master", dev, "up")
+		n.ip("-n", ns, "addr", "add", h.addr(s)+"/24", "dev", dev)
+		n.ip("-n", ns, "link", "set", dev, "up")
+		in += fmt.Sprintf("counter in_%s { }\n", dev)
+		out += fmt.Sprintf("counter out_%s { }\n", dev)
+		inRules += fmt.Sprintf("iifname %q counter name in_%s\n", dev, dev)
+		outRules += fmt.Sprintf("oifname %q counter name out_%s\n", dev, dev)
+	}
+	// Counted before the filter: what a cut keeps away was on the link.
+	rules += in + out + "chain count_in { type filter hook input priority -10; policy accept;\n" + inRules + "}\n" +
+		"chain count_out { type filter hook output priority 10; policy accept;\n" + outRules + "}\n" +
+		"chain filter_in { type filter hook input priority 0; policy accept; }\n" +
+		"chain filter_out { type filter hook output priority 0; policy accept; }\n}\n"
+	h.nft(rules)
+	return h
+}
+
+func (h *segmentedHost) namespace() string { return h.n.prefix + h.name }
+
+// addr is the host's IP address in a segment.
+func (h *segmentedHost) addr(segment string) string {
+	return fmt.Sprintf("10.77.%d.%d", h.n.segmentNumber(segment), h.number)
+}
+
+// port is the host's node port as the members of a segment reach it.
+func (h *segmentedHost) port(segment string) string { return net.JoinHostPort(h.addr(segment), nodePort) }
+
+// in runs a command in the host's namespace.
+func (h *segmentedHost) in(args ...string) *exec.Cmd {
+	return exec.Command("ip", append([]string{"netns", "exec", h.namespace()}, args...)...)
+}
+
+// nft changes the rules.
+func (h *segmentedHost) nft(rules string) {
+	h.n.t.Helper()
+	cmd := h.in("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		h.n.t.Fatalf("nft on %s: %v: %s\n%s", h.name, err, out, rules)
+	}
+}
+
+// cut severs a host from segments, both ways, until heal.
+func (h *segmentedHost) cut(segments ...string) {
+	h.n.t.Helper()
+	var rules string
+	for _, s := range segments {
+		dev := fmt.Sprintf("seg%d", h.n.segmentNumber(s))
+		rules += fmt.Sprintf("add rule inet moult filter_in iifname %q drop\nadd rule inet moult filter_out oifname %q drop\n", dev, dev)
+	}
+	h.nft(rules)
+}
+
+// refuse lets nothing through that comes from another host in a segment, but what
+// answers this host: a filter in one direction.
+func (h *segmentedHost) refuse(from *segmentedHost, segment string) {
+	h.n.t.Helper()
+	h.nft(fmt.Sprintf("add rule inet moult filter_in ip saddr %s ct state new drop\n", from.addr(segment)))
+}
+
+// heal takes all filters of a host away.
+func (h *segmentedHost) heal() {
+	h.n.t.Helper()
+	h.nft("flush chain inet moult filter_in\nflush chain inet moult filter_out\n")
+}
+
+// traffic is how many bytes came in and went out by a segment's interface since
+// the host was made.
+func (h *segmentedHost) traffic(segment string) (in, out int64) {
+	h.n.t.Helper()
+	text, err := h.in("nft", "-j", "list", "counters", "table", "inet", "moult").Output()
+	if err != nil {
+		h.n.t.Fatalf("read the counters of %s: %v", h.name, err)
+	}
+	var answer struct {
+		Nftables []struct {
+			Counter struct {
+				Name  string
+				Bytes int64
+			}
+		}
+	}
+	if err := json.Unmarshal(text, &answer); err != nil {
+		h.n.t.Fatalf("read the counters of %s: %v: %s", h.name, err, text)
+	}
+	dev := fmt.Sprintf("seg%d", h.n.segmentNumber(segment))
+	for _, e := range answer.Nftables {
+		switch e.Counter.Name {
+		case "in_" + dev:
+			in = e.Counter.Bytes
+		case "out_" + dev:
+			out = e.Counter.Bytes
+		}
+	}
+	return in, out
+}
+
+// inNamespace runs f with its thread in the host's network.
+func (h *segmentedHost) inNamespace(f func() error) error {
+	runtime.LockOSThread()
+	own, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	there, err := os.Open("/run/netns/" + h.namespace())
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	err = f()
+	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, back) // and the thread is not used again
+	}
+	runtime.UnlockOSThread()
+	return err
+}
+
+// httpClient calls servers from the network of this host.
+func (h *segmentedHost) httpClient() *http.Client {
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+			err = h.inNamespace(func() error { // an IP address: the socket is made on this thread
+				conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, addr)
+				return err
+			})
+			return conn, err
+		},
+	}}
+}
+
+// start runs moult on the host until the test ends, or stop.
+func (h *segmentedHost) start(args ...string) {
+	h.n.t.Helper()
+	dir := filepath.Join(h.n.dir, h.name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		h.n.t.Fatal(err)
+	}
+	moult := filepath.Join(dir, "moult")
+	if _, err := os.Stat(moult); err != nil {
+		if err := copyExecutable(binary(h.n.t, versionA), moult); err != nil {
+			h.n.t.Fatal(err)
+		}
+	}
+	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		h.n.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := h.in(append([]string{moult}, args...)...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		h.n.t.Fatalf("start %s: %v", h.name, err)
+	}
+	// `ip netns exec` becomes the command: its process is moult's.
+	if err := os.WriteFile(filepath.Join(dir, "pid"), fmt.Appendf(nil, "%d\n", cmd.Process.Pid), 0o600); err != nil {
+		h.n.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	h.proc, h.ended = cmd, ended
+	go func() {
+		_ = cmd.Wait()
+		close(ended)
+	}()
+}
+
+// running tells whether the host's process has not ended.
+func (h *segmentedHost) running() bool {
+	if h.proc == nil {
+		return false
+	}
+	select {
+	case <-h.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// stop ends the host's process as a service manager does.
+func (h *segmentedHost) stop() {
+	if h.proc == nil {
+		return
+	}
+	_ = h.proc.Process.Signal(syscall.SIGTERM) // gone already, perhaps
+	select {
+	case <-h.ended:
+	case <-time.After(30 * time.Second):
+		h.n.t.Errorf("%s does not end on SIGTERM", h.name)
+		h.kill()
+	}
+	h.proc = nil
+}
+
+// kill ends all processes of the host at once, as a power cut does.
+func (h *segmentedHost) kill() {
+	out, err := exec.Command("ip", "netns", "pids", h.namespace()).Output()
+	if err != nil {
+		h.n.t.Fatalf("list the processes of %s: %v", h.name, err)
+	}
+	for _, text := range strings.Fields(string(out)) {
+		if pid, err := strconv.Atoi(text); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	<-h.ended
+}
+
+// args are what each process is started with: its data directory and where it
+// listens in each of its segments.
+func (h *segmentedHost) args(role string) []string {
+	home := h.segments[0]
+	peer := h.port(home)
+	args := []string{role, "--data", filepath.Join(h.n.dir, h.name, "data"), "--name", h.name, "--gossip", net.JoinHostPort(h.addr(home), gossipPort)}
+	for _, s := range h.segments[1:] {
+		args = append(args, "--also-segment", s+"="+net.JoinHostPort(h.addr(s), gossipPort))
+		peer = "0.0.0.0:" + nodePort
+	}
+	if role == "agent" {
+		args = append(args, "--binary", filepath.Join(h.n.dir, h.name, "moult"), "--soak", "500ms")
+	} else {
+		args = append(args, "--http", net.JoinHostPort(h.addr(home), uiPort))
+	}
+	return append(args, "--peer", peer)
+}
+
+// startServers runs servers that are in the home segment, and makes the cluster's
+// client.
+func (n *segmentedNet) startServers(count int, args ...string) {
+	n.t.Helper()
+	home := n.segments[0]
+	for i := range count {
+		h := n.host(fmt.Sprintf("server-%d", i+1), home)
+		argv := append(h.args("server"), args...)
+		if i == 0 {
+			h.start(append(argv, "--bootstrap")...)
+			n.adopt(h)
+			continue
+		}
+		h.start(append(argv, "--join", n.hosts["server-1"].port(home), "--token-file", n.token(h, "server", home))...)
+		n.client.addrs = append(n.client.addrs, "http://"+net.JoinHostPort(h.addr(home), uiPort))
+	}
+	n.await(time.Minute, "the servers to be voters", func() error {
+		servers, err := n.client.servers(n.t.Context())
+		if err != nil {
+			return err
+		}
+		voters := 0
+		for _, s := range servers {
+			if s.Voter && s.Healthy {
+				voters++
+			}
+		}
+		if voters != count {
+			return fmt.Errorf("%d of %d are", voters, count)
+		}
+		return nil
+	})
+}
+
+// adopt waits for the first server, and takes its secrets.
+func (n *segmentedNet) adopt(h *segmentedHost) {
+	n.t.Helper()
+	var token string
+	n.await(time.Minute, h.name+" to make the cluster", func() error {
+		if !h.running() {
+			n.t.Fatalf("%s ended:\n%s", h.name, n.read(h.name+"/log"))
+		}
+		text, err := os.ReadFile(filepath.Join(n.dir, h.name, "data", adminTokenFile))
+		token = strings.TrimSpace(string(text))
+		return err
+	})
+	addr := "http://" + net.JoinHostPort(h.addr(n.segments[0]), uiPort)
+	n.client = &client{addrs: []string{addr}, token: token, http: h.httpClient()}
+	n.within = []string{"ip", "netns", "exec", h.namespace()}
+	n.await(time.Minute, h.name+" to be ready", func() error { return n.try(http.MethodGet, "/api/hosts", nil, nil) })
+	if err := os.Rename(filepath.Join(n.dir, h.name, "data", releaseKeyFile), filepath.Join(n.dir, "release.key")); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// token makes a join token and returns the file that holds it.
+func (n *segmentedNet) token(h *segmentedHost, role, segment string) string {
+	n.t.Helper()
+	var out struct{ Token string }
+	n.await(20*time.Second, "a join token", func() error {
+		return n.try(http.MethodPost, "/api/join-tokens", map[string]any{"role": role, "segment": segment}, &out)
+	})
+	path := filepath.Join(n.dir, h.name, "join.token")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(out.Token), 0o600)); err != nil {
+		n.t.Fatal(err)
+	}
+	return path
+}
+
+// startAgent runs an agent that joins through hosts that it shares a segment with;
+// the first of its segments is its home.
+func (n *segmentedNet) startAgent(name string, segments []string, through []*segmentedHost, args ...string) *segmentedHost {
+	n.t.Helper()
+	h := n.host(name, segments...)
+	argv := append(h.args("agent"), args...)
+	for _, r := range through {
+		argv = append(argv, "--join", r.port(h.sharedWith(r)))
+	}
+	h.start(append(argv, "--token-file", n.token(h, "agent", segments[0]))...)
+	return h
+}
+
+// sharedWith is a segment that both hosts are in.
+func (h *segmentedHost) sharedWith(other *segmentedHost) string {
+	h.n.t.Helper()
+	for _, s := range h.segments {
+		for _, o := range other.segments {
+			if s == o {
+				return s
+			}
+		}
+	}
+	h.n.t.Fatalf("%s and %s share no segment", h.name, other.name)
+	return ""
+}
+
+// awaitOnline waits until hosts are online in the servers' eyes.
+func (n *segmentedNet) awaitOnline(patience time.Duration, names ...string) {
+	n.t.Helper()
+	n.await(patience, strings.Join(names, ", ")+" to be online", func() error {
+		online := n.testCluster.hosts()
+		var missing []string
+		for _, name := range names {
+			if h := n.hosts[name]; !h.running() {
+				n.t.Fatalf("%s ended:\n%s", name, n.read(name+"/log"))
+			}
+			if !online[name].Online {
+				missing = append(missing, name)
+			}
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("not yet: %s", strings.Join(missing, ", "))
+		}
+		return nil
+	})
+}
+
+// watchOnline looks all the time, until stop, whether hosts stay online in the
+// servers' eyes, and returns what it saw of them otherwise.
+func (n *segmentedNet) watchOnline(names ...string) (stop func() []string) {
+	ctx, cancel := context.WithCancel(n.t.Context())
+	seen := make(chan []string, 1)
+	go func() {
+		var lapses []string
+		for ctx.Err() == nil {
+			var out struct{ Hosts []apiHost }
+			if err := n.client.call(ctx, http.MethodGet, "/api/hosts", nil, &out); err == nil {
+				online := map[string]bool{}
+				for _, h := range out.Hosts {
+					online[h.Name] = h.Online
+				}
+				for _, name := range names {
+					if !online[name] {
+						lapses = append(lapses, time.Now().Format("15:04:05.0 ")+name)
+					}
+				}
+			}
+			sleep(ctx, 200*time.Millisecond)
+		}
+		seen <- lapses
+	}()
+	return func() []string {
+		cancel()
+		return <-seen
+	}
+}
+
+// doctor runs `moult doctor` on the host and returns its findings, healthy or not.
+func (h *segmentedHost) doctor() (d diagnosis) {
+	h.n.t.Helper()
+	out, err := h.in(filepath.Join(h.n.dir, h.name, "moult"), "doctor", "--json", "--data", filepath.Join(h.n.dir, h.name, "data")).Output()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		h.n.t.Fatal(err)
+	}
+	if err := json.Unmarshal(out, &d); err != nil {
+		h.n.t.Fatalf("moult doctor on %s: %v: %s", h.name, err, out)
+	}
+	return d
+}
