@@ -14,6 +14,7 @@ var joinPageKind = pageKind{name: "join", title: "Add a host", topics: "hosts to
 type joinView struct {
 	shell
 	Segments []string
+	Relays   []fleet.Host      // to join through
 	Waiting  []fleet.JoinToken // neither used nor expired
 	Joined   []*fleet.Host     // the newest ones
 }
@@ -23,7 +24,7 @@ const maxJoined = 5
 
 func (u *ui) joinPage(w http.ResponseWriter, r *http.Request) error {
 	p, v := u.picture(), &joinView{}
-	v.Segments = p.segments()
+	v.Segments, v.Relays = p.segments(), p.joinableRelays()
 	for _, t := range p.JoinTokens() {
 		if t.UsedAt == nil && u.Now().Before(t.ExpiresAt) {
 			v.Waiting = append(v.Waiting, t)
@@ -47,13 +48,20 @@ type joinScripts struct {
 	Windows string `json:"windows"` // for PowerShell as administrator
 }
 
-// joinScripts makes them for a host that joins at addresses.
-func (u *ui) joinScripts(role fleet.HostRole, token, arch string, join []string) joinScripts {
+// joinScripts makes them for a host that joins at addresses: servers', or a
+// relay's, behind which there is no server to fetch the binary from.
+func (u *ui) joinScripts(role fleet.HostRole, token, arch string, join []string, behindRelay bool) joinScripts {
 	flags := ""
 	for _, a := range join {
 		flags += " --join " + a
 	}
-	sh, ps := u.fetchScript("linux", arch), u.fetchScript("windows", arch)
+	fetch := u.fetchScript
+	if behindRelay {
+		fetch = func(os, arch string) string {
+			return fmt.Sprintf("# bring a moult binary for %s/%s along: behind a relay there is no server to fetch it from\n", os, arch)
+		}
+	}
+	sh, ps := fetch("linux", arch), fetch("windows", arch)
 	return joinScripts{
 		Linux: sh + fmt.Sprintf("MOULT_TOKEN=%s moult %s%s\n", token, role, flags),
 		Windows: ps + fmt.Sprintf("$env:MOULT_TOKEN = '%s'\n.\\moult.exe %s --data C:\\ProgramData\\moult%s\n",

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,7 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 		Segment string         `json:"segment"`
 		TTL     string         `json:"ttl"`
 		Arch    string         `json:"arch"`
+		Relay   string         `json:"relay"`
 	}
 	if err := decode(w, r, &in); err != nil {
 		return err
@@ -58,8 +60,16 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	v := u.View()
+	p := u.picture()
+	v := p.View
 	join := joinAddresses(v)
+	if in.Relay != "" {
+		address, err := p.relayAddress(in.Relay, in.Segment, in.Role)
+		if err != nil {
+			return err
+		}
+		join = []string{address}
+	}
 	token, hash, err := newJoinToken(v)
 	if err != nil {
 		return err
@@ -70,7 +80,7 @@ func (u *ui) createJoinToken(w http.ResponseWriter, r *http.Request) error {
 	}
 	return ok(w, joinTokenJSON{
 		ID: t.ID, Token: token, Command: joinCommand(join, in.Role, token), ExpiresAt: t.ExpiresAt,
-		Scripts: u.joinScripts(in.Role, token, in.Arch, join),
+		Scripts: u.joinScripts(in.Role, token, in.Arch, join, in.Relay != ""),
 	})
 }
 
@@ -98,6 +108,42 @@ func joinAddresses(v fleet.View) (addresses []string) {
 		}
 	}
 	return addresses
+}
+
+// joinableRelays returns the hosts through which others can join: those that are in
+// several segments, and online.
+func (p picture) joinableRelays() (relays []fleet.Host) {
+	for _, h := range p.Hosts() {
+		if len(h.Also) > 0 && p.observed[h.ID].Online {
+			relays = append(relays, h)
+		}
+	}
+	return relays
+}
+
+// relayAddress is where a new host of a segment joins through a relay.
+func (p picture) relayAddress(id, segment string, role fleet.HostRole) (string, error) {
+	h, exists := p.Host(id)
+	if !exists {
+		h, exists = p.HostByName(id)
+	}
+	switch {
+	case !exists:
+		return "", refuse(fleet.CodeHostNotFound, "relay: no host has the id or name "+quoted(id)+"; `moult hosts` lists them")
+	case role == fleet.RoleServer:
+		return "", badRequest("relay: a server must reach the other servers itself; leave it out")
+	case len(h.Also) == 0:
+		return "", badRequest("relay: %s is in one segment only; name a host that was started with --also-segment", h.Name)
+	case !slices.Contains(h.Segments(), segment):
+		return "", badRequest("relay: %s is in the segments %s, not in %s; name a relay of that segment", h.Name, strings.Join(h.Segments(), ", "), quoted(segment))
+	case !p.observed[h.ID].Online:
+		return "", refuse(codeHostOffline, "relay: "+h.Name+" is offline; start it, or name another relay")
+	}
+	address := h.PeerAddrIn(segment)
+	if !plainAddress.MatchString(address) {
+		return "", badRequest("relay: %s told no address in segment %s that can be dialed; start it with --also-segment %s=HOST:PORT", h.Name, segment, segment)
+	}
+	return address, nil
 }
 
 // joinCommand is what to run on the new host. The token goes in by the

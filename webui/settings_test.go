@@ -218,3 +218,40 @@ func TestAdminMovesLeadershipInABrowser(t *testing.T) {
 		t.Errorf("moved %d times", moved)
 	}
 }
+
+// A host behind a relay joins through it, at the address that the relay has in
+// the host's segment; only relays that can be used are offered.
+func TestJoiningThroughARelay(t *testing.T) {
+	w := StartWorld(t)
+	relay := w.MustEnrol("relay-1", "1.0.0", true)
+	w.MustPropose("host:relay-1", fleet.HostSegmentsChanged{HostID: relay, Also: []fleet.HostSegment{{Segment: "dmz", GossipAddr: "10.2.0.9:7946"}, {Segment: "odd", GossipAddr: "$(reboot):1"}}})
+	w.MustEnrol("plain", "1.0.0", true)
+	for _, name := range []string{"relay-1", relay} {
+		out := w.Admin("POST", "/api/join-tokens", `{"segment":"dmz","relay":"`+name+`"}`).OK()
+		if want := "MOULT_TOKEN=" + out["token"].(string) + " moult agent --join 10.2.0.9:7947"; out["command"] != want {
+			t.Errorf("command %s, want %s", out["command"], want)
+		}
+		if linux := at(out, "scripts", "linux").(string); strings.Contains(linux, "curl") || !strings.Contains(linux, "--join 10.2.0.9:7947\n") || !strings.Contains(linux, "behind a relay") {
+			t.Errorf("behind a relay: %s", linux)
+		}
+	}
+	w.Admin("GET", "/settings/add-host", "").Shows("It joins through", "relay-1 (relay of default, dmz, odd)")
+	for body, code := range map[string]string{
+		`{"segment":"dmz","relay":"nobody"}`:                  "host_not_found",
+		`{"segment":"dmz","relay":"plain"}`:                   "bad_request",
+		`{"segment":"plant","relay":"relay-1"}`:               "bad_request",
+		`{"segment":"odd","relay":"relay-1"}`:                 "bad_request",
+		`{"segment":"dmz","relay":"relay-1","role":"server"}`: "bad_request",
+	} {
+		status := map[string]int{"host_not_found": 404, "bad_request": 400}[code]
+		w.Admin("POST", "/api/join-tokens", body).Refused(status, code)
+	}
+	w.roster.set(relay, Observation{Version: "1.0.0", LastSeen: w.clock.Now()})
+	w.Admin("POST", "/api/join-tokens", `{"segment":"dmz","relay":"relay-1"}`).Refused(409, "host_offline")
+	if body := w.Admin("GET", "/settings/add-host", "").Body.String(); strings.Contains(body, "joins through") {
+		t.Error("a relay that is offline is offered")
+	}
+	if got := w.Admin("GET", "/api/hosts/"+relay, "").OK()["also_segments"]; len(got.([]any)) != 2 {
+		t.Errorf("the API tells of %v", got)
+	}
+}

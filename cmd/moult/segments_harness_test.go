@@ -204,7 +204,9 @@ func (h *segmentedHost) addr(segment string) string {
 }
 
 // port is the host's node port as the members of a segment reach it.
-func (h *segmentedHost) port(segment string) string { return net.JoinHostPort(h.addr(segment), nodePort) }
+func (h *segmentedHost) port(segment string) string {
+	return net.JoinHostPort(h.addr(segment), nodePort)
+}
 
 // in runs a command in the host's namespace.
 func (h *segmentedHost) in(args ...string) *exec.Cmd {

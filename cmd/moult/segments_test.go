@@ -3,12 +3,17 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"moult/mesh/identity"
 )
 
 // Servers, two relays, and eight agents that reach only their own segment: all
@@ -92,4 +97,206 @@ func TestSegmentsChainOfThree(t *testing.T) {
 	if h := n.testCluster.hosts()["agent-1"]; h.Segment != "far" {
 		t.Errorf("agent-1 is in segment %s", h.Segment)
 	}
+}
+
+// certificateEnds reads when a host's certificate ends, off its disk.
+func (h *segmentedHost) certificateEnds() time.Time {
+	h.n.t.Helper()
+	return h.credentials().ends
+}
+
+type diskCredentials struct {
+	identity.Credentials
+	ends time.Time
+}
+
+func (h *segmentedHost) credentials() diskCredentials {
+	h.n.t.Helper()
+	store, err := identity.OpenStore(filepath.Join(h.n.dir, h.name, "data", "identity"))
+	if err != nil {
+		h.n.t.Fatal(err)
+	}
+	creds, err := store.Load()
+	if err != nil {
+		h.n.t.Fatal(err)
+	}
+	_, ends, err := creds.Validity()
+	if err != nil {
+		h.n.t.Fatal(err)
+	}
+	return diskCredentials{creds, ends}
+}
+
+// Certificates that last seconds are renewed again and again, on the servers, on
+// the relay, and through it on the agent behind it, without a restart: all stay
+// online, longer than three of them last. A host that was off when its certificate
+// expired gets another; one that was removed does not.
+func TestSegmentsCertificatesAreRenewed(t *testing.T) {
+	const lifetime = 20 * time.Second
+	n := newSegmentedNet(t, "default", "dmz")
+	n.startServers(3, "--certificate-lifetime", lifetime.String())
+	relay := n.startAgent("relay-1", []string{"default", "dmz"}, []*segmentedHost{n.hosts["server-1"]})
+	n.awaitOnline(30*time.Second, relay.name)
+	agent := n.startAgent("agent-1", []string{"dmz"}, []*segmentedHost{relay})
+	asleep := n.startAgent("agent-2", []string{"dmz"}, []*segmentedHost{relay})
+	n.awaitOnline(30*time.Second, agent.name, asleep.name)
+	asleep.stop()
+	expires := asleep.certificateEnds()
+
+	watched := n.watchOnline(relay.name, agent.name)
+	all := []*segmentedHost{n.hosts["server-1"], n.hosts["server-2"], n.hosts["server-3"], relay, agent}
+	until := time.Now().Add(3 * lifetime)
+	for _, h := range all {
+		n.await(5*lifetime, h.name+"'s certificate to be renewed, and to be renewed again", func() error {
+			if ends := h.certificateEnds(); ends.Before(until) {
+				return fmt.Errorf("it ends at %v, not after %v", ends, until)
+			}
+			return nil
+		})
+	}
+	if seen := watched(); len(seen) > 0 {
+		t.Errorf("hosts looked offline meanwhile: %v", seen)
+	}
+	if !time.Now().After(expires) {
+		t.Fatalf("the certificate of %s has not expired yet", asleep.name)
+	}
+	n.moult("host", "show", agent.name) // the servers still talk to each other: a read at the leader
+	asleep.start(asleep.args("agent")...)
+	n.awaitOnline(30*time.Second, asleep.name)
+	// An order needs certificates on both ends: of the server that seals it, and of
+	// the agent that reports.
+	n.publish(versionB, binary(t, versionB))
+	asleep.stop()
+	n.await(10*time.Second, asleep.name+" to have left", func() error {
+		if n.testCluster.hosts()[asleep.name].Online {
+			return errors.New("it is online")
+		}
+		return nil
+	})
+	n.moult("host", "remove", asleep.name)
+	asleep.start(asleep.args("agent")...)
+	n.await(time.Minute, "the removed host to be refused", func() error {
+		if text := n.read(asleep.name + "/log"); !strings.Contains(text, "this host was removed") && !strings.Contains(text, "bad certificate") {
+			return errors.New("nothing of it in its log")
+		}
+		return nil
+	})
+}
+
+// Hosts that were enrolled before get the keys of the segments that they are
+// started in by their certificates; two relays that open a segment at the same
+// time, knowing nobody there, find each other, and so they do after all hosts were
+// killed at once, and after both relays were cut off.
+func TestSegmentsRelaysOfANewSegmentFindEachOther(t *testing.T) {
+	n := newSegmentedNet(t, "default", "dmz")
+	n.startServers(1)
+	server := n.hosts["server-1"]
+	relays := []*segmentedHost{n.host("relay-1", "default", "dmz"), n.host("relay-2", "default", "dmz")}
+	for _, r := range relays { // at first in the home segment only
+		both := r.segments
+		r.segments = both[:1]
+		r.start(append(r.args("agent"), "--join", server.port("default"), "--token-file", n.token(r, "agent", "default"))...)
+		n.awaitOnline(30*time.Second, r.name)
+		if creds := r.credentials(); len(creds.Also) > 0 || len(creds.GossipKeys) != 1 {
+			t.Errorf("%s has keys of other segments", r.name)
+		}
+		r.stop()
+		r.segments = both
+	}
+	for _, r := range relays {
+		r.start(r.args("agent")...)
+	}
+	others := 1 // in the new segment, seen by each relay
+	met := func() error {
+		for _, r := range relays {
+			if !r.running() {
+				t.Fatalf("%s ended:\n%s", r.name, n.read(r.name+"/log"))
+			}
+			found := false
+			for _, f := range r.doctor().Findings {
+				found = found || f.Check == "segment dmz" && strings.HasPrefix(f.Detail, fmt.Sprint(others, " members alive"))
+			}
+			if !found {
+				return fmt.Errorf("%s: %+v", r.name, r.doctor().Findings)
+			}
+		}
+		return nil
+	}
+	n.await(30*time.Second, "the relays to meet in the new segment", met)
+	for _, r := range relays {
+		creds := r.credentials()
+		dmz, ok := creds.In("dmz")
+		if !ok || len(creds.Also) != 1 || slices.EqualFunc(dmz.GossipKeys, creds.GossipKeys, bytes.Equal) {
+			t.Errorf("%s: the segment's key is missing, or the home segment's", r.name)
+		}
+		if h := n.testCluster.hosts()[r.name]; !slices.Equal(h.AlsoSegments, []string{"dmz"}) {
+			t.Errorf("%s is recorded in %v", r.name, h.AlsoSegments)
+		}
+	}
+	if out := n.moult("host", "show", "relay-1"); !strings.Contains(out, "dmz") {
+		t.Errorf("moult host show does not tell: %s", out)
+	}
+	agent := n.startAgent("agent-1", []string{"dmz"}, relays)
+	n.awaitOnline(30*time.Second, agent.name)
+
+	// Power fails everywhere, and the agent's flags name nobody any more.
+	all := []*segmentedHost{server, relays[0], relays[1], agent}
+	for _, h := range all {
+		h.kill()
+	}
+	for _, h := range all {
+		role := "agent"
+		if h == server {
+			role = "server"
+		}
+		h.start(h.args(role)...)
+	}
+	n.awaitOnline(30*time.Second, "relay-1", "relay-2", "agent-1")
+	others = 2
+	n.await(30*time.Second, "the relays to meet again", met)
+
+	for _, r := range relays {
+		r.cut("default", "dmz")
+	}
+	n.await(time.Minute, "the relays and the agent to be offline", func() error {
+		for name, h := range n.testCluster.hosts() {
+			if h.Online {
+				return fmt.Errorf("%s is online", name)
+			}
+		}
+		return nil
+	})
+	healed := time.Now()
+	for _, r := range relays {
+		r.heal()
+	}
+	n.awaitOnline(30*time.Second, "relay-1", "relay-2", "agent-1")
+	t.Logf("all were back %v after healing", time.Since(healed).Round(100*time.Millisecond))
+}
+
+// Where no relay reaches a server, a joining host is told by whom it was answered,
+// and joins with the same token when there is a way again.
+func TestSegmentsJoiningWaitsForAWay(t *testing.T) {
+	n := newSegmentedNet(t, "default", "dmz")
+	n.startServers(1)
+	relay := n.startAgent("relay-1", []string{"default", "dmz"}, []*segmentedHost{n.hosts["server-1"]})
+	n.awaitOnline(30*time.Second, relay.name)
+	agent := n.host("agent-1", "dmz")
+	argv := append(agent.args("agent"), "--join", relay.port("dmz"), "--token-file", n.token(agent, "agent", "dmz"))
+	relay.cut("default")
+	agent.start(argv...)
+	select {
+	case <-agent.ended:
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on without having joined")
+	}
+	if log := n.read("agent-1/log"); !strings.Contains(log, "agent relay-1") || !strings.Contains(log, "passes on to none now") || !strings.Contains(log, "secret was not sent") {
+		t.Errorf("the new host is told: %s", log)
+	}
+	if log := n.read("relay-1/log"); !strings.Contains(log, "no way to a server was found") {
+		t.Errorf("the relay's log does not tell why: %s", log)
+	}
+	relay.heal()
+	agent.start(argv...)
+	n.awaitOnline(30*time.Second, agent.name)
 }

@@ -12,7 +12,7 @@ func newTokenCommand() *cobra.Command {
 	var f clientFlags
 	cmd := &cobra.Command{Use: "token", Short: "Let hosts join"}
 	f.register(cmd)
-	var role, segment string
+	var role, segment, relay string
 	var ttl time.Duration
 	create := &cobra.Command{
 		Use:   "create",
@@ -20,7 +20,8 @@ func newTokenCommand() *cobra.Command {
 		Long:  "Make a join token. It lets one host in, once, until it expires. Prints the command to run on that host.",
 		Example: `  moult token create
   moult token create --role server
-  moult token create --segment dmz --ttl 1h`,
+  moult token create --segment dmz --ttl 1h
+  moult token create --segment dmz --relay relay-1`,
 		Args: cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			var out struct {
@@ -29,7 +30,7 @@ func newTokenCommand() *cobra.Command {
 				Command   string    `json:"command"`
 				ExpiresAt time.Time `json:"expires_at"`
 			}
-			in := map[string]any{"role": role, "segment": segment, "ttl": ttl.String()}
+			in := map[string]any{"role": role, "segment": segment, "ttl": ttl.String(), "relay": relay}
 			if err := c.call(cmd.Context(), http.MethodPost, "/api/join-tokens", in, &out); err != nil {
 				return err
 			}
@@ -43,6 +44,7 @@ func newTokenCommand() *cobra.Command {
 	}
 	create.Flags().StringVar(&role, "role", "agent", "agent or server")
 	create.Flags().StringVar(&segment, "segment", "default", "segment of the new host")
+	create.Flags().StringVar(&relay, "relay", "", "name of a relay of that segment, for a host that reaches no server")
 	create.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long it can be used")
 	cmd.AddCommand(create)
 	return cmd
