@@ -115,7 +115,15 @@ func TestIslandsOfASegmentMeet(t *testing.T) {
 		a := start("a1", nil, nobody)
 		start("a2", a.GossipAddrs(), nobody)
 		b := start("a3", nil, nobody)
-		start("a4", b.GossipAddrs(), func() []string { return a.Members("left") })
+		var tell atomic.Bool
+		c4 := start("a4", b.GossipAddrs(), func() []string {
+			if !tell.Load() {
+				return nil
+			}
+			return a.Members("left")
+		})
+		await(t, time.Minute, "two islands", func() bool { return a.LivePeers() == 1 && b.LivePeers() == 1 && c4.LivePeers() == 1 })
+		tell.Store(true)
 		await(t, 10*time.Minute, "the islands to meet", func() bool { return a.LivePeers() == 3 && b.LivePeers() == 3 })
 	})
 }

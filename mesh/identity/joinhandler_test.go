@@ -57,16 +57,21 @@ func TestJoinRequestsAreChecked(t *testing.T) {
 		t.Errorf("an unknown field: %d %s", status, answer)
 	}
 	for name, spoil := range map[string]func(*identity.JoinRequest){
-		"secret: empty":                     func(r *identity.JoinRequest) { r.Secret = "" },
-		"signature: secret altered":         func(r *identity.JoinRequest) { r.Secret = "sEcret" },
-		"signature: host altered":           func(r *identity.JoinRequest) { r.HostID = clusterID },
-		"signature: key altered":            func(r *identity.JoinRequest) { r.PublicKey = public(mustKey(t)) },
-		"signature: missing":                func(r *identity.JoinRequest) { r.Signature = nil },
-		"host_id: not a UUID":               func(r *identity.JoinRequest) { r.HostID = "../../server/s1"; sign(r, key) },
-		"host_id: upper case":               func(r *identity.JoinRequest) { r.HostID = strings.ToUpper(hostID); sign(r, key) },
-		"host_id: newline":                  func(r *identity.JoinRequest) { r.HostID += "\n"; sign(r, key) },
-		"secret: newline":                   func(r *identity.JoinRequest) { r.Secret += "\n"; sign(r, key) },
-		"public_key: short":                 func(r *identity.JoinRequest) { r.PublicKey = r.PublicKey[:31] },
+		"secret: empty":             func(r *identity.JoinRequest) { r.Secret = "" },
+		"signature: secret altered": func(r *identity.JoinRequest) { r.Secret = "sEcret" },
+		"signature: host altered":   func(r *identity.JoinRequest) { r.HostID = clusterID },
+		"signature: key altered":    func(r *identity.JoinRequest) { r.PublicKey = public(mustKey(t)) },
+		"signature: missing":        func(r *identity.JoinRequest) { r.Signature = nil },
+		"host_id: not a UUID":       func(r *identity.JoinRequest) { r.HostID = "../../server/s1"; sign(r, key) },
+		"host_id: upper case":       func(r *identity.JoinRequest) { r.HostID = strings.ToUpper(hostID); sign(r, key) },
+		"host_id: newline":          func(r *identity.JoinRequest) { r.HostID += "\n"; sign(r, key) },
+		"secret: newline":           func(r *identity.JoinRequest) { r.Secret += "\n"; sign(r, key) },
+		"public_key: short":         func(r *identity.JoinRequest) { r.PublicKey = r.PublicKey[:31] },
+		"also: too many":            func(r *identity.JoinRequest) { r.Also = make([]identity.SegmentAddr, 4) },
+		"also.segment: empty":       func(r *identity.JoinRequest) { r.Also = []identity.SegmentAddr{{GossipAddr: "10.0.0.1:1"}} },
+		"also.gossip_addr: no port": func(r *identity.JoinRequest) {
+			r.Also = []identity.SegmentAddr{{Segment: "dmz", GossipAddr: "10.0.0.1"}}
+		},
 		"name: empty":                       func(r *identity.JoinRequest) { r.Name = "" },
 		"name: escape sequence":             func(r *identity.JoinRequest) { r.Name = "web\x1b[2J" },
 		"name: too long":                    func(r *identity.JoinRequest) { r.Name = strings.Repeat("x", 256) },
