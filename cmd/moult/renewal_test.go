@@ -1,0 +1,300 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"moult/consensus"
+	"moult/consensus/fleet"
+	"moult/mesh/identity"
+)
+
+// issuer is a cluster with one host in a store of its own.
+type issuer struct {
+	t       *testing.T
+	ca      *identity.CA
+	current *identity.Current
+	id      identity.Identity
+	key     ed25519.PrivateKey
+}
+
+func newIssuer(t *testing.T, lifetime time.Duration) *issuer {
+	t.Helper()
+	store, err := identity.OpenStore(filepath.Join(t.TempDir(), "identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostID, key, err := store.HostKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &issuer{t: t, key: key, id: identity.Identity{Cluster: "cluster-1", HostID: hostID, Name: "a1", Role: identity.RoleAgent}}
+	if i.ca, err = identity.NewCA("cluster-1", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Save(i.enrolment(lifetime)); err != nil {
+		t.Fatal(err)
+	}
+	creds, err := store.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.current = identity.NewCurrent(store, creds)
+	return i
+}
+
+func (i *issuer) enrolment(lifetime time.Duration) identity.Enrolment {
+	i.t.Helper()
+	cert, err := i.ca.Issue(i.id, publicKey(i.key), time.Now(), lifetime)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return identity.Enrolment{Identity: i.id, CertPEM: cert, CAPEM: i.ca.CertPEM(), Segment: "default", GossipKeys: [][]byte{make([]byte, 32)}}
+}
+
+// A certificate is renewed between 7/12 and 2/3 of its lifetime, again and again;
+// servers that cannot be reached are asked until one can, and in time.
+func TestRenewalIsInTime(t *testing.T) {
+	for _, lifetime := range []time.Duration{time.Minute, 365 * 24 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			i := newIssuer(t, lifetime)
+			ctx, cancel := context.WithCancel(t.Context())
+			asked := make(chan time.Time, 1000)
+			var down atomic.Bool
+			r := &renewal{
+				current: i.current, renewed: func(identity.Credentials) {}, logger: slog.New(slog.DiscardHandler),
+				ask: func(context.Context) (identity.Enrolment, error) {
+					asked <- time.Now()
+					if down.Load() {
+						return identity.Enrolment{}, errors.New("nobody answers")
+					}
+					return i.enrolment(lifetime), nil
+				},
+			}
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				r.run(ctx)
+			}()
+			last := time.Now()
+			for range 5 {
+				at := <-asked
+				if after := at.Sub(last); after < lifetime*7/12-time.Second || after > lifetime*2/3+time.Second {
+					t.Errorf("asked after %v of %v", after, lifetime)
+				}
+				last = at
+			}
+			synctest.Wait()
+			down.Store(true)
+			var tries int
+			for began := <-asked; (<-asked).Sub(began) < lifetime/6; {
+				tries++
+			}
+			if tries < 4 || tries > 2*int(lifetime/6/min(max(lifetime/24, time.Second), maxRenewalRetry))+1 {
+				t.Errorf("asked %d more times in a sixth of the lifetime", tries)
+			}
+			down.Store(false)
+			<-asked
+			synctest.Wait()
+			if _, ends, _ := i.current.Get().Validity(); time.Until(ends) < lifetime-time.Second {
+				t.Errorf("the certificate ends in %v", time.Until(ends))
+			}
+			cancel()
+			<-done
+		})
+	}
+}
+
+// A host that was off asks soon, whatever its certificate says: much may have
+// changed. One that has just joined does not.
+func TestRenewalAfterAStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(t, time.Hour)
+		time.Sleep(10 * time.Minute)
+		began := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		r := &renewal{current: i.current, renewed: func(identity.Credentials) { cancel() }, logger: slog.New(slog.DiscardHandler), ask: func(context.Context) (identity.Enrolment, error) {
+			return i.enrolment(time.Hour), nil
+		}}
+		r.run(ctx)
+		if took := time.Since(began); took > refreshSpread {
+			t.Errorf("it asked after %v", took)
+		}
+	})
+}
+
+// Certificates and keys are for who was enrolled, by the key that was enrolled,
+// and the keys are those of its own segments.
+func TestRenewalGivesTheHostsOwn(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	raft, err := consensus.Open(consensus.Config{
+		Dir: filepath.Join(t.TempDir(), "raft"), ServerID: "s1", Address: l.Addr().String(), Listener: l,
+		Dial: func(context.Context, string) (net.Conn, error) { return nil, errors.New("nobody else is here") },
+		Forward: func(context.Context, string, string, []byte) ([]byte, error) {
+			return nil, errors.New("nobody else is here")
+		},
+		Logger: quiet,
+	})
+	must(err)
+	defer closeWithin(raft.Close, quiet, "raft")
+	e := &enrolment{raft: raft, lifetime: time.Hour, logger: quiet}
+	key := func() ed25519.PrivateKey {
+		k, err := identity.NewKey()
+		must(err)
+		return k
+	}
+	serverKey, agentKey := key(), key()
+	refused := func(what string, err error, status int) {
+		t.Helper()
+		var coded *identity.CodedError
+		if !errors.As(err, &coded) || coded.Status != status {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err = e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{})
+	refused("a server that is not caught up", err, 503)
+
+	must(raft.Bootstrap(ctx))
+	ca, err := identity.NewCA("cluster-1", time.Now())
+	must(err)
+	secret := bytes.Repeat([]byte{7}, 32)
+	propose := func(c fleet.Change) {
+		t.Helper()
+		_, err := raft.Propose(ctx, "system", c)
+		must(err)
+	}
+	propose(fleet.ClusterInitialized{
+		Cluster: fleet.Cluster{ID: "cluster-1", CACert: ca.CertPEM(), CAKey: ca.KeyPEM(), GossipKeys: [][]byte{secret}},
+		Server:  fleet.Host{ID: "s1", Name: "s1", OS: "linux", Arch: "amd64", PublicKey: publicKey(serverKey), GossipAddr: "10.1.0.1:7946", PeerAddr: "10.1.0.1:7947"},
+		Admin:   fleet.User{ID: "u1", Name: "admin", Role: fleet.Admin, PasswordHash: "x"},
+		Token:   fleet.APIToken{ID: "t1", Name: "t", Role: fleet.Admin, Hash: "h"},
+	})
+	propose(fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: "j1", Hash: "j1", Role: fleet.RoleAgent, Segment: "dmz", ExpiresAt: time.Now().Add(time.Hour)}})
+	propose(fleet.HostEnrolled{TokenHash: "j1", Host: fleet.Host{ID: "a1", Name: "a1", OS: "linux", Arch: "amd64", PublicKey: publicKey(agentKey), GossipAddr: "10.2.0.1:7946", PeerAddr: "10.2.0.1:7947"}})
+
+	holds := func(e identity.Enrolment, segments ...string) {
+		t.Helper()
+		got := []identity.Segment{{Name: e.Segment, GossipKeys: e.GossipKeys}}
+		got = append(got, e.Also...)
+		if len(got) != len(segments) {
+			t.Errorf("it is told of %d segments, not of %v", len(got), segments)
+			return
+		}
+		for n, name := range segments {
+			want, err := identity.GossipKeys([][]byte{secret}, "cluster-1", name)
+			must(err)
+			if got[n].Name != name || len(got[n].GossipKeys) != 1 || !bytes.Equal(got[n].GossipKeys[0], want[0]) {
+				t.Errorf("segment %s has not its own key", name)
+			}
+		}
+	}
+	for raft.Ready() != nil && sleep(ctx, 10*time.Millisecond) {
+	}
+	answer, err := e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{})
+	must(err)
+	holds(answer, "dmz")
+	verifier, err := identity.NewVerifier("cluster-1", ca.CertPEM())
+	must(err)
+	id, certified, err := verifier.Verify(identity.Credentials{CertPEM: answer.CertPEM}.CertDER(), time.Now())
+	if err != nil || id.HostID != "a1" || id.Role != identity.RoleAgent || !certified.Equal(publicKey(agentKey)) {
+		t.Errorf("the certificate is of %v, %v", id, err)
+	}
+	answer, err = e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{Also: []identity.SegmentAddr{{Segment: "plant", GossipAddr: "10.3.0.1:7946"}, {Segment: "default", GossipAddr: "10.1.0.9:7946"}}})
+	must(err)
+	holds(answer, "dmz", "plant", "default")
+	if join := answer.Also[1].GossipJoin; len(join) != 1 || join[0] != "10.1.0.1:7946" {
+		t.Errorf("it joins the segment default by %v", join)
+	}
+	if h, _ := raft.State().View().Host("a1"); strings.Join(h.Segments(), " ") != "dmz plant default" {
+		t.Errorf("it is recorded in %v", h.Segments())
+	}
+	_, err = e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{Also: []identity.SegmentAddr{{Segment: "dmz", GossipAddr: "10.3.0.1:7946"}}})
+	refused("its home once more", err, 403)
+	_, err = e.renewFor(ctx, "a1", publicKey(key()), identity.RenewRequest{})
+	refused("another key under its id", err, 403)
+	_, err = e.renewFor(ctx, "a2", publicKey(agentKey), identity.RenewRequest{})
+	refused("an id that nobody has", err, 403)
+	propose(fleet.HostRemoved{HostID: "a1"})
+	_, err = e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{})
+	refused("a removed host", err, 403)
+}
+
+func TestSegmentFlags(t *testing.T) {
+	for _, tc := range []struct {
+		gossip, peer string
+		also         []string
+		says         string // "": accepted
+	}{
+		{"10.1.0.5:7946", "0.0.0.0:7947", []string{"dmz=10.2.0.5:7946", "plant=10.3.0.5:7946"}, ""},
+		{"0.0.0.0:7946", "0.0.0.0:7947", []string{"dmz=0.0.0.0:7956"}, ""},
+		{"127.0.0.1:1", "127.0.0.1:2", []string{"dmz=127.0.0.1:3"}, ""},
+		{"10.1.0.5:7946", ":7947", []string{"dmz"}, "SEGMENT=HOST:PORT"},
+		{"10.1.0.5:7946", ":7947", []string{"=10.2.0.5:7946"}, "SEGMENT=HOST:PORT"},
+		{"10.1.0.5:7946", ":7947", []string{"d mz=10.2.0.5:7946"}, "SEGMENT=HOST:PORT"},
+		{"10.1.0.5:7946", ":7947", []string{strings.Repeat("x", 33) + "=10.2.0.5:7946"}, "1 to 32"},
+		{"10.1.0.5:7946", ":7947", []string{"dmz=10.2.0.5"}, "SEGMENT=HOST:PORT"},
+		{"10.1.0.5:7946", ":7947", []string{"dmz=10.2.0.5:1", "dmz=10.2.0.5:2"}, "given twice"},
+		{"0.0.0.0:7946", ":7947", []string{"dmz=10.2.0.5:7946"}, "listened on already"},
+		{"10.1.0.5:7946", ":7947", []string{"dmz=:7946"}, "listened on already"},
+		{"10.1.0.5:7946", ":7947", []string{"dmz=10.2.0.5:1", "plant=10.2.0.5:1"}, "listened on already"},
+		{"10.1.0.5:7946", "10.1.0.5:7947", []string{"dmz=10.2.0.5:7946"}, "cannot be reached in segment dmz"},
+		{"10.1.0.5:7946", ":7947", []string{"a=h:1", "b=h:2", "c=h:3", "d=h:4"}, "4 times"},
+	} {
+		o := nodeOptions{gossip: tc.gossip, peer: tc.peer, alsoFlags: tc.also}
+		err := errors.Join(o.readSegments(), o.checkReach())
+		if tc.says == "" && (err != nil || len(o.also) != len(tc.also)) || tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)) {
+			t.Errorf("%v: %v", tc, err)
+		}
+	}
+	// An address that others dial is found on the way to somebody, where there is one.
+	for _, tc := range []struct {
+		listen, ip string
+		toward     []string
+		want       string
+	}{
+		{"10.2.0.5:7946", "", nil, "10.2.0.5:7946"},
+		{"0.0.0.0:7946", "192.0.2.7", nil, "192.0.2.7:7946"},
+		{"0.0.0.0:7946", "", []string{"not an address", "127.0.0.1:9"}, "127.0.0.1:7946"},
+	} {
+		if got, err := advertisedFor(tc.listen, tc.ip, tc.toward); err != nil || got != tc.want {
+			t.Errorf("%v: %s, %v", tc, got, err)
+		}
+	}
+	unknown := nodeOptions{also: []alsoSegment{{name: "dmz", listen: "0.0.0.0:7956"}}}
+	if err := unknown.findSegmentAddresses(identity.Credentials{}); err == nil || !strings.Contains(err.Error(), "--also-segment dmz=") {
+		t.Errorf("an address in a segment where nobody is known: %v", err)
+	}
+	creds := identity.Credentials{Segment: "home", Also: []identity.Segment{{Name: "dmz", GossipJoin: []string{"127.0.0.1:9"}}}}
+	if err := unknown.findSegmentAddresses(creds); err != nil || unknown.also[0].adv != "127.0.0.1:7956" {
+		t.Errorf("an address in a segment where somebody is known: %q, %v", unknown.also[0].adv, err)
+	}
+	for says, o := range map[string]nodeOptions{
+		"home segment": {also: []alsoSegment{{name: "home"}}},
+		"no key":       {also: []alsoSegment{{name: "plant"}}},
+		"joined":       {segment: "other"},
+	} {
+		if _, err := o.pools(creds); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", says, err)
+		}
+	}
+}
