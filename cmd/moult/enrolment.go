@@ -139,7 +139,7 @@ func (e *enrolment) answer(v fleet.View, host fleet.Host) (identity.Enrolment, e
 }
 
 func segmentAnswer(cluster fleet.Cluster, name string, seeds []string) (identity.Segment, error) {
-	keys, err := identity.GossipKeys(cluster.GossipKeys, cluster.ID, name)
+	keys, err := identity.GossipKeys(cluster.GossipKeys, cluster.CAKey, cluster.ID, name)
 	return identity.Segment{Name: name, GossipKeys: keys, GossipJoin: seeds}, err
 }
 

@@ -201,7 +201,7 @@ func TestRenewalGivesTheHostsOwn(t *testing.T) {
 			return
 		}
 		for n, name := range segments {
-			want, err := identity.GossipKeys([][]byte{secret}, "cluster-1", name)
+			want, err := identity.GossipKeys([][]byte{secret}, ca.KeyPEM(), "cluster-1", name)
 			must(err)
 			if got[n].Name != name || len(got[n].GossipKeys) != 1 || !bytes.Equal(got[n].GossipKeys[0], want[0]) {
 				t.Errorf("segment %s has not its own key", name)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,79 @@ import (
 
 	"moult/mesh/identity"
 )
+
+// The network does what the stories rely on: hosts reach each other in a shared
+// segment only, cuts and filters in one direction hold, and bytes are counted.
+func TestSegmentsNetwork(t *testing.T) {
+	n := newSegmentedNet(t, "left", "right")
+	a, b, far := n.host("a", "left"), n.host("b", "left", "right"), n.host("far", "right")
+	listen := func(h *segmentedHost, segment string) net.Listener {
+		t.Helper()
+		var l net.Listener
+		if err := h.inNamespace(func() (err error) {
+			l, err = net.Listen("tcp", h.port(segment))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = io.Copy(conn, conn)
+				conn.Close()
+			}
+		}()
+		return l
+	}
+	const size = 1 << 20
+	reaches := func(from, to *segmentedHost, segment string) bool {
+		var echo []byte
+		err := from.inNamespace(func() error {
+			conn, err := net.DialTimeout("tcp", to.port(segment), 500*time.Millisecond)
+			if err != nil {
+				return err
+			}
+			go func() {
+				_, _ = conn.Write(make([]byte, size))
+				_ = conn.(*net.TCPConn).CloseWrite()
+			}()
+			defer conn.Close()
+			if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				return err
+			}
+			echo, err = io.ReadAll(conn)
+			return err
+		})
+		return err == nil && len(echo) == size
+	}
+	listen(a, "left")
+	listen(b, "left")
+	listen(far, "right")
+	if !reaches(a, b, "left") || !reaches(b, a, "left") || !reaches(b, far, "right") || reaches(a, far, "right") {
+		t.Fatal("hosts do not reach each other in a shared segment, and there only")
+	}
+	in, out := b.traffic("left")
+	if in < 2*size || in > 2*size*12/10 || out < 2*size || out > 2*size*12/10 {
+		t.Errorf("2 MiB each way were counted as %d in and %d out", in, out)
+	}
+	b.refuse(a, "left")
+	if reaches(a, b, "left") || !reaches(b, a, "left") {
+		t.Error("a filter in one direction lets through what it should not, or the other way round")
+	}
+	b.heal()
+	b.cut("left")
+	if reaches(a, b, "left") || reaches(b, a, "left") || !reaches(b, far, "right") {
+		t.Error("a cut is none, or one of too much")
+	}
+	b.heal()
+	if !reaches(a, b, "left") {
+		t.Error("healing heals nothing")
+	}
+}
 
 // Servers, two relays, and eight agents that reach only their own segment: all
 // join through the relays, are seen through them, and the servers' view of

@@ -24,7 +24,7 @@ func TestGossipKeysOfSegments(t *testing.T) {
 	secrets := [][]byte{bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)}
 	keys := func(cluster, segment string, secrets ...[]byte) string {
 		t.Helper()
-		k, err := identity.GossipKeys(secrets, cluster, segment)
+		k, err := identity.GossipKeys(secrets, []byte("the CA's key"), cluster, segment)
 		must(t, err)
 		if len(k) != len(secrets) {
 			t.Errorf("%d keys of %d secrets", len(k), len(secrets))
@@ -49,8 +49,15 @@ func TestGossipKeysOfSegments(t *testing.T) {
 			seen[got] = segment + " in " + cluster
 		}
 	}
+	other, err := identity.GossipKeys(secrets, []byte("another CA's key"), "c1", "dmz")
+	if err != nil || seen[fmt.Sprintf("%x", other)] != "" {
+		t.Errorf("who has the secrets only derives the keys of dmz, %v", err)
+	}
+	if _, err := identity.GossipKeys(secrets, nil, "c1", "dmz"); err == nil {
+		t.Error("keys are derived without the CA's key")
+	}
 	// Written down: servers of all versions must derive the same.
-	if got, want := keys("c1", "dmz", secrets[0]), "[de3fb3e432d2620554675c224b6310189a66898f94dc8f19ba2a9a8e81aded2c]"; got != want {
+	if got, want := keys("c1", "dmz", secrets[0]), "[f09c0248338b8e84a09f8120619fe1685e2570c1293596d3c6011e77077525bd]"; got != want {
 		t.Errorf("the key of dmz in c1 is %s, was %s", got, want)
 	}
 	if both := keys("c1", "dmz", secrets...); !strings.HasPrefix(both, strings.TrimSuffix(keys("c1", "dmz", secrets[0]), "]")) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 )
 
 // DefaultSegment is the segment whose gossip keys are the cluster's gossip
@@ -20,17 +21,21 @@ const gossipKeyContext = "moult gossip key 1"
 const maxAlso = 3
 
 // GossipKeys returns a segment's gossip keys, one for each of the cluster's
-// gossip secrets and in their order: the first one encrypts. Who has the keys of
-// one segment learns nothing of the secrets, nor of another segment's keys; only
-// the keys of DefaultSegment are the secrets themselves.
-func GossipKeys(secrets [][]byte, cluster, segment string) ([][]byte, error) {
+// gossip secrets and in their order: the first one encrypts. caKey is the CA's
+// private key as the servers keep it, PEM: with it only servers can derive keys,
+// and who has those of one segment, DefaultSegment included, learns nothing of
+// another segment's.
+func GossipKeys(secrets [][]byte, caKey []byte, cluster, segment string) ([][]byte, error) {
 	if segment == DefaultSegment {
 		return secrets, nil
+	}
+	if len(caKey) == 0 {
+		return nil, errors.New("derive gossip keys: the CA's key is missing; only servers have it")
 	}
 	keys := make([][]byte, len(secrets))
 	for i, secret := range secrets {
 		info := fmt.Sprintf("%s\n%s\n%s", gossipKeyContext, cluster, segment) // neither contains a newline
-		key, err := hkdf.Key(sha256.New, secret, nil, info, gossipKeyBytes)
+		key, err := hkdf.Key(sha256.New, slices.Concat(caKey, secret), nil, info, gossipKeyBytes)
 		if err != nil {
 			return nil, fmt.Errorf("derive the gossip key of segment %s: %w", segment, err)
 		}

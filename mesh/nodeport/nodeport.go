@@ -250,7 +250,7 @@ func (p *Port) put(alpn string, tc *tls.Conn, peer identity.Identity, release fu
 		c := &relayConn{Conn: tc, by: peer, release: release}
 		err := p.takePassage(c)
 		if err != nil {
-			c.Close()
+			_ = c.Close() // it says why
 		}
 		return err
 	}
