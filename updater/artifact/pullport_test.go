@@ -97,7 +97,7 @@ func (h *portHost) serve(tb testing.TB, puller *Puller) {
 	if puller != nil {
 		mux.Handle("POST /artifact/{digest}/pull", puller)
 	}
-	port.ServeHTTP(mux, nil)
+	port.ServeHTTP(nodeport.Handlers{Peer: mux})
 	h.peer = Peer{HostID: h.creds.HostID, Addr: port.Addr().String()}
 }
 
