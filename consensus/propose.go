@@ -19,6 +19,8 @@ import (
 // through leader changes until ctx ends, so give it a deadline; the proposal
 // carries an id, so it is applied at most once.
 //
+// The entry's From is the origin of ctx (fleet.WithOrigin).
+//
 // A refusal by the state comes back as its result and the *fleet.Error in it.
 // Any other error leaves no result: ErrNoLeader (it was not and will not be
 // applied), ErrOutcomeUnknown (it may be), ErrTooLarge or ErrClosed. When the
@@ -29,6 +31,7 @@ func (n *Node) Propose(ctx context.Context, actor string, c fleet.Change) (fleet
 	if err != nil {
 		return fleet.Result{}, fmt.Errorf("propose %s: %w", c.Kind(), err)
 	}
+	entry.From = fleet.Origin(ctx)
 	if len(entry.Body) > MaxEntry {
 		return fleet.Result{}, fmt.Errorf("propose %s: %w: %d bytes of at most %d", c.Kind(), ErrTooLarge, len(entry.Body), MaxEntry)
 	}

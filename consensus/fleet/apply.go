@@ -3,6 +3,8 @@ package fleet
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -15,6 +17,7 @@ type tx struct {
 	index   uint64
 	at      time.Time
 	actor   string
+	from    string // for the audit
 	topics  []string
 	subject string // for the audit
 	detail  string
@@ -58,7 +61,7 @@ func (s *State) Apply(index uint64, e Entry) Result {
 			return p.Result
 		}
 	}
-	t := &tx{Txn: txn, bounds: s.bounds, index: index, at: e.At.UTC(), actor: e.Actor}
+	t := &tx{Txn: txn, bounds: s.bounds, index: index, at: e.At.UTC(), actor: e.Actor, from: e.From}
 	refused := t.apply(e)
 	if refused != nil {
 		// Start over: whatever the refused change did is gone.
@@ -99,7 +102,7 @@ func (t *tx) record(e Entry, named bool, result Result) {
 		if subject == "" {
 			subject = e.Type
 		}
-		t.put(tableAudit, AuditEntry{Index: t.index, At: t.at, Actor: e.Actor, Action: e.Type, Subject: subject, Detail: clip(t.detail, MaxDetailBytes)})
+		t.put(tableAudit, AuditEntry{Index: t.index, At: t.at, Actor: e.Actor, Action: e.Type, Subject: subject, Detail: clip(t.detail, MaxDetailBytes), From: t.from})
 		t.touch("audit")
 		t.added.audit++
 	}
@@ -124,6 +127,8 @@ func (t *tx) apply(e Entry) *Error {
 		return refuse(CodeBadRequest, "actor is %d bytes; give at most %d", len(e.Actor), MaxActorBytes)
 	case !validID(e.ID):
 		return refuse(CodeBadRequest, "id %q of the proposal: %s", e.ID, nameRule)
+	case len(e.From) > MaxFromBytes:
+		return refuse(CodeBadRequest, "from is %d bytes; give an IP address of at most %d", len(e.From), MaxFromBytes)
 	case !validTime(e.At):
 		return refuse(CodeBadRequest, "at is after the year %d, or before the year 1; set the server's clock", maxYear)
 	}
@@ -182,4 +187,9 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	AlertNotifying{}.Kind():         on(applyAlertNotifying),
 	AlertNotified{}.Kind():          on(applyAlertNotified),
 	WebhookRefreshed{}.Kind():       on(applyWebhookRefreshed),
+	SessionsEnded{}.Kind():          on(applySessionsEnded),
+	LoginsTried{}.Kind():            on(applyLoginsTried),
 }
+
+// Kinds returns all kinds of changes that this version knows, in order.
+func Kinds() []string { return slices.Sorted(maps.Keys(appliers)) }

@@ -45,7 +45,7 @@ func applyClusterInitialized(t *tx, c ClusterInitialized) *Error {
 	t.put(tableMeta, m)
 	c.Server.Role, c.Server.EnrolledAt = RoleServer, t.at
 	t.put(tableHosts, c.Server)
-	c.Admin.Role, c.Admin.CreatedAt = Admin, t.at
+	c.Admin.Role, c.Admin.CreatedAt, c.Admin.KnownFrom = Admin, t.at, nil
 	t.put(tableUsers, c.Admin)
 	c.Token.Role, c.Token.CreatedAt, c.Token.CreatedBy = Admin, t.at, t.actor
 	t.put(tableAPITokens, c.Token)

@@ -48,7 +48,7 @@ func applyUserCreated(t *tx, c UserCreated) *Error {
 	if users := len(t.view().Users()); users >= t.bounds.users {
 		return refuse(CodeLimitReached, "there are %d users, and no more fit; delete one", users)
 	}
-	u.CreatedAt = t.at
+	u.CreatedAt, u.KnownFrom = t.at, nil
 	t.put(tableUsers, u)
 	t.touch("users")
 	t.audit("user "+u.Name, string(u.Role))
@@ -103,14 +103,24 @@ func applyUserChanged(t *tx, c UserChanged) *Error {
 		u.Role, what = c.Role, append(what, "role "+string(c.Role))
 	}
 	if c.PasswordHash != "" {
-		u.PasswordHash = c.PasswordHash
-		what = append(what, "password")
+		own := t.actor == "user:"+u.Name
+		u.PasswordHash, u.KnownFrom = c.PasswordHash, nil
+		u.MustChangePassword = c.MustChange || u.MustChangePassword && !own
+		what = append(what, passwordSet(u))
 	}
 	t.put(tableUsers, u)
 	t.endSessions(u.ID)
 	t.touch("users")
 	t.audit("user "+u.Name, strings.Join(what, ", "))
 	return nil
+}
+
+// passwordSet tells the audit of a password that was set.
+func passwordSet(u User) string {
+	if u.MustChangePassword {
+		return "password, to be changed at first use"
+	}
+	return "password"
 }
 
 func applyUserDeleted(t *tx, c UserDeleted) *Error {
@@ -179,9 +189,15 @@ func applySessionCreated(t *tx, c SessionCreated) *Error {
 	if _, exists := t.view().Session(c.Session.Hash); exists {
 		return refuse(CodeConflict, "this session exists already; sign in again")
 	}
+	if c.Network != "" && !validNetwork(c.Network) {
+		return refuse(CodeBadRequest, "network: %s; sign in again", networkRule)
+	}
 	t.roomForSession(u.ID)
 	c.Session.CreatedAt = t.at
 	t.put(tableSessions, c.Session)
+	if c.Network != "" {
+		t.signedInFrom(u, c.Network)
+	}
 	t.audit("user "+u.Name, "signed in")
 	return nil
 }
@@ -196,5 +212,15 @@ func applySessionEnded(t *tx, c SessionEnded) *Error {
 	if u, ok := t.view().User(s.UserID); ok {
 		t.audit("user "+u.Name, "signed out")
 	}
+	return nil
+}
+
+func applySessionsEnded(t *tx, c SessionsEnded) *Error {
+	u, refused := t.user(c.UserID)
+	if refused != nil {
+		return refused
+	}
+	t.endSessions(u.ID)
+	t.audit("user "+u.Name, "signed out everywhere")
 	return nil
 }

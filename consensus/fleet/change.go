@@ -12,10 +12,13 @@ type Entry struct {
 	Version int    `json:"version"` // of the body; 1 today
 	// ID names the proposal. An entry whose ID was applied before changes
 	// nothing and returns the first one's result, so a retry is safe.
-	ID    string          `json:"id"`
-	Actor string          `json:"actor"` // "user:alice", "token:ci", "host:NAME", "coordinator", "system"
-	At    time.Time       `json:"at"`    // by the clock of the leader that appended it
-	Body  json.RawMessage `json:"body"`
+	ID    string    `json:"id"`
+	Actor string    `json:"actor"` // "user:alice", "token:ci", "host:NAME", "coordinator", "system"
+	At    time.Time `json:"at"`    // by the clock of the leader that appended it
+	// From is the IP address of the client that asked for the change, as the
+	// server that took the request saw it; "" where there was none.
+	From string          `json:"from,omitempty"`
+	Body json.RawMessage `json:"body"`
 }
 
 // Change is the body of an entry.
@@ -213,11 +216,14 @@ type (
 		User User `json:"user"`
 	}
 	// UserChanged sets the role or the password hash, whichever is not empty;
-	// a change of either ends the user's sessions.
+	// a change of either ends the user's sessions. MustChange goes with a password
+	// that somebody else chose: the user has to choose another one. Only a password
+	// that the user sets takes that back.
 	UserChanged struct {
 		UserID       string   `json:"user_id"`
 		Role         UserRole `json:"role,omitempty"`
 		PasswordHash string   `json:"password_hash,omitempty"`
+		MustChange   bool     `json:"must_change,omitempty"`
 	}
 	// UserDeleted deletes a user and its sessions. The last admin stays (CodeLastAdmin).
 	UserDeleted struct {
@@ -233,9 +239,11 @@ type (
 	}
 	// SessionCreated signs a browser in; sessions that have expired by the
 	// entry's time are dropped in passing, and the user's oldest above
-	// MaxUserSessions.
+	// MaxUserSessions. Network is where the client is, as its attempts are counted
+	// (LoginsTried): the user's own from there are forgotten. It may be empty.
 	SessionCreated struct {
 		Session Session `json:"session"`
+		Network string  `json:"network,omitempty"`
 	}
 	// SessionEnded signs a browser out.
 	SessionEnded struct {
@@ -294,7 +302,25 @@ type (
 		Status    int    `json:"status,omitempty"`
 		Error     string `json:"error,omitempty"`
 	}
+
+	// SessionsEnded signs a user out everywhere.
+	SessionsEnded struct {
+		UserID string `json:"user_id"`
+	}
+	// LoginsTried counts attempts to sign in before the passwords are looked at, and
+	// admits those that need not wait; see logins.go and View.LoginAdmitted. It is
+	// audited when from then on somebody has to wait, at most once in loginAuditEvery.
+	LoginsTried struct {
+		Tries []LoginTry `json:"tries"`
+	}
 )
+
+// LoginTry is an attempt to sign in.
+type LoginTry struct {
+	ID      string `json:"id"`      // names the attempt
+	Name    string `json:"name"`    // a user's, or what LoginName made of one that nobody has
+	Network string `json:"network"` // an IPv4 address, or an IPv6 network
+}
 
 // Kind returns the entry type of each change.
 func (ClusterInitialized) Kind() string     { return "cluster_initialized" }
@@ -332,3 +358,5 @@ func (WebhookTested) Kind() string          { return "webhook_tested" }
 func (AlertNotifying) Kind() string         { return "alert_notifying" }
 func (AlertNotified) Kind() string          { return "alert_notified" }
 func (WebhookRefreshed) Kind() string       { return "webhook_refreshed" }
+func (SessionsEnded) Kind() string          { return "sessions_ended" }
+func (LoginsTried) Kind() string            { return "logins_tried" }

@@ -293,6 +293,7 @@ type AuditEntry struct {
 	Action  string    `json:"action"`  // the change's kind
 	Subject string    `json:"subject"` // "host agent-1", "release 1.2.0", …
 	Detail  string    `json:"detail,omitempty"`
+	From    string    `json:"from,omitempty"` // the entry's, or the network of attempts to sign in
 }
 
 // UserRole is what a person, or an API token, may do.
@@ -318,6 +319,12 @@ type User struct {
 	Role         UserRole  `json:"role"`
 	PasswordHash string    `json:"password_hash"` // argon2id, PHC string format
 	CreatedAt    time.Time `json:"created_at"`
+	// MustChangePassword: somebody else chose the password. Until the user has
+	// chosen another one, a session is good for nothing else.
+	MustChangePassword bool `json:"must_change_password,omitempty"`
+	// KnownFrom are the networks that the user signed in from, the newest first,
+	// at most MaxKnownNetworks. Others' wrong passwords do not hold the user up there.
+	KnownFrom []string `json:"known_from,omitempty"`
 }
 
 // APIToken signs a program in. Only the hash of the secret is kept.

@@ -30,13 +30,15 @@ const (
 	MaxUserSessions = 50 // of one user
 	// Notifications that wait, of one webhook; the oldest are dropped.
 	MaxNotifications = 1_000
+	MaxLoginRows     = 10_000 // for which attempts to sign in are counted: names, networks, and names from networks
 
 	// No more than these are taken.
 	MaxUsers     = 1_000
 	MaxAPITokens = 1_000
 	MaxWebhooks  = 20
 
-	MaxSources = 64 // sources kept per job; the first ones win
+	MaxSources       = 64 // sources kept per job; the first ones win
+	MaxKnownNetworks = 8  // of one user; the oldest is forgotten
 )
 
 // The limits of what a change may carry, in bytes where nothing else is said.
@@ -48,6 +50,8 @@ const (
 	MaxAddressBytes      = 255
 	MaxActorBytes        = 128
 	MaxPasswordHashBytes = 512
+	MaxFromBytes         = 64 // of an IP address, or a network
+	MaxLoginTries        = 64 // of one entry
 	MaxLabels            = 32 // labels of a host
 	MaxAlsoSegments      = 3  // segments of a host besides its home: with it, what mesh.MaxSegments allows
 	MaxLabelValueBytes   = 64
@@ -85,7 +89,8 @@ const expiredTokenRetention = 30 * 24 * time.Hour
 type bounds struct {
 	audit, proposals, jobs, logBytes, fleetUpdates, turns, alerts int
 	hosts, releases, joinTokens, apiTokens, users, userSessions   int
-	webhooks, notifications                                       int    // the latter of one webhook
+	webhooks, notifications                                       int // the latter of one webhook
+	loginRows                                                     int
 	jobLines                                                      uint64 // of one job
 }
 
@@ -94,6 +99,7 @@ var defaultBounds = bounds{
 	fleetUpdates: MaxFleetUpdates, turns: MaxTurns, alerts: MaxAlerts, hosts: MaxHosts, releases: MaxReleases,
 	joinTokens: MaxJoinTokens, apiTokens: MaxAPITokens, users: MaxUsers, userSessions: MaxUserSessions,
 	webhooks: MaxWebhooks, notifications: MaxNotifications,
+	loginRows: MaxLoginRows,
 }
 
 // What the validators below accept, told for people.
@@ -102,6 +108,7 @@ const (
 	segmentRule = "give 1 to 32 of a-z A-Z 0-9 . _ -"
 	versionRule = "give 1 to 64 of a-z A-Z 0-9 . _ + -"
 	roleRule    = "give admin, operator or viewer"
+	networkRule = "give an IP address, or a network such as 2001:db8::/64"
 )
 
 // ValidName tells whether a name is one that a host, a user, a segment or an
@@ -135,6 +142,9 @@ func validWord(s string, limit int, also string) bool {
 	}
 	return true
 }
+
+// validNetwork keeps networks to the characters that one is written with.
+func validNetwork(s string) bool { return validWord(s, MaxFromBytes, ".:/") }
 
 func validDigest(s string) bool {
 	b, err := hex.DecodeString(s)

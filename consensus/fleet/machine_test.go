@@ -37,6 +37,7 @@ func anyChange(r *rapid.T, v View) Change {
 		version = pick("version", "B", "B", "C")
 		user    = pick("user", "u1", "u2")
 		token   = pick("token", "tok1", "tok4", "tok5")
+		network = pick("network", "10.0.0.1", "10.0.0.2", "2001:db8::/64")
 	)
 	// What the state waits for is drawn as often as all the rest: a history of
 	// blind draws hardly ever has two jobs that could run at once.
@@ -74,13 +75,16 @@ func anyChange(r *rapid.T, v View) Change {
 		UserDeleted{UserID: user},
 		APITokenCreated{Token: APIToken{ID: token, Name: token, Role: Viewer, Hash: "hash-" + token}},
 		APITokenRevoked{TokenID: token},
-		SessionCreated{Session: Session{Hash: token, UserID: user, ExpiresAt: epoch.AddDate(1, 0, 0)}},
+		UserChanged{UserID: user, PasswordHash: "y", MustChange: rapid.Bool().Draw(r, "must change")},
+		SessionCreated{Session: Session{Hash: token, UserID: user, ExpiresAt: epoch.AddDate(1, 0, 0)}, Network: network},
 		SessionEnded{Hash: token},
 		webhook(pick("webhook", "w1", "w2")),
 		WebhookChanged{WebhookID: pick("changed", "w1", "w2"), Enabled: ptr(rapid.Bool().Draw(r, "enabled")), Kinds: &[]string{AlertUpdateFailed}},
 		WebhookDeleted{WebhookID: pick("deleted", "w1", "w2", "w2")},
 		WebhookTested{WebhookID: "w1"},
 		WebhookRefreshed{WebhookID: "w1", Status: 500, Error: "it answered 500"},
+		SessionsEnded{UserID: user},
+		LoginsTried{Tries: slices.Repeat([]LoginTry{{ID: job, Name: "user-" + user, Network: network}}, rapid.IntRange(1, 12).Draw(r, "tries"))},
 	}).Draw(r, "change")
 }
 
@@ -202,7 +206,7 @@ func (h *history) check(r *rapid.T, v View, c Change) {
 // mayBeSilent tells whether an accepted change may leave no audit entry.
 func mayBeSilent(before View, c Change) bool {
 	switch c := c.(type) {
-	case JobLogAppended, AlertNotifying, WebhookRefreshed:
+	case JobLogAppended, AlertNotifying, WebhookRefreshed, LoginsTried:
 		return true
 	case AlertNotified:
 		return !c.GivenUp

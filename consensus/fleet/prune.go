@@ -22,12 +22,14 @@ type sizes struct {
 	audit, proposals, jobs, alerts int
 	fleetUpdates, turns            int
 	logBytes                       int // of all jobs' lines, by lineCost
+	loginRows                      int
 }
 
 func (s sizes) plus(o sizes) sizes {
 	return sizes{
 		audit: s.audit + o.audit, proposals: s.proposals + o.proposals, jobs: s.jobs + o.jobs, alerts: s.alerts + o.alerts,
 		fleetUpdates: s.fleetUpdates + o.fleetUpdates, turns: s.turns + o.turns, logBytes: s.logBytes + o.logBytes,
+		loginRows: s.loginRows + o.loginRows,
 	}
 }
 
@@ -41,7 +43,7 @@ func lineCost(l LogLine) int { return lineOverhead + len(l.Line) }
 func measured(v View, rows map[string]int) sizes {
 	size := sizes{
 		audit: rows[tableAudit], proposals: rows[tableProposals], jobs: rows[tableJobs], alerts: rows[tableAlerts],
-		fleetUpdates: rows[tableFleetUpdates],
+		fleetUpdates: rows[tableFleetUpdates], loginRows: rows[tableLogins],
 	}
 	for _, u := range all[fleetUpdateRow](v.txn, false, tableFleetUpdates, "id") {
 		size.turns += len(u.Hosts)
@@ -56,6 +58,7 @@ func measured(v View, rows map[string]int) sizes {
 func (t *tx) prune(size sizes) sizes {
 	size.audit = t.keepNewest(tableAudit, "id", size.audit, t.bounds.audit)
 	size.proposals = t.keepNewest(tableProposals, "index", size.proposals, t.bounds.proposals)
+	size.loginRows = t.keepNewest(tableLogins, "index", size.loginRows, t.bounds.loginRows)
 	if size.jobs > t.bounds.jobs || size.logBytes > t.bounds.logBytes {
 		t.dropJobs(&size)
 	}

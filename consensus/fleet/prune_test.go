@@ -15,6 +15,7 @@ var small = bounds{
 	audit: 9, proposals: 9, jobs: 3, logBytes: 6 * lineOverhead, jobLines: 4, fleetUpdates: 2, turns: 5, alerts: 2,
 	hosts: 6, releases: 2, joinTokens: 3, apiTokens: 2, users: 2, userSessions: 2,
 	webhooks: 1, notifications: 2,
+	loginRows: 4,
 }
 
 // within checks that each table keeps to its limit, unless what is at work
@@ -40,11 +41,12 @@ func (b bounds) within(v View) error {
 	counted := sizes{
 		audit: len(v.Audit(0, 1000)), proposals: len(all[proposalRow](v.txn, false, tableProposals, "id")), jobs: len(jobs),
 		alerts: len(v.Alerts()), fleetUpdates: len(v.FleetUpdates()), turns: turns, logBytes: logBytes,
+		loginRows: len(all[loginRow](v.txn, false, tableLogins, "id")),
 	}
 	switch {
 	case size != counted:
 		return fmt.Errorf("it believes to have %+v and has %+v", size, counted)
-	case size.audit > b.audit, size.proposals > b.proposals, size.alerts > b.alerts:
+	case size.audit > b.audit, size.proposals > b.proposals, size.alerts > b.alerts, size.loginRows > b.loginRows:
 		return fmt.Errorf("too much of %+v", size)
 	case size.jobs > b.jobs && open < len(jobs), size.logBytes > b.logBytes && open < len(jobs):
 		return fmt.Errorf("%d jobs, %d open, logs of %d", size.jobs, open, logBytes)

@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"time"
+
 	"github.com/hashicorp/go-memdb"
 )
 
@@ -22,13 +24,14 @@ const (
 	tableProposals     = "proposals"
 	tableWebhooks      = "webhooks"
 	tableNotifications = "notifications"
+	tableLogins        = "logins"
 )
 
 // tables lists all of them in the order that snapshots are written.
 var tables = []string{
 	tableMeta, tableHosts, tableReleases, tableFleetUpdates, tableJobs, tableJobLines, tableAlerts,
 	tableAudit, tableUsers, tableAPITokens, tableJoinTokens, tableSessions, tableProposals,
-	tableWebhooks, tableNotifications,
+	tableWebhooks, tableNotifications, tableLogins,
 }
 
 // metaRow is what the state knows of itself.
@@ -37,6 +40,9 @@ type metaRow struct {
 	Index   uint64  `json:"index"`
 	Cluster Cluster `json:"cluster"`
 	Unknown uint64  `json:"unknown"` // entries of unknown kinds seen
+
+	LoginsToldAt time.Time `json:"logins_told_at,omitzero"` // when attempts to sign in were audited last
+	LoginsUntold int       `json:"logins_untold,omitempty"` // limits that were reached since
 
 	size sizes // derived: a snapshot does not carry it
 }
@@ -117,6 +123,7 @@ func schema() *memdb.DBSchema {
 		table(tableNotifications, &memdb.IndexSchema{Name: "id", Unique: true, Indexer: &memdb.CompoundIndex{
 			Indexes: []memdb.Indexer{&memdb.StringFieldIndex{Field: "WebhookID"}, &memdb.UintFieldIndex{Field: "Seq"}},
 		}}, str("webhook", "WebhookID", false), str("alert", "AlertID", false)),
+		table(tableLogins, str("id", "Key", true), num("index", "Index", false)),
 	} {
 		s.Tables[t.Name] = t
 	}

@@ -216,6 +216,7 @@ var restorers = map[string]func(*memdb.Txn, snapshotRow) error{
 	tableProposals:     restore[proposalRow],
 	tableWebhooks:      restore[Webhook],
 	tableNotifications: restore[Notification],
+	tableLogins:        restore[loginRow],
 }
 
 func restore[T any](txn *memdb.Txn, row snapshotRow) error {

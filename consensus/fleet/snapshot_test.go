@@ -79,7 +79,9 @@ func full(tb testing.TB) *script {
 		JobDispatched{JobID: "j1", HostID: "h1", FleetUpdateID: "f"},
 		JobLogAppended{JobID: "j1", First: 1, Lines: []LogLine{{Line: "one"}, {Line: "two"}}},
 		JobFinished{JobID: "j1", Status: JobFailed, Error: "it crashed", Sources: []Source{{HostID: "h2", Bytes: 5}}},
-		SessionCreated{Session: Session{Hash: "s", UserID: "u1", ExpiresAt: epoch.AddDate(1, 0, 0)}})
+		UserChanged{UserID: "u1", PasswordHash: "x", MustChange: true},
+		SessionCreated{Session: Session{Hash: "s", UserID: "u1", ExpiresAt: epoch.AddDate(1, 0, 0)}, Network: "10.0.0.1"},
+		LoginsTried{Tries: []LoginTry{{ID: "l", Name: "admin", Network: "10.0.0.1"}}})
 	for _, table := range tables {
 		if n := len(all[any](s.state.View().txn, false, table, "id")); n == 0 {
 			tb.Fatalf("table %s is empty", table)
