@@ -1,7 +1,6 @@
 package webui
 
 import (
-	"fmt"
 	"net/http"
 	"strings"
 
@@ -28,40 +27,39 @@ func (u *ui) changeOwnPassword(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &in); err != nil {
 		return err
 	}
-	user, err := u.account(r)
-	if err != nil {
-		return err
-	}
-	refund, allowed := u.logins.attempt("user " + user.Name)
-	if !allowed {
-		w.Header().Set("Retry-After", fmt.Sprint(int(loginRefill.Seconds())))
-		return refuse(codeTooManyAttempts, "too many wrong passwords; wait a few seconds, then try again")
-	}
-	_, right, err := u.checkLogin(r, user.Name, in.Current)
-	if err != nil {
-		return err
-	}
-	if !right {
-		return badRequest("current_password: this is not your password")
-	}
-	refund()
-	if in.New == in.Current {
-		return badRequest("new_password: it is the present one; choose another")
-	}
-	hash, err := u.hashNewPassword(r, in.New)
-	if err != nil {
-		return err
-	}
-	if err := u.propose(r, fleet.UserChanged{UserID: user.ID, PasswordHash: hash}); err != nil {
+	if _, err := u.replacePassword(w, r, in.Current, in.New); err != nil {
 		return err
 	}
 	setSessionCookie(w, r, "", -1)
 	return done(w)
 }
 
-// endOwnSessions signs the user out everywhere. The state ends a user's sessions
-// when the role is set, to the same one too; a change of its own for this would be
-// refused by servers that do not know it yet.
+// replacePassword sets the password of whoever sent a request, which is known
+// to be that one's own wish by the present one.
+func (u *ui) replacePassword(w http.ResponseWriter, r *http.Request, current, chosen string) (fleet.User, error) {
+	user, err := u.account(r)
+	if err != nil {
+		return user, err
+	}
+	if err := checkPasswordRules(chosen); err != nil { // before it costs an attempt
+		return user, badRequest("password: %v", err)
+	}
+	if _, err := u.tryPassword(w, r, user.Name, current); codeOf(err) == codeWrongPassword {
+		return user, badRequest("current_password: this is not your password")
+	} else if err != nil {
+		return user, err
+	}
+	if chosen == current {
+		return user, badRequest("new_password: it is the present one; choose another")
+	}
+	hash, err := u.hashNewPassword(r, chosen)
+	if err != nil {
+		return user, err
+	}
+	return user, u.propose(r, fleet.UserChanged{UserID: user.ID, PasswordHash: hash})
+}
+
+// endOwnSessions signs the user out everywhere.
 func (u *ui) endOwnSessions(w http.ResponseWriter, r *http.Request) error {
 	if err := noBody(w, r); err != nil {
 		return err
@@ -70,7 +68,7 @@ func (u *ui) endOwnSessions(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := u.propose(r, fleet.UserChanged{UserID: user.ID, Role: user.Role}); err != nil {
+	if err := u.propose(r, fleet.SessionsEnded{UserID: user.ID}); err != nil {
 		return err
 	}
 	setSessionCookie(w, r, "", -1)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -26,13 +27,20 @@ type auditFilter struct {
 	Actor        string // part of it, whatever the case
 	Action       string
 	Q            string // part of the subject or the detail, whatever the case
+	From         string // part of where it came from, or a network that holds it
+	network      netip.Prefix
 	Since, Until string // as they were given
 	since, until time.Time
 }
 
 func readAuditFilter(r *http.Request) (f auditFilter, err error) {
 	q := r.URL.Query()
-	f = auditFilter{Actor: q.Get("actor"), Action: q.Get("action"), Q: q.Get("q"), Since: q.Get("since"), Until: q.Get("until")}
+	f = auditFilter{Actor: q.Get("actor"), Action: q.Get("action"), Q: q.Get("q"), From: q.Get("from"), Since: q.Get("since"), Until: q.Get("until")}
+	if strings.Contains(f.From, "/") {
+		if f.network, err = netip.ParsePrefix(f.From); err != nil {
+			return f, badRequest("from: %s is not a network such as 10.0.0.0/8; give one, or part of an address", quoted(f.From))
+		}
+	}
 	if f.since, err = readMoment("since", f.Since, 0); err != nil {
 		return f, err
 	}
@@ -59,7 +67,7 @@ func readMoment(field, text string, day time.Duration) (time.Time, error) {
 // query is the filter as the query of a link.
 func (f auditFilter) query() url.Values {
 	q := url.Values{}
-	for name, value := range map[string]string{"actor": f.Actor, "action": f.Action, "q": f.Q, "since": f.Since, "until": f.Until} {
+	for name, value := range map[string]string{"actor": f.Actor, "action": f.Action, "q": f.Q, "from": f.From, "since": f.Since, "until": f.Until} {
 		if value != "" {
 			q.Set(name, value)
 		}
@@ -72,6 +80,7 @@ func (f auditFilter) matches(e fleet.AuditEntry) bool {
 	case f.Action != "" && e.Action != f.Action,
 		!f.since.IsZero() && e.At.Before(f.since),
 		!f.until.IsZero() && !e.At.Before(f.until),
+		!f.matchesFrom(cameFrom(e)),
 		f.Actor != "" && !strings.Contains(strings.ToLower(e.Actor), strings.ToLower(f.Actor)):
 		return false
 	}
@@ -79,13 +88,50 @@ func (f auditFilter) matches(e fleet.AuditEntry) bool {
 	return q == "" || strings.Contains(strings.ToLower(e.Subject), q) || strings.Contains(strings.ToLower(e.Detail), q)
 }
 
+// matchesFrom tells whether something came from where the filter says. Of attempts to
+// sign in a network may be known and no address.
+func (f auditFilter) matchesFrom(from string) bool {
+	if !f.network.IsValid() {
+		return strings.Contains(from, strings.ToLower(f.From))
+	}
+	within, err := netip.ParsePrefix(from)
+	if err != nil {
+		address, _ := netip.ParseAddr(from) // the zero Addr is in no network
+		return f.network.Contains(address)
+	}
+	return f.network.Bits() <= within.Bits() && f.network.Contains(within.Addr())
+}
+
+// cameFrom tells where a change came from: the address of whoever asked for it,
+// or for what a part of the cluster did by itself which one. It is "" for what
+// was recorded before addresses were.
+func cameFrom(e fleet.AuditEntry) string {
+	if e.From != "" {
+		return e.From
+	}
+	switch kind, _, _ := strings.Cut(e.Actor, ":"); kind {
+	case "user", "token":
+		return ""
+	default: // a host, or a part of the servers
+		return kind
+	}
+}
+
+// auditJSON is an entry as the API and the page show it.
+type auditJSON struct {
+	fleet.AuditEntry
+	From string `json:"from"` // in place of the embedded one
+}
+
+func showEntry(e fleet.AuditEntry) auditJSON { return auditJSON{e, cameFrom(e)} }
+
 // scan calls yield with the entries below an index (0: from the newest) that a
 // filter lets through, the newest first, until it returns false.
-func (f auditFilter) scan(v fleet.View, before uint64, yield func(fleet.AuditEntry) bool) {
+func (f auditFilter) scan(v fleet.View, before uint64, yield func(auditJSON) bool) {
 	for {
 		entries := v.Audit(before, maxAuditEntries)
 		for _, e := range entries {
-			if f.matches(e) && !yield(e) {
+			if f.matches(e) && !yield(showEntry(e)) {
 				return
 			}
 		}
@@ -96,9 +142,9 @@ func (f auditFilter) scan(v fleet.View, before uint64, yield func(fleet.AuditEnt
 	}
 }
 
-func (f auditFilter) first(v fleet.View, before uint64, limit int) []fleet.AuditEntry {
-	found := []fleet.AuditEntry{}
-	f.scan(v, before, func(e fleet.AuditEntry) bool {
+func (f auditFilter) first(v fleet.View, before uint64, limit int) []auditJSON {
+	found := []auditJSON{}
+	f.scan(v, before, func(e auditJSON) bool {
 		found = append(found, e)
 		return len(found) < limit
 	})
@@ -152,7 +198,7 @@ func (u *ui) exportAudit(w http.ResponseWriter, r *http.Request) error {
 
 func writeAuditJSON(w io.Writer, v fleet.View, f auditFilter) {
 	before := `{"entries":[`
-	f.scan(v, 0, func(e fleet.AuditEntry) bool {
+	f.scan(v, 0, func(e auditJSON) bool {
 		text, err := json.Marshal(e)
 		if err == nil {
 			_, err = io.WriteString(w, before+string(text))
@@ -168,11 +214,11 @@ func writeAuditJSON(w io.Writer, v fleet.View, f auditFilter) {
 
 func writeAuditCSV(w io.Writer, v fleet.View, f auditFilter) {
 	out := csv.NewWriter(w)
-	_ = out.Write([]string{"index", "at", "actor", "action", "subject", "detail"})
-	f.scan(v, 0, func(e fleet.AuditEntry) bool {
+	_ = out.Write([]string{"index", "at", "actor", "action", "subject", "detail", "from"})
+	f.scan(v, 0, func(e auditJSON) bool {
 		return out.Write([]string{
 			strconv.FormatUint(e.Index, 10), e.At.UTC().Format(time.RFC3339Nano),
-			cell(e.Actor), cell(e.Action), cell(e.Subject), cell(e.Detail),
+			cell(e.Actor), cell(e.Action), cell(e.Subject), cell(e.Detail), cell(e.From),
 		}) == nil
 	})
 	out.Flush()
@@ -193,7 +239,7 @@ type auditView struct {
 	shell
 	Filter    auditFilter
 	Actions   []string
-	Entries   []fleet.AuditEntry
+	Entries   []auditJSON
 	Older     string // where older entries are; "" if there are none
 	Newest    string // where the newest are; "" on their page
 	CSV, JSON string
@@ -201,11 +247,12 @@ type auditView struct {
 
 // auditActions are the kinds of changes that leave an entry.
 var auditActions = actionsOf(
-	fleet.AlertAcknowledged{}, fleet.AlertResolved{}, fleet.APITokenCreated{}, fleet.APITokenRevoked{}, fleet.ClusterInitialized{},
+	fleet.AlertAcknowledged{}, fleet.AlertNotified{}, fleet.AlertResolved{}, fleet.APITokenCreated{}, fleet.APITokenRevoked{}, fleet.ClusterInitialized{},
 	fleet.FleetUpdateCancelled{}, fleet.FleetUpdateCompleted{}, fleet.FleetUpdateHalted{}, fleet.FleetUpdateHostSkipped{}, fleet.FleetUpdatePaused{},
 	fleet.FleetUpdateResumed{}, fleet.FleetUpdateStarted{}, fleet.HostAddressesChanged{}, fleet.HostEnrolled{}, fleet.HostRemoved{}, fleet.HostSegmentsChanged{},
-	fleet.JobCreated{}, fleet.JobDispatched{}, fleet.JobFinished{}, fleet.JoinTokenCreated{}, fleet.ReleasePublished{}, fleet.ReleaseWithdrawn{},
-	fleet.SessionCreated{}, fleet.SessionEnded{}, fleet.UserChanged{}, fleet.UserCreated{}, fleet.UserDeleted{},
+	fleet.JobCreated{}, fleet.JobDispatched{}, fleet.JobFinished{}, fleet.JoinTokenCreated{}, fleet.LoginsTried{}, fleet.ReleasePublished{}, fleet.ReleaseWithdrawn{},
+	fleet.SessionCreated{}, fleet.SessionEnded{}, fleet.SessionsEnded{}, fleet.UserChanged{}, fleet.UserCreated{}, fleet.UserDeleted{},
+	fleet.WebhookChanged{}, fleet.WebhookCreated{}, fleet.WebhookDeleted{}, fleet.WebhookTested{},
 )
 
 func actionsOf(changes ...fleet.Change) (actions []string) {

@@ -24,6 +24,8 @@ type caller struct {
 	Name  string // "alice", or the token's name
 	Actor string // "user:alice" or "token:ci", as the audit has it
 	Role  fleet.UserRole
+	// MustChange: it is a session of somebody who has to choose a password first.
+	MustChange bool
 }
 
 type callerKey struct{}
@@ -34,9 +36,12 @@ func callerOf(r *http.Request) caller {
 	return c
 }
 
-// guard lets a request through to next if its sender has the role.
-func (u *ui) guard(role fleet.UserRole, next handler) http.Handler {
+// guard lets a request through to its route's handler if its sender has the
+// role. Whoever has to choose a password first comes to public routes and to the
+// page where that is done, and to nothing else.
+func (u *ui) guard(rt route) http.Handler {
 	var origin http.CrossOriginProtection
+	role := rt.role
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, known := u.authenticate(r)
 		err := func() error {
@@ -57,10 +62,12 @@ func (u *ui) guard(role fleet.UserRole, next handler) http.Handler {
 				return refuse(codeUnauthenticated, "sign in, or send a valid API token as \"Authorization: Bearer TOKEN\"")
 			case !hasBearer(r) && origin.Check(r) != nil:
 				return refuse(codeCrossOrigin, "the request came from another site; use this server's own pages")
+			case role != public && who.MustChange && rt.pattern != choosePath:
+				return u.sendToChoose(w, r)
 			case role != public && !who.Role.Includes(role):
 				return refuse(codeForbidden, "this takes the role "+string(role)+", and "+who.Name+" is "+string(who.Role)+"; ask an admin")
 			}
-			return next(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, who)))
+			return rt.handle(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, who)))
 		}()
 		if err != nil {
 			u.render(w, r, err)
@@ -107,7 +114,7 @@ func (u *ui) authenticate(r *http.Request) (caller, bool) {
 	if !ok {
 		return caller{}, false
 	}
-	return caller{Name: user.Name, Actor: "user:" + user.Name, Role: user.Role}, true
+	return caller{Name: user.Name, Actor: "user:" + user.Name, Role: user.Role, MustChange: user.MustChangePassword}, true
 }
 
 // hashSecret is how the state knows secrets: sha256, hex. They are random and
@@ -122,6 +129,7 @@ func (u *ui) openSession(w http.ResponseWriter, r *http.Request, user fleet.User
 	secret, expires := rand.Text(), u.Now().Add(sessionLifetime)
 	err := u.proposeAs(r.Context(), "user:"+user.Name, fleet.SessionCreated{
 		Session: fleet.Session{Hash: hashSecret(secret), UserID: user.ID, ExpiresAt: expires},
+		Network: clientNetwork(r),
 	})
 	if err != nil {
 		return err

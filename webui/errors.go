@@ -16,6 +16,7 @@ const (
 
 	codeUnauthenticated  = "unauthenticated"
 	codeForbidden        = "forbidden"
+	codeMustChange       = "password_change_required"
 	codeCrossOrigin      = "cross_origin"
 	codeNotFound         = "not_found"
 	codeServerNotFound   = "server_not_found"
@@ -43,6 +44,7 @@ var statuses = map[string]int{
 	CodeDigestMismatch:      http.StatusBadRequest,
 	codeUnauthenticated:     http.StatusUnauthorized,
 	codeForbidden:           http.StatusForbidden,
+	codeMustChange:          http.StatusForbidden,
 	codeCrossOrigin:         http.StatusForbidden,
 	codeNotFound:            http.StatusNotFound,
 	codeNoSuchBuild:         http.StatusNotFound,

@@ -108,6 +108,14 @@ func count(n int, noun string) string {
 	return number(n) + " " + noun + "s"
 }
 
+// sentence makes a message a sentence of its own.
+func sentence(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:] + "."
+}
+
 // words makes an identifier readable: "job_created" is "job created".
 func words(s string) string { return strings.ReplaceAll(s, "_", " ") }
 

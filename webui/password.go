@@ -31,11 +31,18 @@ const (
 	maxPasswordBytes = 1024
 )
 
+func checkPasswordRules(password string) error {
+	if len(password) < minPasswordBytes || len(password) > maxPasswordBytes {
+		return fmt.Errorf("the password has %d bytes; give %d to %d", len(password), minPasswordBytes, maxPasswordBytes)
+	}
+	return nil
+}
+
 // HashPassword returns the hash to keep of a password. The password has 8 to
 // 1024 bytes.
 func HashPassword(password string) (string, error) {
-	if len(password) < minPasswordBytes || len(password) > maxPasswordBytes {
-		return "", fmt.Errorf("the password has %d bytes; give %d to %d", len(password), minPasswordBytes, maxPasswordBytes)
+	if err := checkPasswordRules(password); err != nil {
+		return "", err
 	}
 	salt := make([]byte, argonSalt)
 	if _, err := rand.Read(salt); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ import (
 // changes its role, or a new one, must be entered here too.
 var roleMatrix = map[string]fleet.UserRole{
 	"GET /api/version": public, "GET /healthz": public, "GET /readyz": public, "GET /agent/binary": public,
+	"GET /choose-password": fleet.Viewer, "POST /choose-password": fleet.Viewer,
 	"GET /login": public, "POST /login": public, "POST /logout": public, "GET /static/{name}": public, "GET /static/vendor/{name}": public,
 
 	"GET /api/openapi.json": fleet.Viewer, "GET /metrics": fleet.Viewer, "GET /api/hosts": fleet.Viewer,
@@ -73,38 +75,76 @@ func TestEveryRouteIsInTheRoleMatrix(t *testing.T) {
 	}
 }
 
+// credential is what a request is signed in with.
+type credential struct {
+	name   string
+	role   fleet.UserRole
+	attach func(*http.Request)
+}
+
+// everybody is nobody, and a token and a session of each role.
+func (w *world) everybody(t *testing.T) []credential {
+	all := []credential{{"nobody", public, func(*http.Request) {}}}
+	for role, token := range map[fleet.UserRole]string{fleet.Viewer: viewerToken, fleet.Operator: operatorToken, fleet.Admin: adminToken} {
+		all = append(all, credential{"token of " + string(role), role, func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) }})
+		id := "u-" + string(role)
+		w.MustPropose("system", fleet.UserCreated{User: fleet.User{ID: id, Name: id, Role: role, PasswordHash: mustAdminHash(t)}})
+		all = append(all, credential{"session of " + string(role), role, func(r *http.Request) {
+			r.AddCookie(w.MustSession(t, id)) // a new one each time: some routes end it
+		}})
+	}
+	return all
+}
+
+// concrete is a path of a pattern, with nothing behind it.
+func concrete(pattern string) string {
+	return strings.NewReplacer("{id}", "nobody", "{version}", "0.0.0", "{name}", "app.css").Replace(pattern)
+}
+
+// requestFor is a request of a route; end ends what would go on.
+func requestFor(t *testing.T, op string, c credential) (r *http.Request, end context.CancelFunc) {
+	method, pattern, _ := strings.Cut(op, " ")
+	ctx, end := context.WithCancel(t.Context())
+	if pattern == "/api/events" {
+		end() // the stream would go on
+	}
+	r = httptest.NewRequestWithContext(ctx, method, concrete(pattern), nil)
+	c.attach(r)
+	return r, end
+}
+
+// TestEachRoleReachesWhatItMayAndNothingElse asks the router for its routes, and
+// calls each as everybody.
 func TestEachRoleReachesWhatItMayAndNothingElse(t *testing.T) {
 	w := StartWorld(t)
-	tokens := map[fleet.UserRole]string{public: "", fleet.Viewer: viewerToken, fleet.Operator: operatorToken, fleet.Admin: adminToken}
-	for op, need := range roleMatrix {
+	who := w.everybody(t)
+	for op := range walk(t, w.handler) {
+		need, known := roleMatrix[op]
+		if !known {
+			t.Errorf("%s is served but not in the matrix", op)
+			continue
+		}
 		method, pattern, _ := strings.Cut(op, " ")
-		path := strings.NewReplacer("{id}", "nobody", "{version}", "0.0.0", "{name}", "app.css").Replace(pattern)
-		for role, token := range tokens {
-			ctx, cancel := context.WithCancel(t.Context())
-			if pattern == "/api/events" {
-				cancel() // the stream would go on
-			}
-			r := httptest.NewRequestWithContext(ctx, method, path, nil)
-			if token != "" {
-				r.Header.Set("Authorization", "Bearer "+token)
-			}
+		for _, c := range who {
+			r, end := requestFor(t, op, c)
 			before := w.state.View().Index()
 			got := w.Do(r)
-			cancel()
+			end()
 			page := isPage(pattern)
 			switch {
 			case need == public && pattern == "/login" && method == "POST":
 				if got.Code != http.StatusUnauthorized || !strings.Contains(got.Body.String(), "Wrong name") {
-					t.Errorf("%s as %q: %d %s", op, role, got.Code, got.Body)
+					t.Errorf("%s as %s: %d %s", op, c.name, got.Code, got.Body)
 				}
+				w.clock.Advance(loginRefill)
 				continue
-			case need == public || role.Includes(need):
+			case need == public || c.role.Includes(need):
 				if got.Code == http.StatusUnauthorized || got.Code == http.StatusForbidden || got.Code == http.StatusInternalServerError {
-					t.Errorf("%s as %q: %d %s", op, role, got.Code, got.Body)
+					t.Errorf("%s as %s: %d %s", op, c.name, got.Code, got.Body)
 				}
 				continue
-			case role == public && page:
-				fragment := httptest.NewRequest(method, path, nil)
+			case c.role == public && page:
+				fragment := httptest.NewRequest(method, r.URL.Path, nil)
 				fragment.Header.Set("HX-Request", "true")
 				if f := w.Do(fragment); f.Code != http.StatusUnauthorized || f.Header().Get("HX-Redirect") != got.Header().Get("Location") {
 					t.Errorf("%s without login as a fragment: %d %s", op, f.Code, f.Header())
@@ -112,23 +152,65 @@ func TestEachRoleReachesWhatItMayAndNothingElse(t *testing.T) {
 				if got.Code != http.StatusSeeOther || !strings.HasPrefix(got.Header().Get("Location"), "/login?next=") {
 					t.Errorf("%s without login: %d %s", op, got.Code, got.Header())
 				}
-			case role == public:
+			case c.role == public:
 				if got.Code != http.StatusUnauthorized {
 					t.Errorf("%s without login: %d", op, got.Code)
 				}
 			default:
 				if got.Code != http.StatusForbidden {
-					t.Errorf("%s as %q: %d", op, role, got.Code)
+					t.Errorf("%s as %s: %d", op, c.name, got.Code)
 				}
 			}
 			if w.state.View().Index() != before {
-				t.Errorf("%s as %q was refused and still changed the state", op, role)
+				t.Errorf("%s as %s was refused and still changed the state", op, c.name)
 			}
 		}
 	}
 	if len(w.servers.removed) != 0 {
 		t.Errorf("removed %v", w.servers.removed)
 	}
+}
+
+// TestWhoHasToChooseAPasswordReachesNothingElse calls each route with a session
+// of each role whose user's password somebody else has set.
+func TestWhoHasToChooseAPasswordReachesNothingElse(t *testing.T) {
+	w := StartWorld(t)
+	for _, role := range []fleet.UserRole{fleet.Viewer, fleet.Operator, fleet.Admin} {
+		id := "p-" + string(role)
+		w.MustPropose("system", fleet.UserCreated{User: fleet.User{ID: id, Name: id, Role: role, PasswordHash: "x", MustChangePassword: true}})
+		c := credential{"pending " + string(role), role, func(r *http.Request) { r.AddCookie(w.MustSession(t, id)) }}
+		for op := range walk(t, w.handler) {
+			method, pattern, _ := strings.Cut(op, " ")
+			if roleMatrix[op] == public || pattern == choosePath {
+				continue
+			}
+			r, end := requestFor(t, op, c)
+			before := w.state.View().Index()
+			got := w.Do(r)
+			end()
+			if w.state.View().Index() != before {
+				t.Errorf("%s changed the state", op)
+			}
+			if !isPage(pattern) {
+				if msg := got.Refused(http.StatusForbidden, "password_change_required"); !strings.Contains(msg, "/choose-password") {
+					t.Errorf("%s: %s", op, msg)
+				}
+				continue
+			}
+			to := "/choose-password?next=" + url.QueryEscape(r.URL.Path)
+			if got.Code != http.StatusSeeOther || got.Header().Get("Location") != to {
+				t.Errorf("%s as %s: %d %s", op, c.name, got.Code, got.Header())
+			}
+			fragment := httptest.NewRequest(method, r.URL.Path, nil)
+			fragment.Header.Set("HX-Request", "true")
+			c.attach(fragment)
+			if f := w.Do(fragment); f.Code != http.StatusForbidden || f.Header().Get("HX-Redirect") != to {
+				t.Errorf("%s as a fragment: %d %s", op, f.Code, f.Header())
+			}
+		}
+	}
+	w.Admin("PATCH", "/api/users/u1", `{"password":"set by a token"}`).OK()
+	w.Admin("GET", "/api/hosts", "").OK() // tokens are nobody's password
 }
 
 // A server that starts, or that has fallen behind, does not know everybody yet: it

@@ -85,6 +85,8 @@ func (u *ui) routes() []route {
 		{"GET", "/login", public, u.loginPage},
 		{"POST", "/login", public, u.login},
 		{"POST", "/logout", public, u.logout},
+		{"GET", choosePath, fleet.Viewer, u.choosePage},
+		{"POST", choosePath, fleet.Viewer, u.choosePassword},
 		{"GET", "/", fleet.Viewer, u.dashboard},
 		{"GET", "/hosts/{id}", fleet.Viewer, u.hostPage},
 		{"GET", "/jobs/{id}", fleet.Viewer, u.jobPage},
@@ -105,9 +107,9 @@ func (u *ui) routes() []route {
 
 func (u *ui) router() *chi.Mux {
 	mux := chi.NewRouter()
-	mux.Use(secureHeaders, middleware.GetHead)
+	mux.Use(secureHeaders, FromClients, middleware.GetHead)
 	for _, rt := range u.routes() {
-		mux.Method(rt.method, rt.pattern, u.guard(rt.role, rt.handle))
+		mux.Method(rt.method, rt.pattern, u.guard(rt))
 	}
 	mux.NotFound(func(w http.ResponseWriter, r *http.Request) {
 		u.render(w, r, refuse(codeNotFound, "there is nothing at "+r.URL.Path))

@@ -1,6 +1,7 @@
 package webui
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -146,19 +147,23 @@ func TestLoginIsThrottledAndRecovers(t *testing.T) {
 
 func TestThrottleIsBounded(t *testing.T) {
 	clock := &clockwork{now: time.Unix(1e9, 0)}
-	th := newThrottle(clock.Now)
-	for i := range maxThrottleKeys + 50 {
-		th.attempt("address " + time.Unix(int64(i), 0).String())
+	th, v := newThrottle(clock.Now), fleet.New().View()
+	begin := func(network string) time.Duration {
+		_, wait := th.begin(v, "~abc", network)
+		return wait
+	}
+	for i := range maxThrottleKeys {
+		begin(fmt.Sprint("10.0.0.", i))
 	}
 	if len(th.limiters) > maxThrottleKeys {
 		t.Errorf("%d keys are kept", len(th.limiters))
 	}
-	if _, allowed := th.attempt("address new"); allowed {
+	if begin("new") == 0 {
 		t.Error("beyond the bound nothing is limited")
 	}
 	clock.Advance(loginRefill)
-	th.attempt("address new")
-	if len(th.limiters) > 1 {
+	begin("new")
+	if len(th.limiters) > 2 {
 		t.Errorf("%d keys are kept after all have recovered", len(th.limiters))
 	}
 }

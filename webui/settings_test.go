@@ -83,6 +83,9 @@ func TestSignOutEverywhereKeepsRoleAndPassword(t *testing.T) {
 	for _, session := range []*http.Cookie{mine, elsewhere} {
 		w.as(session, "GET", "/api/hosts", "").Refused(401, "unauthenticated")
 	}
+	if e := w.state.View().Audit(0, 1)[0]; e.Action != "sessions_ended" || e.Actor != "user:admin" || e.Subject != "user admin" {
+		t.Errorf("%+v", e)
+	}
 	if after, _ := w.state.View().User("u1"); after.Role != before.Role || after.PasswordHash != before.PasswordHash {
 		t.Errorf("%+v", after)
 	}

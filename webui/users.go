@@ -20,10 +20,13 @@ type userJSON struct {
 	Name      string         `json:"name"`
 	Role      fleet.UserRole `json:"role"`
 	CreatedAt time.Time      `json:"created_at"`
+	// MustChange: somebody else chose the password, and the user has not signed in
+	// and chosen another one yet.
+	MustChange bool `json:"must_change_password"`
 }
 
 func showUser(u fleet.User) userJSON {
-	return userJSON{ID: u.ID, Name: u.Name, Role: u.Role, CreatedAt: u.CreatedAt}
+	return userJSON{ID: u.ID, Name: u.Name, Role: u.Role, CreatedAt: u.CreatedAt, MustChange: u.MustChangePassword}
 }
 
 func (u *ui) listUsers(w http.ResponseWriter, _ *http.Request) error {
@@ -70,7 +73,7 @@ func (u *ui) createUser(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	user := fleet.User{ID: uuid.NewString(), Name: in.Name, Role: in.Role, PasswordHash: hash}
+	user := fleet.User{ID: uuid.NewString(), Name: in.Name, Role: in.Role, PasswordHash: hash, MustChangePassword: true}
 	if err := u.propose(r, fleet.UserCreated{User: user}); err != nil {
 		return err
 	}
@@ -78,7 +81,8 @@ func (u *ui) createUser(w http.ResponseWriter, r *http.Request) error {
 	return ok(w, showUser(user))
 }
 
-// changeUser sets the role or the password; either ends the user's sessions.
+// changeUser sets the role or the password; either ends the user's sessions. The
+// user has to change a password that was set here.
 func (u *ui) changeUser(w http.ResponseWriter, r *http.Request) error {
 	var in struct {
 		Role     fleet.UserRole `json:"role"`
@@ -98,6 +102,7 @@ func (u *ui) changeUser(w http.ResponseWriter, r *http.Request) error {
 		if change.PasswordHash, err = u.hashNewPassword(r, in.Password); err != nil {
 			return err
 		}
+		change.MustChange = true
 	}
 	if err := u.propose(r, change); err != nil {
 		return err

@@ -191,6 +191,7 @@ type ui struct {
 	pages    *pages
 	hosts    hostCache
 	logins   *throttle
+	tries    *tries
 	streams  slots // open event streams
 	binaries slots // open downloads of /agent/binary
 	tests    slots // tests of webhooks under way
@@ -210,6 +211,7 @@ func New(c Config) (http.Handler, error) {
 		Config: c, pages: pages, logins: newThrottle(c.Now),
 		streams: make(slots, maxStreams), binaries: make(slots, maxDownloads), tests: make(slots, maxTests),
 	}
+	u.tries = newTries(c.View, func(ctx context.Context, c fleet.Change) error { return u.proposeAs(ctx, "system", c) })
 	return u.router(), nil
 }
 

@@ -280,19 +280,30 @@ type memoryLog struct {
 	clock *clockwork
 	index uint64
 	fail  error // returned instead of applying
+
+	before  func()        // called before a change is applied, if it is set
+	entries []fleet.Entry // that were applied or refused
 }
 
-func (l *memoryLog) Propose(_ context.Context, actor string, c fleet.Change) (fleet.Result, error) {
+func (l *memoryLog) Propose(ctx context.Context, actor string, c fleet.Change) (fleet.Result, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fail != nil {
 		return fleet.Result{}, l.fail
+	}
+	if l.before != nil {
+		l.before()
+	}
+	if ctx.Err() != nil {
+		return fleet.Result{}, ctx.Err()
 	}
 	l.index++
 	e, err := fleet.NewEntry(fmt.Sprint("p", l.index), actor, l.clock.Now(), c)
 	if err != nil {
 		return fleet.Result{}, err
 	}
+	e.From = fleet.Origin(ctx)
+	l.entries = append(l.entries, e)
 	result := l.state.Apply(l.index, e)
 	if result.Err != nil {
 		return result, result.Err

@@ -154,7 +154,10 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 			GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http, EnrolledAt: now,
 			Also: hostSegments(o.segmentAddrs()),
 		},
-		Admin: fleet.User{ID: uuid.NewString(), Name: "admin", Role: fleet.Admin, PasswordHash: hash, CreatedAt: now},
+		Admin: fleet.User{
+			ID: uuid.NewString(), Name: "admin", Role: fleet.Admin, PasswordHash: hash, CreatedAt: now,
+			MustChangePassword: !o.keepPassword,
+		},
 		Token: fleet.APIToken{ID: uuid.NewString(), Name: "bootstrap", Role: fleet.Admin, Hash: sha256Hex(tokenSecret), CreatedAt: now, CreatedBy: "system"},
 	}
 	text, err := json.Marshal(first)
@@ -186,7 +189,11 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "login:     admin / %s\nAPI token: in %s\n", password, filepath.Join(o.data, adminTokenFile))
+	fmt.Fprintf(stdout, "login:     admin / %s\n", password)
+	if !o.keepPassword {
+		fmt.Fprintln(stdout, "           the first sign-in asks for another password")
+	}
+	fmt.Fprintf(stdout, "API token: in %s\n", filepath.Join(o.data, adminTokenFile))
 	if len(o.releaseKeyFile) == 0 {
 		fmt.Fprintf(stdout, "release key (secret): %s — move it off this server\n", filepath.Join(o.data, releaseKeyFile))
 	}

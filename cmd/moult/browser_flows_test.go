@@ -24,8 +24,14 @@ func (u browserUser) open(server int, path string) {
 }
 
 func (u browserUser) signIn(name, password string) {
+	u.fillIn(name, password)
+	u.Do(chromedp.WaitVisible(chromedp.ID("live")))
+}
+
+// fillIn sends the login form, wherever that leads.
+func (u browserUser) fillIn(name, password string) {
 	u.Do(chromedp.WaitVisible(chromedp.ID("password")), chromedp.SetValue(chromedp.ID("username"), name),
-		chromedp.SendKeys(chromedp.ID("password"), password), chromedp.Submit(chromedp.ID("password")), chromedp.WaitVisible(chromedp.ID("live")))
+		chromedp.SendKeys(chromedp.ID("password"), password), chromedp.Submit(chromedp.ID("password")))
 }
 
 func (u browserUser) click(selector string) { u.Do(chromedp.Click(chromedp.CSS(selector))) }
@@ -114,7 +120,10 @@ func TestBrowserRunsTheFleet(t *testing.T) {
 	u.click("#add-user button")
 	u.AwaitText("vera viewer")
 	u.click("header form button")
-	u.signIn("vera", "only looking")
+	u.fillIn("vera", "only looking")
+	u.Do(chromedp.WaitVisible(chromedp.ID("repeated")), chromedp.SendKeys(chromedp.ID("current"), "only looking"),
+		chromedp.SendKeys(chromedp.ID("new"), "vera chose this"), chromedp.SendKeys(chromedp.ID("repeated"), "vera chose this"),
+		chromedp.Submit(chromedp.ID("repeated")), chromedp.WaitVisible(chromedp.ID("live")))
 	u.Do(chromedp.Evaluate[chromedp.Void](`location.assign("/settings/fleet-update")`))
 	u.AwaitText("Halted: agent-1")
 	u.AwaitNoText("Update the 3 hosts left")

@@ -115,7 +115,11 @@ func (d *devCluster) start(ctx context.Context) error {
 	defer cancel()
 	fmt.Fprintf(d.log, "starting %d servers and %d agents in %s\n", len(d.plan.Servers), len(d.plan.Agents), d.dir)
 	first := d.plan.Servers[0]
-	if err := d.launch(first, "server", "--bootstrap"); err != nil {
+	args := []string{"--bootstrap"}
+	if !d.hasJoined(first) {
+		args = append(args, "--keep-first-password") // what is printed is to work again and again
+	}
+	if err := d.launch(first, "server", args...); err != nil {
 		return err
 	}
 	var fresh []devNode

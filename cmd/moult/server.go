@@ -181,6 +181,7 @@ type serverOptions struct {
 	nodeOptions
 	http           string
 	bootstrap      bool
+	keepPassword   bool
 	releaseKeyFile []string
 	certLifetime   time.Duration
 	timeouts       coordinatorTimeouts
@@ -197,8 +198,8 @@ with a token from "moult token create --role server". Three or five make a clust
 that survives the loss of one or two. Once it has joined, a server needs neither
 --bootstrap nor --join nor --token; giving them again changes nothing.
 
-At bootstrap the server prints the login of the first admin, and leaves in the data
-directory: admin.token (an API token), admin.password and, unless --release-key
+At bootstrap the server prints the login of the first admin, who chooses another
+password at the first sign-in, and leaves in the data directory: admin.token (an API token), admin.password and, unless --release-key
 named a public key, release.key (the key that signs releases). Take them away.`,
 		Example: `  moult server --data /var/lib/moult --name s1 --bootstrap --release-key release.key.pub
   moult server --data /var/lib/moult --name s2 --join 10.0.0.1:7947 --token-file token`,
@@ -213,6 +214,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	o.register(cmd)
 	cmd.Flags().StringVar(&o.http, "http", defaultAddr, "address of the UI and the API")
 	cmd.Flags().BoolVar(&o.bootstrap, "bootstrap", false, "make a new cluster, if this data directory holds none")
+	cmd.Flags().BoolVar(&o.keepPassword, "keep-first-password", false, "at bootstrap: the first admin may keep the password that is printed, for clusters to try out")
 	cmd.Flags().StringArrayVar(&o.releaseKeyFile, "release-key", nil, "at bootstrap: file with a public key that may sign releases; may be repeated")
 	cmd.Flags().DurationVar(&o.certLifetime, "certificate-lifetime", defaultCertificateLifetime, "how long the certificates are good that this server issues; hosts renew them at two thirds of it")
 	o.timeouts.register(cmd)
@@ -227,6 +229,9 @@ func (o *serverOptions) validate() error {
 	}
 	if o.bootstrap && len(o.join) > 0 {
 		return errors.New("--bootstrap and --join are both given; the first server bootstraps, the others join")
+	}
+	if o.keepPassword && !o.bootstrap {
+		return errors.New("--keep-first-password is given without --bootstrap; only a new cluster has a first password")
 	}
 	if _, _, err := net.SplitHostPort(o.http); err != nil {
 		return fmt.Errorf("--http %q: give HOST:PORT", o.http)

@@ -18,6 +18,13 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 	return tw.Flush()
 }
 
+func yesOrDash(yes bool) string {
+	if yes {
+		return "yes"
+	}
+	return "-"
+}
+
 // printable replaces control characters, so that a name or a log line that a
 // host chose cannot steer the reader's terminal.
 func printable(s string) string {

@@ -15,6 +15,8 @@ type apiUser struct {
 	Name      string    `json:"name"`
 	Role      string    `json:"role"`
 	CreatedAt time.Time `json:"created_at"`
+	// MustChange: the password is somebody else's choice, and to be changed at the next sign-in.
+	MustChange bool `json:"must_change_password"`
 }
 
 func newUserCommand() *cobra.Command {
@@ -23,7 +25,8 @@ func newUserCommand() *cobra.Command {
 		Use: "user", Short: "Let people in, and say what they may do",
 		Long: `Let people in, and say what they may do: an admin everything; an operator may also
 acknowledge alerts, pause and resume; a viewer looks. Passwords are typed, or read
-from standard input where that is no terminal; they are never arguments.`,
+from standard input where that is no terminal; they are never arguments. Whoever
+signs in with a password that was set here chooses another one first.`,
 		Example: "  moult user add alice --role operator\n  moult user password alice\n  moult user role alice admin",
 	}
 	f.register(cmd)
@@ -44,7 +47,7 @@ from standard input where that is no terminal; they are never arguments.`,
 			if f.json {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s can sign in as %s\n", printable(out.Name), out.Role)
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s can sign in as %s, and chooses a password of the own then\n", printable(out.Name), out.Role)
 			return nil
 		}),
 	}
@@ -62,14 +65,14 @@ from standard input where that is no terminal; they are never arguments.`,
 			}
 			var rows [][]string
 			for _, u := range users {
-				rows = append(rows, []string{printable(u.Name), u.Role, u.CreatedAt.Local().Format(time.DateOnly)})
+				rows = append(rows, []string{printable(u.Name), u.Role, u.CreatedAt.Local().Format(time.DateOnly), yesOrDash(u.MustChange)})
 			}
-			return printTable(cmd.OutOrStdout(), []string{"NAME", "ROLE", "SINCE"}, rows)
+			return printTable(cmd.OutOrStdout(), []string{"NAME", "ROLE", "SINCE", "MUST CHANGE PASSWORD"}, rows)
 		}),
 	}
 
 	password := &cobra.Command{
-		Use: "password NAME", Short: "Set a user's password; it ends the user's sessions", Args: cobra.ExactArgs(1),
+		Use: "password NAME", Short: "Set a user's password, to be changed at the next sign-in; it ends the user's sessions", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := readNewPassword(cmd)
 			if err != nil {

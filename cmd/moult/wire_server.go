@@ -176,7 +176,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
 	api.Handle("GET "+pathMembers, membersEndpoint(node))
 	enrolment.roster = node.Roster()
-	port.ServeHTTP(nodeport.Handlers{Peer: api, Join: identity.JoinHandler(enrolment.enrol), Renew: identity.RenewHandler(enrolment.renew)})
+	port.ServeHTTP(nodeport.Handlers{Peer: api, Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.RenewHandler(enrolment.renew)})
 
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
 		return err
