@@ -9,15 +9,15 @@
 // A change that is not legal in the present state is refused by Apply with a
 // coded *Error and changes nothing but the index; every accepted change leaves
 // an AuditEntry, derived in Apply so that no write can escape it. Only a job's
-// log lines, attempts to deliver a notification and repetitions that change
-// nothing leave none. Apply remembers the
+// log lines, attempts to deliver a notification, attempts to sign in that make
+// nobody wait, and repetitions that change nothing leave none. Apply remembers the
 // results of the newest MaxProposals proposals, so a retry changes nothing.
 //
 // Readers take a View, a picture of the state that does not change while Apply
 // goes on, and learn of changes by Subscribe. Snapshot and Restore carry the
 // state as lines of JSON with a checksum. Entries are JSON too:
 //
-//	{"type":"host_removed","version":1,"id":"…","actor":"user:ann","at":"…","body":{"host_id":"…"}}
+//	{"type":"host_removed","version":1,"id":"…","actor":"user:ann","at":"…","from":"192.0.2.7","body":{"host_id":"…"}}
 //
 // Kinds are append-only. One that a server does not know is refused with
 // CodeUnknownChange and counted (View.Unknown), never a panic. Bodies may hold
