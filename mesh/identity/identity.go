@@ -143,7 +143,8 @@ func validID(s string) bool {
 type Verifier struct {
 	cluster string
 	roots   *x509.CertPool
-	refusal error // set: it believes nobody, and says why
+	ca      ed25519.PublicKey // signs epoch statements
+	refusal error             // set: it believes nobody, and says why
 }
 
 // NewVerifier returns a verifier of a cluster's certificates.
@@ -152,9 +153,13 @@ func NewVerifier(clusterID string, caPEM []byte) (*Verifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CA certificate: %w", err)
 	}
+	key, ok := cert.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("CA certificate: its key is not ed25519")
+	}
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
-	return &Verifier{cluster: clusterID, roots: roots}, nil
+	return &Verifier{cluster: clusterID, roots: roots, ca: key}, nil
 }
 
 // Verify returns whose certificate this is, and the host's public key. It

@@ -1,6 +1,7 @@
 package order
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,7 +17,7 @@ import (
 // maxFenceBytes is more than a fence file ever has.
 const maxFenceBytes = 4 << 10
 
-// Fence remembers on disk the highest index accepted, and its job. It is what
+// Fence remembers on disk the highest epoch and index accepted, and the job. It is what
 // makes delivery at least once into running at most once. Safe for concurrent
 // use; one Fence per file.
 type Fence struct {
@@ -30,16 +31,33 @@ type Fence struct {
 // mark is the content of a fence file. The cluster is in it because a host that
 // was moved to another cluster meets a log whose indices begin anew; the old
 // cluster's orders are refused by Open, whose verifier knows the new one only.
+// The epoch has a sum of its own, and both are absent while it is 0: programs from
+// before there were epochs read the file, and it reads theirs.
 type mark struct {
-	Cluster string `json:"cluster"`
-	Index   uint64 `json:"index"`
-	JobID   string `json:"job_id"`
-	Sum     string `json:"sum"` // sha256 of the other fields
+	Cluster  string `json:"cluster"`
+	Index    uint64 `json:"index"`
+	JobID    string `json:"job_id"`
+	Sum      string `json:"sum"` // sha256 of the fields above
+	Epoch    uint64 `json:"epoch,omitempty"`
+	EpochSum string `json:"epoch_sum,omitempty"` // sha256 of the epoch and the fields above
 }
 
 func (m mark) sum() string {
 	h := sha256.Sum256(fmt.Appendf(nil, "%q %d %q", m.Cluster, m.Index, m.JobID))
 	return hex.EncodeToString(h[:])
+}
+
+func (m mark) epochSum() string {
+	if m.Epoch == 0 {
+		return ""
+	}
+	h := sha256.Sum256(fmt.Appendf(nil, "%q %d %q %d", m.Cluster, m.Index, m.JobID, m.Epoch))
+	return hex.EncodeToString(h[:])
+}
+
+// below tells whether an order comes after all that the mark stands for.
+func (m mark) below(o Order) bool {
+	return cmp.Or(cmp.Compare(m.Epoch, o.Epoch), cmp.Compare(m.Index, o.Index)) < 0
 }
 
 // OpenFence reads the file, which need not exist yet. It always returns a fence.
@@ -74,7 +92,7 @@ func readMark(path string) (m mark, err error) {
 	if err := decode(text, &m); err != nil {
 		return m, err
 	}
-	if m.Sum != m.sum() {
+	if m.Sum != m.sum() || m.EpochSum != m.epochSum() {
 		return m, errors.New("its checksum is wrong")
 	}
 	return m, nil
@@ -82,7 +100,7 @@ func readMark(path string) (m mark, err error) {
 
 // Accept lets an opened order through once. When it returns nil, the order is
 // remembered on disk. It returns ErrRepeated for the job that was accepted
-// last, ErrStale for an index that is not above that job's, ErrFenceDamaged while
+// last, ErrStale for an epoch and index that are not above that job's, ErrFenceDamaged while
 // the file cannot be read, all wrapped; any other error means that the order could not be remembered and must not be
 // carried out.
 func (f *Fence) Accept(o Order) error {
@@ -98,12 +116,12 @@ func (f *Fence) Accept(o Order) error {
 		switch {
 		case o.JobID == f.last.JobID:
 			return fmt.Errorf("%w (job %s, index %d)", ErrRepeated, o.JobID, f.last.Index)
-		case o.Index <= f.last.Index:
-			return fmt.Errorf("%w (index %d, accepted %d)", ErrStale, o.Index, f.last.Index)
+		case !f.last.below(o):
+			return fmt.Errorf("%w (epoch %d, index %d; accepted %d, %d)", ErrStale, o.Epoch, o.Index, f.last.Epoch, f.last.Index)
 		}
 	}
-	next := mark{Cluster: o.Cluster, Index: o.Index, JobID: o.JobID}
-	next.Sum = next.sum()
+	next := mark{Cluster: o.Cluster, Epoch: o.Epoch, Index: o.Index, JobID: o.JobID}
+	next.Sum, next.EpochSum = next.sum(), next.epochSum()
 	text, err := json.Marshal(next)
 	if err != nil {
 		return err

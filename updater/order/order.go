@@ -14,9 +14,17 @@
 // is nothing to ignore: its three fields have one spelling, so that no byte of a
 // sealed order can be altered, nor added, unnoticed.
 //
-// The index is the fencing token: the index of the log entry behind the order.
-// A host remembers on disk the highest one it accepted (Fence); what is lower is
-// stale and has no effect, whoever sends it and however often.
+// Epoch and index are the fencing token, compared in this order. The index is that
+// of the log entry behind the order. The epoch is 0, and not written, until the
+// cluster is restored from a backup or recovered without a majority: then the log
+// goes on from an earlier index, and the cluster enters a higher epoch. An order of
+// an epoch carries the statement by which the cluster entered it, signed with the
+// key of the cluster's CA; a server's certificate is not enough. A host remembers
+// on disk the highest token it accepted (Fence); what is lower is stale and has no
+// effect, whoever sends it and however often.
+//
+// A host from before there were epochs overlooks them and goes by the index alone.
+// A restored log therefore begins far above where the lost one can have come to.
 package order
 
 import (
@@ -43,7 +51,7 @@ var (
 	ErrOtherHost = errors.New("the order is not for this host")
 	// ErrExpired: the order came too late.
 	ErrExpired = errors.New("the order expired")
-	// ErrStale: the order's index is not above one that was accepted before.
+	// ErrStale: the order's epoch and index are not above what was accepted before.
 	ErrStale = errors.New("the order is older than one that was accepted before")
 	// ErrRepeated: the order's job was accepted before.
 	ErrRepeated = errors.New("the order's job was accepted before")
@@ -74,7 +82,9 @@ type Order struct {
 	Version   string    `json:"version"` // that the manifest must name
 	Manifest  []byte    `json:"manifest"`
 	Signature []byte    `json:"signature"` // of the manifest, by a release key
-	Index     uint64    `json:"index"`     // of the committed dispatch
+	Epoch     uint64    `json:"epoch,omitempty"`
+	Statement []byte    `json:"epoch_statement,omitempty"` // proves Epoch; see identity.EpochStatement
+	Index     uint64    `json:"index"`                     // of the committed dispatch
 	Expires   time.Time `json:"expires"`
 }
 
@@ -152,6 +162,9 @@ func Open(b []byte, v *identity.Verifier, hostID string, now time.Time) (Order, 
 	if err := o.validate(); err != nil {
 		return Order{}, err
 	}
+	if err := o.provesEpoch(v); err != nil {
+		return Order{}, err
+	}
 	if err := o.inTime(now); err != nil {
 		return Order{}, err
 	}
@@ -168,12 +181,29 @@ func (o Order) validate() error {
 		return fmt.Errorf("%w: its job id %.80q is not 1 to %d of a-z A-Z 0-9 . _ -, a dot not first", ErrMalformed, o.JobID, maxIDBytes)
 	case o.Index == 0 || o.Attempt < 1:
 		return fmt.Errorf("%w: it has no index or no attempt", ErrMalformed)
+	case (o.Epoch == 0) != (len(o.Statement) == 0):
+		return fmt.Errorf("%w: it has an epoch or a statement of one, not both", ErrMalformed)
 	case o.Expires.IsZero():
 		return fmt.Errorf("%w: it does not say until when it is good", ErrMalformed)
 	case o.Action != ActionUpdate:
 		return fmt.Errorf("%w: the action %q is not known here; this host runs an older version than its servers", ErrMalformed, o.Action)
 	case o.Version == "" || len(o.Manifest) == 0 || len(o.Signature) == 0:
 		return fmt.Errorf("%w: it carries no signed release", ErrMalformed)
+	}
+	return nil
+}
+
+// provesEpoch: only the cluster's CA lets it into an epoch.
+func (o Order) provesEpoch(v *identity.Verifier) error {
+	if o.Epoch == 0 {
+		return nil
+	}
+	proven, err := v.VerifyEpoch(o.Statement)
+	if err != nil {
+		return fmt.Errorf("%w: its epoch %d is not proven: %w", ErrUntrusted, o.Epoch, err)
+	}
+	if proven != o.Epoch {
+		return fmt.Errorf("%w: it is of epoch %d, its statement of %d", ErrUntrusted, o.Epoch, proven)
 	}
 	return nil
 }
