@@ -253,6 +253,7 @@ var auditActions = actionsOf(
 	fleet.JobCreated{}, fleet.JobDispatched{}, fleet.JobFinished{}, fleet.JoinTokenCreated{}, fleet.LoginsTried{}, fleet.ReleasePublished{}, fleet.ReleaseWithdrawn{},
 	fleet.SessionCreated{}, fleet.SessionEnded{}, fleet.SessionsEnded{}, fleet.UserChanged{}, fleet.UserCreated{}, fleet.UserDeleted{},
 	fleet.WebhookChanged{}, fleet.WebhookCreated{}, fleet.WebhookDeleted{}, fleet.WebhookTested{},
+	fleet.EpochBegun{}, fleet.BackupTaken{}, fleet.ServerStandbyChanged{},
 )
 
 func actionsOf(changes ...fleet.Change) (actions []string) {

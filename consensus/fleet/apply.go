@@ -189,6 +189,9 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	WebhookRefreshed{}.Kind():       on(applyWebhookRefreshed),
 	SessionsEnded{}.Kind():          on(applySessionsEnded),
 	LoginsTried{}.Kind():            on(applyLoginsTried),
+	EpochBegun{}.Kind():             on(applyEpochBegun),
+	BackupTaken{}.Kind():            on(applyBackupTaken),
+	ServerStandbyChanged{}.Kind():   on(applyServerStandbyChanged),
 }
 
 // Kinds returns all kinds of changes that this version knows, in order.

@@ -313,6 +313,30 @@ type (
 	LoginsTried struct {
 		Tries []LoginTry `json:"tries"`
 	}
+	// EpochBegun is the first change of a cluster that was restored from a backup,
+	// or recovered without a majority. It is applied before any server runs on the
+	// state, so nothing happens in between. Server is the only server from then on.
+	// Jobs that run are failed, those queued are cancelled, and an active fleet
+	// update is halted: nothing is dispatched until somebody wants it. Join tokens
+	// that were not used, and all sessions, are dropped.
+	EpochBegun struct {
+		Epoch     uint64 `json:"epoch"`     // above the present one
+		Statement []byte `json:"statement"` // the CA's, for hosts
+		Reason    string `json:"reason"`    // what happened, for people
+		Server    Host   `json:"server"`
+	}
+	// BackupTaken notes that somebody got a backup, which holds the CA's key. It
+	// changes nothing.
+	BackupTaken struct {
+		Releases  bool   `json:"releases"`  // with their bytes
+		Recipient string `json:"recipient"` // whose key it is encrypted to
+	}
+	// ServerStandbyChanged says whether a server shall vote. Raft's configuration
+	// follows. Repeating it changes nothing.
+	ServerStandbyChanged struct {
+		HostID  string `json:"host_id"`
+		Standby bool   `json:"standby"`
+	}
 )
 
 // LoginTry is an attempt to sign in.
@@ -360,3 +384,6 @@ func (AlertNotified) Kind() string          { return "alert_notified" }
 func (WebhookRefreshed) Kind() string       { return "webhook_refreshed" }
 func (SessionsEnded) Kind() string          { return "sessions_ended" }
 func (LoginsTried) Kind() string            { return "logins_tried" }
+func (EpochBegun) Kind() string             { return "epoch_begun" }
+func (BackupTaken) Kind() string            { return "backup_taken" }
+func (ServerStandbyChanged) Kind() string   { return "server_standby_changed" }

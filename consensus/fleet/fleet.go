@@ -56,6 +56,7 @@ type Host struct {
 	GossipAddr string            `json:"gossip_addr,omitempty"`
 	PeerAddr   string            `json:"peer_addr,omitempty"` // the node port, as others reach it
 	HTTPAddr   string            `json:"http_addr,omitempty"` // servers only
+	Standby    bool              `json:"standby,omitempty"`   // servers only: it shall not vote
 	EnrolledAt time.Time         `json:"enrolled_at"`
 }
 
@@ -368,4 +369,10 @@ type Cluster struct {
 	GossipKeys  [][]byte  `json:"gossip_keys"`  // 32 bytes each, the first one encrypts
 	ReleaseKeys []string  `json:"release_keys"` // minisign public keys, base64 line each
 	CreatedAt   time.Time `json:"created_at"`
+
+	// Epoch is 0 until the cluster is restored or recovered (see EpochBegun), and is
+	// compared before the index wherever orders are. EpochStatement is the CA's
+	// signature on it, which hosts ask for.
+	Epoch          uint64 `json:"epoch,omitempty"`
+	EpochStatement []byte `json:"epoch_statement,omitempty"`
 }

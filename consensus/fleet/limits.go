@@ -65,6 +65,7 @@ const (
 	MaxBearerBytes       = 1024
 	MinSecretBytes       = 16 // of what signs a webhook's requests
 	MaxSecretBytes       = 256
+	MaxStatementBytes    = 4 << 10 // of an epoch
 )
 
 // maxYear is the last year that a time may lie in.

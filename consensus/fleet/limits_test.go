@@ -157,6 +157,11 @@ func TestInputLimits(t *testing.T) {
 		change(&c.Webhook)
 		return c
 	}
+	begun := func(change func(*EpochBegun)) Change {
+		c := epochBegun(1, "s1")
+		change(&c)
+		return c
+	}
 	past := epoch
 	labels := map[string]string{}
 	for i := range MaxLabels + 1 {
@@ -250,6 +255,13 @@ func TestInputLimits(t *testing.T) {
 		{"server.name", first(func(c *ClusterInitialized) { c.Server.Name = "" })},
 		{"server.segment", first(func(c *ClusterInitialized) { c.Server.Segment = "a b" })},
 		{"token.hash", first(func(c *ClusterInitialized) { c.Token.Hash = "" })},
+		{"statement", begun(func(c *EpochBegun) { c.Statement = nil })},
+		{"statement", begun(func(c *EpochBegun) { c.Statement = make([]byte, MaxStatementBytes+1) })},
+		{"server.segment", begun(func(c *EpochBegun) { c.Server.Segment = "" })},
+		{"name", begun(func(c *EpochBegun) { c.Server.Name = "a b" })},
+		{"public_key", begun(func(c *EpochBegun) { c.Server.PublicKey = nil })},
+		{"peer_addr", begun(func(c *EpochBegun) { c.Server.PeerAddr = strings.Repeat("a", MaxAddressBytes+1) })},
+		{"host_id", ServerStandbyChanged{HostID: "h1", Standby: true}},
 	} {
 		s := newScript(t)
 		if _, isFirst := c.change.(ClusterInitialized); !isFirst {

@@ -85,6 +85,9 @@ func anyChange(r *rapid.T, v View) Change {
 		WebhookRefreshed{WebhookID: "w1", Status: 500, Error: "it answered 500"},
 		SessionsEnded{UserID: user},
 		LoginsTried{Tries: slices.Repeat([]LoginTry{{ID: job, Name: "user-" + user, Network: network}}, rapid.IntRange(1, 12).Draw(r, "tries"))},
+		epochBegun(rapid.Uint64Range(0, 3).Draw(r, "epoch"), pick("server", "s1", "s2")),
+		BackupTaken{Releases: true, Recipient: "age1x"},
+		ServerStandbyChanged{HostID: hostID, Standby: rapid.Bool().Draw(r, "standby")},
 	}).Draw(r, "change")
 }
 
@@ -222,6 +225,9 @@ func mayBeSilent(before View, c Change) bool {
 	case SessionEnded: // ended already
 		_, ok := before.Session(c.Hash)
 		return !ok
+	case ServerStandbyChanged: // so already
+		h, _ := before.Host(c.HostID)
+		return h.Standby == c.Standby
 	}
 	return false
 }
