@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 
 	"moult/consensus/fleet"
 )
@@ -63,17 +60,9 @@ func Open(cfg Config) (*Node, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the raft directory: %w", err)
 	}
-	path := filepath.Join(cfg.Dir, "log.db")
-	store, err := raftboltdb.New(raftboltdb.Options{
-		Path: path,
-		// Without NoFreelistSync each commit writes the whole list of free pages.
-		BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockTimeout},
-	})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("open %s: another moult server uses this data directory; stop it or give another --data", path)
-	}
+	store, err := openStore(cfg.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("open the raft log %s: %w", path, err)
+		return nil, err
 	}
 	n := &Node{
 		cfg: cfg, timing: cfg.Timing, logger: cfg.Logger,
