@@ -47,7 +47,7 @@ func Inspect(dir string, self Member) (Stopped, error) {
 	if err != nil {
 		return Stopped{}, err
 	}
-	defer f.store.Close()
+	defer f.close()
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(self.Address))
 	configuration, err := raft.GetConfiguration(f.config, f.fsm, f.store, f.store, f.snaps, transport)
 	if err != nil {
@@ -94,7 +94,7 @@ func Restore(dir string, self Member, snapshot io.Reader, begin fleet.Entry) err
 	if err != nil {
 		return err
 	}
-	defer f.store.Close()
+	defer f.close()
 	exists, err := raft.HasExistingState(f.store, f.store, f.snaps)
 	if err != nil {
 		return fmt.Errorf("look for raft state in %s: %w", dir, err)
@@ -118,7 +118,7 @@ func Recover(dir string, self Member, begin fleet.Entry) error {
 	if err != nil {
 		return err
 	}
-	defer f.store.Close()
+	defer f.close()
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(self.Address))
 	if err := raft.RecoverCluster(f.config, f.fsm, f.store, f.store, f.snaps, transport, self.alone()); err != nil {
 		return fmt.Errorf("recover %s: %w", dir, err)
@@ -153,6 +153,9 @@ func openFiles(dir string, self Member) (files, error) {
 	}
 	return files{config: config, store: store, snaps: snaps, fsm: newFSM()}, nil
 }
+
+// close lets others open the directory. What was written is on the disk by then.
+func (f files) close() { _ = f.store.Close() }
 
 // openStore opens the log, which one process at a time can.
 func openStore(dir string) (*raftboltdb.BoltStore, error) {

@@ -79,6 +79,7 @@ func (u *ui) routes() []route {
 		{"GET", "/api/servers/state", fleet.Admin, u.serverStates},
 		{"POST", "/api/servers/{id}/remove", fleet.Admin, u.removeServer},
 		{"POST", "/api/servers/transfer-leadership", fleet.Admin, u.transferLeadership},
+		{"GET", "/api/backup", fleet.Admin, u.getBackup},
 
 		{"GET", "/api/events", fleet.Viewer, u.streamEvents},
 

@@ -77,6 +77,7 @@ type Config struct {
 	Publisher Publisher
 	Binaries  Binaries
 	Webhooks  WebhookTester
+	Backups   Backups
 	Ready     func() error // nil when this server has a leader and is caught up
 
 	Logger *slog.Logger
@@ -173,7 +174,7 @@ func (c *Config) validate() error {
 		"Version": c.Version == "", "View": c.View == nil, "Subscribe": c.Subscribe == nil,
 		"Proposer": c.Proposer == nil, "Observed": c.Observed == nil, "Changed": c.Changed == nil,
 		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Binaries": c.Binaries == nil,
-		"Webhooks": c.Webhooks == nil, "Ready": c.Ready == nil, "Logger": c.Logger == nil,
+		"Webhooks": c.Webhooks == nil, "Backups": c.Backups == nil, "Ready": c.Ready == nil, "Logger": c.Logger == nil,
 	} {
 		if missing {
 			return fmt.Errorf("webui: Config.%s is not set", name)
@@ -195,6 +196,7 @@ type ui struct {
 	streams  slots // open event streams
 	binaries slots // open downloads of /agent/binary
 	tests    slots // tests of webhooks under way
+	backups  slots // being written
 }
 
 // New returns the handler of all routes. It starts no goroutines; streams end
@@ -209,7 +211,7 @@ func New(c Config) (http.Handler, error) {
 	}
 	u := &ui{
 		Config: c, pages: pages, logins: newThrottle(c.Now),
-		streams: make(slots, maxStreams), binaries: make(slots, maxDownloads), tests: make(slots, maxTests),
+		streams: make(slots, maxStreams), binaries: make(slots, maxDownloads), tests: make(slots, maxTests), backups: make(slots, maxBackups),
 	}
 	u.tries = newTries(c.View, func(ctx context.Context, c fleet.Change) error { return u.proposeAs(ctx, "system", c) })
 	return u.router(), nil

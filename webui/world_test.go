@@ -39,6 +39,7 @@ type world struct {
 	roster  *roster
 	servers *servers
 	tester  *tester
+	backups *backups
 	store   *store
 	clock   *clockwork
 	ready   error
@@ -72,14 +73,14 @@ func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
 		tb: tb, state: state, clock: clock, enrolOS: "linux", agents: map[string]string{},
 		log:     &memoryLog{state: state, clock: clock},
 		roster:  &roster{seen: map[string]Observation{}, changed: make(chan struct{})},
-		servers: &servers{}, tester: &tester{status: 200},
+		servers: &servers{}, tester: &tester{status: 200}, backups: &backups{},
 	}
 	w.store = newStore(tb, w)
 	w.config = Config{
 		Version: ownVersion, Commit: "abc123",
 		View: state.View, Subscribe: state.Subscribe, Proposer: w.log,
 		Observed: w.roster.observed, Changed: w.roster.Changed,
-		Servers: w.servers, Publisher: w.store, Binaries: w.store, Webhooks: w.tester,
+		Servers: w.servers, Publisher: w.store, Binaries: w.store, Webhooks: w.tester, Backups: w.backups,
 		Ready:  func() error { return w.ready },
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: clock.Now,
 	}

@@ -102,18 +102,32 @@ func enrolledKey(raft *consensus.Node) func(hostID string) (ed25519.PublicKey, b
 	}
 }
 
+// maxAgentSeeds bounds how many agents a server that knows no other server asks.
+const maxAgentSeeds = 16
+
 // gossipSeeds adds the other servers' gossip addresses, as the state knows them by
-// now, to those of joining: the first server knows none by that.
+// now, to those of joining: the first server knows none by that. A server that was
+// restored from a backup is the only one, and where the agents knew the others to be
+// there is nobody: it looks for the agents.
 func gossipSeeds(raft *consensus.Node, self string, pools []mesh.PoolConfig) {
-	for _, h := range raft.State().View().Hosts() {
-		if h.Role != fleet.RoleServer || h.ID == self {
-			continue
-		}
-		for i, p := range pools {
-			if addr := h.GossipAddrIn(p.Segment); addr != "" && !slices.Contains(p.Join, addr) {
-				pools[i].Join = append(slices.Clone(p.Join), addr)
+	hosts := raft.State().View().Hosts()
+	for i, p := range pools {
+		seeds := slices.Clone(p.Join)
+		var agents []string
+		for _, h := range hosts {
+			addr := h.GossipAddrIn(p.Segment)
+			switch {
+			case h.ID == self || addr == "" || slices.Contains(seeds, addr):
+			case h.Role == fleet.RoleServer:
+				seeds = append(seeds, addr)
+			case len(agents) < maxAgentSeeds:
+				agents = append(agents, addr)
 			}
 		}
+		if len(seeds) == 0 {
+			seeds = agents
+		}
+		pools[i].Join = seeds
 	}
 }
 

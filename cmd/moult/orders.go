@@ -19,6 +19,7 @@ const orderLifetime = 10 * time.Minute
 type orderSender struct {
 	node  *mesh.Node
 	creds func() identity.Credentials
+	state func() fleet.View // for the epoch
 }
 
 // Send seals and sends the order behind a committed dispatch.
@@ -27,10 +28,12 @@ func (s *orderSender) Send(ctx context.Context, job fleet.Job, rel fleet.Release
 		return fmt.Errorf("job %s has no committed dispatch", job.ID)
 	}
 	creds := s.creds()
+	cluster, _ := s.state().Cluster()
 	sealed, err := order.Seal(order.Order{
 		Cluster: creds.Cluster, HostID: host.ID, JobID: job.ID, Attempt: job.Attempt,
 		Action: order.ActionUpdate, Version: rel.Version,
 		Manifest: rel.Manifest, Signature: rel.Signature,
+		Epoch: cluster.Epoch, Statement: cluster.EpochStatement,
 		Index: job.DispatchIndex, Expires: time.Now().Add(orderLifetime),
 	}, creds.Key, creds.CertDER())
 	if err != nil {

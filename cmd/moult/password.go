@@ -33,8 +33,10 @@ func readPassword(cmd *cobra.Command, prompt string) (string, error) {
 }
 
 // readNewPassword asks twice on a terminal.
-func readNewPassword(cmd *cobra.Command) (string, error) {
-	first, err := readPassword(cmd, "Password: ")
+func readNewPassword(cmd *cobra.Command) (string, error) { return readNewSecret(cmd, "Password") }
+
+func readNewSecret(cmd *cobra.Command, what string) (string, error) {
+	first, err := readPassword(cmd, what+": ")
 	if err != nil {
 		return "", err
 	}
@@ -46,7 +48,7 @@ func readNewPassword(cmd *cobra.Command) (string, error) {
 		return "", err
 	}
 	if first != second {
-		return "", errors.New("the two passwords differ; nothing was changed")
+		return "", errors.New("the two differ; nothing was changed")
 	}
 	return first, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"slices"
 	"time"
@@ -33,8 +34,9 @@ type publisher struct {
 	raft    *consensus.Node
 	store   *artifact.Store
 	servers *serverClient
-	self    string // this server's id
-	peer    string // this server's node port, as others reach it
+	anyone  *http.Client // for bytes: agents hold them too
+	self    string       // this server's id
+	peer    string       // this server's node port, as others reach it
 	limiter *rate.Limiter
 	logger  *slog.Logger
 }
@@ -179,7 +181,7 @@ func (p *publisher) fetch(ctx context.Context, digest string, size int64, candid
 		return nil
 	}
 	_, err := artifact.Fetch(ctx, artifact.FetchRequest{
-		Store: p.store, Digest: digest, Size: size, Candidates: candidates, HTTP: p.servers.http, Limiter: p.limiter,
+		Store: p.store, Digest: digest, Size: size, Candidates: candidates, HTTP: p.anyone, Limiter: p.limiter,
 	})
 	return err
 }

@@ -38,14 +38,9 @@ const (
 )
 
 func (o *nodeOptions) register(cmd *cobra.Command) {
-	host, _ := os.Hostname()
+	o.registerPlace(cmd)
 	f := cmd.Flags()
-	f.StringVar(&o.data, "data", "/var/lib/moult", "data directory")
-	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster")
-	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
-	f.StringVar(&o.peer, "peer", defaultPeerAddr, "node port: Raft, artifacts and joining, mutual TLS (TCP)")
 	f.StringArrayVar(&o.alsoFlags, "also-segment", nil, "further segment that this host is in, as SEGMENT=GOSSIP_ADDRESS; it relays between its segments; may be repeated")
-	f.StringVar(&o.advertise, "advertise", "", "IP address that others reach this host at (default: found out)")
 	f.StringArrayVar(&o.join, "join", nil, "node port of a server, or of a relay, to join through; may be repeated")
 	f.StringVar(&o.token, "token", "", "join token (better: --token-file or MOULT_TOKEN, the process list does not show them)")
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
@@ -54,7 +49,29 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f.BoolVar(&o.logDebug, "log-debug", false, "log more")
 }
 
+// registerPlace registers the flags that say which host this is, and where.
+func (o *nodeOptions) registerPlace(cmd *cobra.Command) {
+	host, _ := os.Hostname()
+	f := cmd.Flags()
+	f.StringVar(&o.data, "data", "/var/lib/moult", "data directory")
+	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster")
+	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
+	f.StringVar(&o.peer, "peer", defaultPeerAddr, "node port: Raft, artifacts and joining, mutual TLS (TCP)")
+	f.StringVar(&o.advertise, "advertise", "", "IP address that others reach this host at (default: found out)")
+}
+
 func (o *nodeOptions) validate() error {
+	errs := []error{o.validatePlace(), o.readSegments(), o.checkReach()}
+	if err := o.serve.validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if o.token != "" && o.tokenFile != "" {
+		errs = append(errs, errors.New("--token and --token-file are both given; give one"))
+	}
+	return errors.Join(errs...)
+}
+
+func (o *nodeOptions) validatePlace() error {
 	var errs []error
 	if o.name == "" {
 		errs = append(errs, errors.New("--name is empty; give a name that is unique in the cluster"))
@@ -66,18 +83,6 @@ func (o *nodeOptions) validate() error {
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
 			errs = append(errs, fmt.Errorf("%s %q: give HOST:PORT", a.flag, a.addr))
 		}
-	}
-	if err := o.readSegments(); err != nil {
-		errs = append(errs, err)
-	}
-	if err := o.checkReach(); err != nil {
-		errs = append(errs, err)
-	}
-	if err := o.serve.validate(); err != nil {
-		errs = append(errs, err)
-	}
-	if o.token != "" && o.tokenFile != "" {
-		errs = append(errs, errors.New("--token and --token-file are both given; give one"))
 	}
 	return errors.Join(errs...)
 }
@@ -220,6 +225,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	o.timeouts.register(cmd)
 	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
 		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
+	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand())
 	return cmd
 }
 
@@ -233,8 +239,8 @@ func (o *serverOptions) validate() error {
 	if o.keepPassword && !o.bootstrap {
 		return errors.New("--keep-first-password is given without --bootstrap; only a new cluster has a first password")
 	}
-	if _, _, err := net.SplitHostPort(o.http); err != nil {
-		return fmt.Errorf("--http %q: give HOST:PORT", o.http)
+	if err := o.validateHTTP(); err != nil {
+		return err
 	}
 	if err := coordinator.UnreachablePolicy(o.unreachable).Validate(); err != nil {
 		return fmt.Errorf("--%w", err)
@@ -243,4 +249,11 @@ func (o *serverOptions) validate() error {
 		return fmt.Errorf("--certificate-lifetime is %v; give %v to %v", o.certLifetime, minCertificateLifetime, maxCertificateLifetime)
 	}
 	return o.timeouts.validate()
+}
+
+func (o *serverOptions) validateHTTP() error {
+	if _, _, err := net.SplitHostPort(o.http); err != nil {
+		return fmt.Errorf("--http %q: give HOST:PORT", o.http)
+	}
+	return nil
 }

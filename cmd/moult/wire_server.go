@@ -153,7 +153,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	peers, limiter := artifactPeers{node, creds.HostID}, artifact.NewLimiter(int64(o.serve.pull))
-	publisher := &publisher{raft: raft, store: store, servers: others, self: creds.HostID, peer: o.peerAdv, limiter: limiter, logger: logger.With("component", "publisher")}
+	publisher := &publisher{raft: raft, store: store, servers: others, anyone: nodeport.Client(current.Get, anyMember), self: creds.HostID, peer: o.peerAdv, limiter: limiter, logger: logger.With("component", "publisher")}
 	puller, err := artifact.NewPuller(artifact.PullerConfig{
 		HostID: creds.HostID, Store: store, HTTP: nodeport.Client(current.Get, anyMember), Limiter: limiter,
 		ReleaseKeys: publisher.releaseKeys,
@@ -186,7 +186,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
 		Proposer: raft, Observed: observer.observed, Changed: observer.Changed,
-		Servers: members, Publisher: publisher, Binaries: &binaries{raft: raft, store: store, self: me},
+		Servers: members, Publisher: publisher, Binaries: &binaries{raft: raft, store: store, self: me}, Backups: &backups{store: store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Ready:    raft.Ready,
 		Logger:   logger.With("component", "webui"),
@@ -209,7 +209,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		raft.Lead(ctx, func(ctx context.Context) {
 			err := coordinator.Run(ctx, coordinator.Config{
 				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts, Unreachable: coordinator.UnreachablePolicy(o.unreachable),
-				Orders: &orderSender{node: node, creds: current.Get},
+				Orders: &orderSender{node: node, creds: current.Get, state: raft.View},
 				Logger: logger.With("component", "coordinator"),
 			})
 			if err != nil && ctx.Err() == nil {
