@@ -246,3 +246,48 @@ func refuseDamaged(t *testing.T, c *testCluster, file, phrase string, place []st
 		}
 	}
 }
+
+// Of three servers two are lost for good. The third goes on alone when it is told
+// to, and only then; a new server joins it, and the agents take its orders.
+func TestE2ERecover(t *testing.T) {
+	c := startCluster(t, 3, 1)
+	c.publish(versionB, binary(t, versionB))
+	data := func(name string) string { return filepath.Join(c.dir, name, "data") }
+	if out := c.refusedCommand("server", "recover", "--data", data("server-3")); !strings.Contains(out, "in use by another moult") {
+		t.Errorf("while it runs: %s", out)
+	}
+	restart := c.killForRestart("server-3")
+	c.await(10*time.Second, "server-3 to end", func() error { // the lock ends with the process
+		if out := c.refusedCommand("server", "recover", "--data", data("server-3"), "--"+recoverFlag); !strings.Contains(out, "which is a majority") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	c.kill("server-2")
+	if out := c.refusedCommand("server", "recover", "--data", data("server-3"), "--"+recoverFlag); !strings.Contains(out, "start this server instead") {
+		t.Errorf("with one of the others up: %s", out)
+	}
+	c.kill("server-1")
+	c.await(20*time.Second, "the dry run", func() error {
+		out := c.refusedCommand("server", "recover", "--data", data("server-3"))
+		if !strings.Contains(out, "nothing was changed") || !strings.Contains(out, "does not answer") || !strings.Contains(out, "last index") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	c.moult("server", "recover", "--data", data("server-3"), "--"+recoverFlag)
+	restart()
+	alone := c.at(strings.TrimPrefix(c.client.addrs[2], "http://"))
+	alone.await(time.Minute, "server-3 to be ready", func() error { return httpOK(t.Context(), alone.client.addrs[0]+"/readyz") })
+	servers, err := alone.client.servers(t.Context())
+	if err != nil || len(servers) != 1 || servers[0].Name != "server-3" || !servers[0].Leader {
+		t.Fatalf("servers %+v, %v", servers, err)
+	}
+	alone.awaitHost("agent-1", runs(versionA))
+	if job := alone.update("agent-1", versionB); job.Status != "succeeded" {
+		t.Errorf("the update after the recovery: %+v", job)
+	}
+	if out := alone.moult("servers"); strings.Contains(out, "server-1") {
+		t.Errorf("servers: %s", out)
+	}
+}

@@ -225,7 +225,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	o.timeouts.register(cmd)
 	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
 		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
-	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand())
+	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand(), newServerRecoverCommand())
 	return cmd
 }
 
