@@ -41,7 +41,8 @@ type cluster struct {
 
 	mu      sync.Mutex
 	servers []*server
-	cut     map[string]bool // servers that nobody reaches and that reach nobody
+	ids     map[string]string // by address, those that were stopped too
+	cut     map[string]bool   // servers that nobody reaches and that reach nobody
 	conns   []link
 	log     cappedLog // of all servers; printed when the test fails
 }
@@ -83,7 +84,7 @@ type link struct {
 // startCluster starts n voters.
 func startCluster(tb testing.TB, n int, adjust func(*Config)) *cluster {
 	tb.Helper()
-	c := &cluster{tb: tb, dir: tb.TempDir(), adjust: adjust, cut: make(map[string]bool)}
+	c := &cluster{tb: tb, dir: tb.TempDir(), adjust: adjust, ids: make(map[string]string), cut: make(map[string]bool)}
 	tb.Cleanup(func() {
 		if tb.Failed() {
 			c.describe()
@@ -136,11 +137,28 @@ func (c *cluster) open(id, addr string) *server {
 			}
 			return s.AppliedIndex(), nil
 		},
+		Tell: func(ctx context.Context, _, to string, m Membership) error {
+			s, err := c.reach(addr, to)
+			if err != nil {
+				return err
+			}
+			return s.Hear(ctx, id, m)
+		},
+		Ask: func(_ context.Context, _, to string) (Membership, error) {
+			s, err := c.reach(addr, to)
+			if err != nil {
+				return Membership{}, err
+			}
+			return s.Membership(), nil
+		},
 		Timing: fast, Logger: slog.New(slog.NewTextHandler(&c.log, nil)).With("server", id),
 	}
 	if c.adjust != nil {
 		c.adjust(&cfg)
 	}
+	c.mu.Lock()
+	c.ids[addr] = id
+	c.mu.Unlock()
 	n, err := Open(cfg)
 	if err != nil {
 		l.Close()
@@ -168,9 +186,15 @@ func (c *cluster) reach(from, to string) (*server, error) {
 	return nil, errors.New("connection refused")
 }
 
+// dial connects servers that the network lets and that take each other for members,
+// as the node port does.
 func (c *cluster) dial(ctx context.Context, from, to string) (net.Conn, error) {
-	if _, err := c.reach(from, to); err != nil {
+	s, err := c.reach(from, to)
+	if err != nil {
 		return nil, err
+	}
+	if s.Configured() && !s.IsMember(c.idAt(from)) {
+		return nil, fmt.Errorf("%s takes who is at %s for no member", s.id, from)
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to)
 	if err != nil {
@@ -184,6 +208,13 @@ func (c *cluster) dial(ctx context.Context, from, to string) (net.Conn, error) {
 	}
 	c.conns = append(c.conns, link{from, to, conn})
 	return conn, nil
+}
+
+// idAt is the id of the server that was opened at an address last.
+func (c *cluster) idAt(addr string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ids[addr]
 }
 
 // forward loses the answer when the network is cut on the way.

@@ -86,6 +86,12 @@ type Config struct {
 	// Progress asks a server for its AppliedIndex. nil: non-voters are never promoted.
 	Progress func(ctx context.Context, serverID, addr string) (uint64, error)
 
+	// Tell carries what this server knows of the configuration to the server's Hear,
+	// and Ask asks a server for its Membership, sure that it is the one. nil: a
+	// server that was away while all others were replaced stays out.
+	Tell func(ctx context.Context, serverID, addr string, m Membership) error
+	Ask  func(ctx context.Context, serverID, addr string) (Membership, error)
+
 	Timing    Timing       // zero fields take DefaultTiming's values
 	Snapshots Snapshots    // zero fields take DefaultSnapshots' values
 	Logger    *slog.Logger // nil: slog.Default

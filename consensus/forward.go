@@ -15,6 +15,7 @@ const (
 	opPropose      = "propose"
 	opAddServer    = "add_server"
 	opRemoveServer = "remove_server"
+	opDemoteServer = "demote_server"
 	opTransfer     = "transfer_leadership"
 	opIndex        = "index" // how far is the leader's state?
 )
@@ -66,6 +67,8 @@ func (n *Node) serve(ctx context.Context, r request) response {
 		return n.serveAddServer(ctx, r.ID, r.Address)
 	case r.Op == opRemoveServer:
 		return n.serveRemoveServer(ctx, r.ID)
+	case r.Op == opDemoteServer:
+		return n.serveDemoteServer(ctx, r.ID)
 	case r.Op == opTransfer:
 		return n.serveTransfer(ctx)
 	case r.Op == opIndex:

@@ -17,10 +17,10 @@ const promoteSlack = 64
 
 // ServerStatus is one member of the group.
 type ServerStatus struct {
-	ID      string
-	Address string
-	Voter   bool
-	Leader  bool // as far as this server knows
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	Voter   bool   `json:"voter"`
+	Leader  bool   `json:"-"` // as far as this server knows
 }
 
 // Servers returns the members by the newest configuration this server has, in
@@ -62,10 +62,10 @@ func (n *Node) voters() int {
 }
 
 // IsMember tells whether a server is in the newest configuration this server
-// has. A server that was away may not know of later members.
+// has, or in a newer one that others bore out (Hear).
 func (n *Node) IsMember(id string) bool {
 	_, ok := n.server(id)
-	return ok
+	return ok || n.vouched.has(id)
 }
 
 // Configured tells whether this server belongs to a group: it bootstrapped one,
@@ -80,6 +80,18 @@ func (n *Node) AddServer(ctx context.Context, id, addr string) error {
 	_, err := n.atLeader(ctx, request{Op: opAddServer, ID: id, Address: addr})
 	if err != nil {
 		return fmt.Errorf("add server %s at %s: %w", id, addr, err)
+	}
+	return nil
+}
+
+// DemoteServer takes a voter's vote, wherever the leader is; a leader first hands
+// leadership over. A server that does not vote is left as it is. The leader would
+// make it a voter again unless the state says that it is on standby. ErrRefused
+// when the remaining voters could not go on.
+func (n *Node) DemoteServer(ctx context.Context, id string) error {
+	_, err := n.atLeader(ctx, request{Op: opDemoteServer, ID: id})
+	if err != nil {
+		return fmt.Errorf("demote server %s: %w", id, err)
 	}
 	return nil
 }
@@ -150,9 +162,51 @@ func (n *Node) serveAddServer(ctx context.Context, id, addr string) response {
 			return response{}
 		case string(s.ID) != id && string(s.Address) == addr:
 			return response{Refused: fmt.Sprintf("server %s has the address %s; remove it first with: moult servers remove", s.ID, addr)}
+		case string(s.ID) == id:
+			if reason := n.answersAt(ctx, s, addr); reason != "" {
+				return response{Refused: reason}
+			}
 		}
 	}
 	return n.changed(ctx, n.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.timing.Enqueue))
+}
+
+// answersAt says why a member is not taken for moved: to dial it where it does not
+// answer would cost its vote.
+func (n *Node) answersAt(ctx context.Context, s raft.Server, addr string) string {
+	if string(s.ID) == n.cfg.ServerID || n.cfg.Progress == nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.timing.Probe)
+	defer cancel()
+	if _, err := n.cfg.Progress(ctx, string(s.ID), addr); err != nil {
+		return fmt.Sprintf("server %s does not answer at %s (%v), so it stays at %s; start it there first", s.ID, addr, err, s.Address)
+	}
+	return ""
+}
+
+func (n *Node) serveDemoteServer(ctx context.Context, id string) response {
+	if err := n.acquire(ctx, n.members); err != nil {
+		return n.outcome(fmt.Errorf("%w: %w", errNotAppended, err))
+	}
+	defer func() { <-n.members }()
+	s, ok := n.server(id)
+	switch {
+	case !ok:
+		return response{Refused: fmt.Sprintf("server %s is not a member; see: moult servers", id)}
+	case s.Suffrage != raft.Voter:
+		return response{}
+	}
+	if reason := n.keepsMajority(ctx, id); reason != "" {
+		return response{Refused: reason}
+	}
+	if id == n.cfg.ServerID {
+		if resp := n.serveTransfer(ctx); resp != (response{}) {
+			return resp
+		}
+		return n.notLeader() // the new one demotes this server
+	}
+	return n.changed(ctx, n.raft.DemoteVoter(raft.ServerID(id), 0, n.timing.Enqueue))
 }
 
 func (n *Node) serveRemoveServer(ctx context.Context, id string) response {
@@ -218,11 +272,15 @@ func (n *Node) serveTransfer(ctx context.Context) response {
 	switch {
 	case err == nil, errors.Is(err, raft.ErrNotLeader): // lost meanwhile: another one leads or will
 		return response{}
-	case ctx.Err() != nil: // who asked stopped waiting, for instance because another one leads now
-		return response{Unknown: err.Error()}
+	case errors.Is(err, errNoTarget):
+		return response{Refused: err.Error()}
 	}
-	return response{Refused: err.Error()}
+	// Who asked stopped waiting, or the other one's connections were just ended, as
+	// they are when a server is removed: it bears repetition.
+	return response{Unknown: err.Error()}
 }
+
+var errNoTarget = errors.New("no other voter answers that could lead; see: moult servers")
 
 // transferFromHere hands leadership from this server to the voter that answers
 // and is furthest. Left to itself Raft may pick one that is down.
@@ -240,7 +298,7 @@ func (n *Node) transferFromHere(ctx context.Context) error {
 	if n.cfg.Progress == nil && n.voters() > 1 {
 		transfer = func() error { return n.raft.LeadershipTransfer().Error() }
 	} else if target.ID == "" {
-		return errors.New("no other voter answers that could lead; see: moult servers")
+		return errNoTarget
 	}
 	if err := await(ctx, transfer); err != nil {
 		return fmt.Errorf("hand leadership to %s: %w", target.ID, err)
@@ -296,6 +354,11 @@ func (n *Node) promoteCaughtUp(ctx context.Context) {
 	for {
 		mine := n.AppliedIndex() // before the probes: what they must have reached
 		answers := n.probe(ctx, raft.Nonvoter)
+		for id := range answers {
+			if h, ok := n.View().Host(id); ok && h.Standby {
+				delete(answers, id)
+			}
+		}
 		if id := promotable(answers, mine, since, time.Now(), n.timing.Promote); id != "" {
 			if err := n.promote(ctx, answers[id].server); err != nil {
 				n.logger.Warn("promote server", "server", id, "error", err)
@@ -345,6 +408,9 @@ func (n *Node) promote(ctx context.Context, s raft.Server) error {
 	defer func() { <-n.members }()
 	if now, ok := n.server(string(s.ID)); !ok || now != s {
 		return nil // removed or moved meanwhile: the next round looks again
+	}
+	if h, ok := n.View().Host(string(s.ID)); ok && h.Standby {
+		return nil
 	}
 	f := n.raft.AddVoter(s.ID, s.Address, 0, n.timing.Enqueue)
 	return await(ctx, f.Error)

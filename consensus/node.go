@@ -43,6 +43,7 @@ type Node struct {
 	lastAt   time.Time     // owned by the token's holder
 	members  chan struct{} // one token: who holds it changes the servers
 	caughtUp caughtUp
+	vouched  vouched
 
 	ctx     context.Context // ends when Close begins to stop things
 	stop    context.CancelFunc
@@ -79,6 +80,9 @@ func Open(cfg Config) (*Node, error) {
 	n.tasks.Go(n.watchLeadership)
 	n.tasks.Go(n.watchLeader)
 	n.tasks.Go(n.watchCatchUp)
+	if cfg.Tell != nil {
+		n.tasks.Go(n.tellMembers)
+	}
 	if cfg.Progress != nil {
 		n.tasks.Go(func() { n.Lead(n.ctx, n.promoteCaughtUp) })
 	}

@@ -207,7 +207,7 @@ func TestEntryTimesNeverGoBack(t *testing.T) {
 }
 
 func TestWithoutALeaderAProposalSaysSo(t *testing.T) {
-	c := &cluster{tb: t, dir: t.TempDir(), cut: make(map[string]bool)}
+	c := &cluster{tb: t, dir: t.TempDir(), ids: make(map[string]string), cut: make(map[string]bool)}
 	t.Cleanup(c.stop)
 	s := c.open("s1", "")
 	_, err := s.Propose(c.within(50*time.Millisecond), "user:test", user("ann"))

@@ -139,6 +139,8 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "POST /api/account/password", body: `{"current_password":"` + adminPassword + `","new_password":"another one"}`},
 		{op: "GET /api/servers"},
 		{op: "GET /api/servers/state"},
+		{op: "POST /api/servers/{id}/demote", path: "/api/servers/" + s2 + "/demote"},
+		{op: "POST /api/servers/{id}/promote", path: "/api/servers/" + s2 + "/promote"},
 		{op: "POST /api/servers/{id}/remove", path: "/api/servers/" + s2 + "/remove"},
 		{op: "POST /api/servers/transfer-leadership"},
 		{op: "DELETE /api/hosts/{id}", path: "/api/hosts/" + b},

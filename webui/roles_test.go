@@ -42,7 +42,7 @@ var roleMatrix = map[string]fleet.UserRole{
 	"POST /api/tokens": fleet.Admin, "DELETE /api/tokens/{id}": fleet.Admin, "POST /api/join-tokens": fleet.Admin,
 	"GET /api/webhooks": fleet.Admin, "POST /api/webhooks": fleet.Admin, "PUT /api/webhooks/{id}": fleet.Admin, "DELETE /api/webhooks/{id}": fleet.Admin,
 	"POST /api/webhooks/{id}/test": fleet.Admin, "GET /settings/webhooks": fleet.Admin,
-	"POST /api/servers/{id}/remove": fleet.Admin, "GET /api/backup": fleet.Admin, "GET /api/servers/state": fleet.Admin, "POST /api/servers/transfer-leadership": fleet.Admin,
+	"POST /api/servers/{id}/remove": fleet.Admin, "POST /api/servers/{id}/demote": fleet.Admin, "POST /api/servers/{id}/promote": fleet.Admin, "GET /api/backup": fleet.Admin, "GET /api/servers/state": fleet.Admin, "POST /api/servers/transfer-leadership": fleet.Admin,
 }
 
 // isPage tells browsers' paths from those of programs.

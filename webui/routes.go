@@ -78,6 +78,8 @@ func (u *ui) routes() []route {
 		{"GET", "/api/servers", fleet.Viewer, u.listServers},
 		{"GET", "/api/servers/state", fleet.Admin, u.serverStates},
 		{"POST", "/api/servers/{id}/remove", fleet.Admin, u.removeServer},
+		{"POST", "/api/servers/{id}/demote", fleet.Admin, u.demoteServer},
+		{"POST", "/api/servers/{id}/promote", fleet.Admin, u.promoteServer},
 		{"POST", "/api/servers/transfer-leadership", fleet.Admin, u.transferLeadership},
 		{"GET", "/api/backup", fleet.Admin, u.getBackup},
 

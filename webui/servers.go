@@ -2,6 +2,7 @@ package webui
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"time"
@@ -41,12 +42,66 @@ func (u *ui) removeServer(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if enrolled {
-		if err := u.propose(r, fleet.HostRemoved{HostID: id}); err != nil {
-			return err
+		ctx, cancel := context.WithTimeout(r.Context(), proposeTimeout)
+		defer cancel()
+		result, err := u.Proposer.Propose(ctx, callerOf(r).Actor, fleet.HostRemoved{HostID: id})
+		// A server that removes itself is told nothing any more: that the change was
+		// applied is all it can know.
+		if applied := result.Index != 0 && result.Err == nil; err != nil && !applied {
+			return unavailableUnlessRefused(err)
 		}
 	}
 	u.Logger.Info("server removed", "host", id, "actor", callerOf(r).Actor)
 	return done(w)
+}
+
+// demoteServer writes down that a server shall not vote, then takes its vote: in
+// between the leader would make it a voter again.
+func (u *ui) demoteServer(w http.ResponseWriter, r *http.Request) error {
+	id, err := u.memberOf(w, r)
+	if err != nil {
+		return err
+	}
+	if err := u.propose(r, fleet.ServerStandbyChanged{HostID: id, Standby: true}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), serversTimeout)
+	defer cancel()
+	err = u.Servers.DemoteServer(ctx, id)
+	var refused *fleet.Error
+	if errors.As(err, &refused) {
+		return errors.Join(refused, u.propose(r, fleet.ServerStandbyChanged{HostID: id}))
+	}
+	if err != nil {
+		return unavailableUnlessRefused(err)
+	}
+	u.Logger.Info("server demoted", "host", id, "actor", callerOf(r).Actor)
+	return done(w)
+}
+
+// promoteServer lets a server vote again; the leader makes it a voter as soon as it
+// has caught up.
+func (u *ui) promoteServer(w http.ResponseWriter, r *http.Request) error {
+	id, err := u.memberOf(w, r)
+	if err != nil {
+		return err
+	}
+	if err := u.propose(r, fleet.ServerStandbyChanged{HostID: id}); err != nil {
+		return err
+	}
+	return done(w)
+}
+
+// memberOf returns the id of the server that a request without a body is about.
+func (u *ui) memberOf(w http.ResponseWriter, r *http.Request) (string, error) {
+	if err := noBody(w, r); err != nil {
+		return "", err
+	}
+	id := chi.URLParam(r, "id")
+	if !slices.ContainsFunc(u.Servers.Servers(r.Context()), func(s ServerStatus) bool { return s.ID == id }) {
+		return "", refuse(codeServerNotFound, "no server has the id "+quoted(id)+"; GET /api/servers lists them")
+	}
+	return id, nil
 }
 
 func (u *ui) transferLeadership(w http.ResponseWriter, r *http.Request) error {

@@ -109,6 +109,7 @@ type Observation struct {
 type Servers interface {
 	Servers(ctx context.Context) []ServerStatus
 	RemoveServer(ctx context.Context, id string) error
+	DemoteServer(ctx context.Context, id string) error
 	TransferLeadership(ctx context.Context) error
 	// States returns a digest of each server's state, at the same index where
 	// that can be had.
@@ -123,6 +124,7 @@ type ServerStatus struct {
 	Version      string `json:"version"`
 	Leader       bool   `json:"leader"`
 	Voter        bool   `json:"voter"`
+	Standby      bool   `json:"standby"` // it shall not vote
 	AppliedIndex uint64 `json:"applied_index"`
 	Healthy      bool   `json:"healthy"`
 }

@@ -377,6 +377,7 @@ func (r *roster) Changed() <-chan struct{} {
 type servers struct {
 	list        []ServerStatus
 	removed     []string
+	demoted     []string
 	transferred atomic.Int64
 	fail        error
 }
@@ -393,6 +394,13 @@ func (s *servers) States(context.Context) (states []ServerState) {
 func (s *servers) RemoveServer(_ context.Context, id string) error {
 	if s.fail == nil {
 		s.removed = append(s.removed, id)
+	}
+	return s.fail
+}
+
+func (s *servers) DemoteServer(_ context.Context, id string) error {
+	if s.fail == nil {
+		s.demoted = append(s.demoted, id)
 	}
 	return s.fail
 }

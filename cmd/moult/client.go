@@ -296,6 +296,7 @@ type (
 		Version      string `json:"version"`
 		Leader       bool   `json:"leader"`
 		Voter        bool   `json:"voter"`
+		Standby      bool   `json:"standby"`
 		AppliedIndex uint64 `json:"applied_index"`
 		Healthy      bool   `json:"healthy"`
 	}

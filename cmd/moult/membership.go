@@ -50,7 +50,7 @@ func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
 	for i, s := range list {
 		st := webui.ServerStatus{ID: s.ID, Name: s.ID, Address: s.Address, Leader: s.Leader, Voter: s.Voter}
 		if h, ok := v.Host(s.ID); ok {
-			st.Name = h.Name
+			st.Name, st.Standby = h.Name, h.Standby
 		}
 		asked.Go(func() {
 			answer, err := m.own(), error(nil)
@@ -68,6 +68,11 @@ func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
 // RemoveServer takes a server out of the Raft group.
 func (m *membership) RemoveServer(ctx context.Context, id string) error {
 	return m.explained(m.raft.RemoveServer(ctx, id))
+}
+
+// DemoteServer takes a server's vote.
+func (m *membership) DemoteServer(ctx context.Context, id string) error {
+	return m.explained(m.raft.DemoteServer(ctx, id))
 }
 
 // TransferLeadership lets another server lead.

@@ -165,6 +165,19 @@ func (g *memberGate) allow(alpn string, id identity.Identity) error {
 		}
 		return nil
 	}
+	if alpn == identity.ALPNHTTP && id.Role == identity.RoleServer {
+		return nil // onlyHosts looks at the request
+	}
+	return g.knows(id)
+}
+
+// knows tells whether a host is one by the state. A server that has no state yet
+// believes other servers' certificates.
+func (g *memberGate) knows(id identity.Identity) error {
+	raft := g.raft.Load()
+	if raft == nil {
+		return errors.New("this server is starting")
+	}
 	v := raft.State().View()
 	if _, initialized := v.Cluster(); !initialized {
 		if id.Role == identity.RoleServer {

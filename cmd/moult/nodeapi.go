@@ -21,6 +21,7 @@ const (
 	pathAddServer = "/node/servers"  // POST: add me to the Raft configuration
 	pathStatus    = "/node/status"   // GET: nodeStatus
 	pathState     = "/node/state"    // GET: nodeState
+	pathMembers   = "/node/members"  // GET: the Raft configuration as known here; POST: as the sender knows it
 	pathRelease   = "/node/releases" // POST: get a release's bytes from the sender
 )
 
@@ -111,23 +112,35 @@ func (c *serverClient) post(ctx context.Context, addr, path string, body []byte)
 }
 
 func (c *serverClient) send(ctx context.Context, method, addr, path string, body []byte) ([]byte, error) {
+	out, _, err := c.exchange(ctx, method, addr, path, body)
+	return out, err
+}
+
+// exchange is send that tells who answered.
+func (c *serverClient) exchange(ctx context.Context, method, addr, path string, body []byte) (out []byte, from identity.Identity, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+addr+path, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return nil, from, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, from, err
 	}
 	defer resp.Body.Close()
-	out, err := io.ReadAll(io.LimitReader(resp.Body, maxNodeBody))
+	if resp.TLS == nil {
+		return nil, from, fmt.Errorf("%s%s answers without TLS", addr, path)
+	}
+	if from, err = identity.PeerIdentity(*resp.TLS); err != nil {
+		return nil, from, err
+	}
+	out, err = io.ReadAll(io.LimitReader(resp.Body, maxNodeBody))
 	if err != nil {
-		return nil, err
+		return nil, from, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s%s answers %s: %s", addr, path, resp.Status, bytes.TrimSpace(out))
+		return nil, from, fmt.Errorf("%s%s answers %s: %s", addr, path, resp.Status, bytes.TrimSpace(out))
 	}
-	return out, nil
+	return out, from, nil
 }
 
 // postJSON is post with JSON on both sides; out may be nil.

@@ -40,6 +40,12 @@ func (c *testCluster) newServer(name string) *lateServer {
 // launch starts the server until the test ends, and waits until it is ready.
 func (c *testCluster) launch(s *lateServer, gossip string, args ...string) {
 	c.t.Helper()
+	c.launchWithoutWaiting(s, gossip, args...)
+	c.await(time.Minute, s.name+" to be ready", func() error { return httpOK(c.t.Context(), "http://"+s.http+"/readyz") })
+}
+
+func (c *testCluster) launchWithoutWaiting(s *lateServer, gossip string, args ...string) {
+	c.t.Helper()
 	log, err := os.OpenFile(filepath.Join(filepath.Dir(s.data), "log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		c.t.Fatal(err)
@@ -51,7 +57,6 @@ func (c *testCluster) launch(s *lateServer, gossip string, args ...string) {
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() { s.stop() })
-	c.await(time.Minute, s.name+" to be ready", func() error { return httpOK(c.t.Context(), "http://"+s.http+"/readyz") })
 }
 
 func (s *lateServer) stop() {

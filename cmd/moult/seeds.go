@@ -18,9 +18,9 @@ import (
 	"moult/mesh/nodeport"
 )
 
-// pathMembers asks any host's node port for members of a segment:
+// pathNeighbours asks any host's node port for members of a segment:
 // GET /node/members?segment=NAME, answered with membersAnswer.
-const pathMembers = "/node/members"
+const pathNeighbours = "/node/neighbours"
 
 // Limits of asking for members.
 const (
@@ -83,7 +83,7 @@ func (f *seedFinder) find(ctx context.Context, segment string, neighbours []mesh
 }
 
 func (f *seedFinder) ask(ctx context.Context, addr, segment string) ([]string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+pathMembers+"?segment="+url.QueryEscape(segment), http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+pathNeighbours+"?segment="+url.QueryEscape(segment), http.NoBody)
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -25,6 +28,9 @@ func newServersCommand() *cobra.Command {
 		var rows [][]string
 		for _, s := range servers {
 			role := "non-voter"
+			if s.Standby {
+				role = "standby"
+			}
 			if s.Voter {
 				role = "voter"
 			}
@@ -55,28 +61,147 @@ at the same index.
 Exit code 0: all equal. 1: they differ, or could not be compared.`,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error { return verifyServers(cmd, c, f.json) }),
 	})
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(newServersRemoveCommand(&f), newServersDemoteCommand(&f), newServersPromoteCommand(&f), newServersReplaceCommand(&f))
+	return cmd
+}
+
+func newServersRemoveCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
 		Use: "remove NAME", Short: "Take a server out of the cluster for good", Args: cobra.ExactArgs(1),
 		Long: `Take a server out of the Raft group. It is refused when what remains would have no
 majority of servers that answer. A server that was removed joins again only as a
 new one: with an empty data directory and a new token.`,
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
-			servers, err := c.servers(cmd.Context())
+			if _, err := c.changeServer(cmd.Context(), args[0], "remove"); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "removed %s; stop it, and see what remains with: moult servers\n", printable(args[0]))
+			return nil
+		}),
+	}
+}
+
+func newServersDemoteCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "demote NAME", Short: "Take a server's vote; it keeps following, on standby", Args: cobra.ExactArgs(1),
+		Long: `Take a server's vote. It keeps all that is decided, on standby, until it is promoted.
+It is refused when what remains would have no majority of voters that answer. A
+leader hands leadership over first.`,
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
+			if _, err := c.changeServer(cmd.Context(), args[0], "demote"); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s is on standby; let it vote again with: moult servers promote %s\n", printable(args[0]), printable(args[0]))
+			return nil
+		}),
+	}
+}
+
+func newServersPromoteCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "promote NAME", Short: "Let a server on standby vote, once it has caught up", Args: cobra.ExactArgs(1),
+		Long: `Let a server on standby vote again, and wait until it does. The leader makes it a
+voter when it has caught up, and not before: a voter that does not answer would cost
+the majority. A server that joined becomes a voter by itself in the same way.`,
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
+			s, err := c.changeServer(cmd.Context(), args[0], "promote")
 			if err != nil {
 				return err
 			}
-			for _, s := range servers {
-				if s.Name != args[0] && s.ID != args[0] {
-					continue
-				}
-				if err := c.call(cmd.Context(), http.MethodPost, "/api/servers/"+url.PathEscape(s.ID)+"/remove", nil, nil); err != nil {
-					return err
-				}
-				fmt.Fprintf(cmd.ErrOrStderr(), "removed %s; stop it, and see what remains with: moult servers\n", printable(s.Name))
-				return nil
+			if err := c.awaitVoter(cmd.Context(), s.ID); err != nil {
+				return err
 			}
-			return fmt.Errorf("no server is called %q; `moult servers` lists them", args[0])
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s votes\n", printable(args[0]))
+			return nil
 		}),
-	})
+	}
+}
+
+func newServersReplaceCommand(f *clientFlags) *cobra.Command {
+	var with string
+	cmd := &cobra.Command{
+		Use: "replace OLD --with NEW", Short: "Remove a server when another one that joined votes in its stead", Args: cobra.ExactArgs(1),
+		Long: `Wait until a server that joined votes and is healthy, then remove the old one. The old
+one may be up or gone. NEW joins as any server does: moult token create --role server.
+It may bear the old one's name only when the old one is removed first.`,
+		Example: "  moult servers replace s2 --with s4",
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
+			if with == "" {
+				return errors.New("--with is missing; give the name of the server that comes in, which has joined with a token of: moult token create --role server")
+			}
+			if _, err := c.server(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			in, err := c.server(cmd.Context(), with)
+			if err != nil {
+				return fmt.Errorf("--with: %w", err)
+			}
+			if in.Name == args[0] || in.ID == args[0] {
+				return errors.New("--with names the server that is to go; give another one")
+			}
+			if in.Standby {
+				return fmt.Errorf("--with: %s is on standby; let it vote first with: moult servers promote %s", printable(in.Name), printable(in.Name))
+			}
+			if err := c.awaitVoter(cmd.Context(), in.ID); err != nil {
+				return err
+			}
+			if _, err := c.changeServer(cmd.Context(), args[0], "remove"); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s votes in the stead of %s, which is removed; stop that one\n", printable(in.Name), printable(args[0]))
+			return nil
+		}),
+	}
+	cmd.Flags().StringVar(&with, "with", "", "name of the server that comes in")
 	return cmd
 }
+
+// voterPatience is how long a server may take to catch up before a command that
+// waits for its vote gives up.
+const voterPatience = 2 * time.Minute
+
+// server finds a server by its name or its id.
+func (c *client) server(ctx context.Context, name string) (apiServer, error) {
+	servers, err := c.servers(ctx)
+	if err != nil {
+		return apiServer{}, err
+	}
+	for _, s := range servers {
+		if s.Name == name || s.ID == name {
+			return s, nil
+		}
+	}
+	return apiServer{}, fmt.Errorf("no server is called %q; `moult servers` lists them", name)
+}
+
+// changeServer calls one of the operations on a server.
+func (c *client) changeServer(ctx context.Context, name, operation string) (apiServer, error) {
+	s, err := c.server(ctx, name)
+	if err != nil {
+		return s, err
+	}
+	return s, c.call(ctx, http.MethodPost, "/api/servers/"+url.PathEscape(s.ID)+"/"+operation, nil, nil)
+}
+
+// awaitVoter returns when a server votes and is healthy.
+func (c *client) awaitVoter(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, voterPatience)
+	defer cancel()
+	for {
+		s, err := c.server(ctx, id)
+		if err == nil && s.Voter && s.Healthy {
+			return nil
+		}
+		select {
+		case <-time.After(statusInterval):
+		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("server %s does not vote yet (voter %t, healthy %t); look at its log, and at: moult servers", printable(s.Name), s.Voter, s.Healthy)
+			}
+			return err
+		}
+	}
+}
+
+// statusInterval is between two looks at a server that is waited for.
+const statusInterval = 500 * time.Millisecond

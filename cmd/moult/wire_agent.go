@@ -125,7 +125,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	}
 	api := http.NewServeMux()
 	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
-	api.Handle("GET "+pathMembers, membersEndpoint(node))
+	api.Handle("GET "+pathNeighbours, membersEndpoint(node))
 	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
 	announceHolds(node, store, me.digest)
 	peers, fetcher := artifactPeers{node, creds.HostID}, nodeport.Client(current.Get, anyMember)

@@ -111,6 +111,10 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 			st, err := others.status(ctx, addr)
 			return st.AppliedIndex, err
 		},
+		Tell: func(ctx context.Context, _, addr string, m consensus.Membership) error {
+			return others.postJSON(ctx, addr, pathMembers, m, nil)
+		},
+		Ask:    others.members,
 		Logger: logger.With("component", "raft"),
 	})
 	if err != nil {
@@ -172,11 +176,14 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
 	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
 	api.Handle("GET "+pathState, jsonEndpoint(members.state))
+	knowledge := memberKnowledge{raft}
+	api.Handle("GET "+pathMembers, jsonEndpoint(knowledge.get))
+	api.Handle("POST "+pathMembers, jsonEndpoint(knowledge.hear))
 	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
 	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
-	api.Handle("GET "+pathMembers, membersEndpoint(node))
+	api.Handle("GET "+pathNeighbours, membersEndpoint(node))
 	enrolment.roster = node.Roster()
-	port.ServeHTTP(nodeport.Handlers{Peer: api, Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.RenewHandler(enrolment.renew)})
+	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.RenewHandler(enrolment.renew)})
 
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
 		return err
@@ -205,6 +212,11 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		(&renewal{current: current, ask: ask, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal")}).run(ctx)
 	})
 	tasks.Go(func() { publisher.keepUp(ctx, peers.holders) })
+	keeper := &addressKeeper{
+		raft: raft, others: others, servers: append(slices.Clone(creds.Servers), o.join...), logger: logger.With("component", "membership"),
+		self: fleet.Host{ID: creds.HostID, GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http},
+	}
+	tasks.Go(func() { keeper.run(ctx) })
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) {
 			err := coordinator.Run(ctx, coordinator.Config{

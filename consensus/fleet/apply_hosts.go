@@ -134,7 +134,7 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 		return refuse(CodeConflict, "host id %s has joined already; remove it first with: moult host remove %s", h.ID, known.Name)
 	}
 	if other, taken := v.HostByName(h.Name); taken {
-		return refuse(CodeNameTaken, "a host called %q has joined already (%s); give another --name, or remove that one first with: moult host remove %s", h.Name, other.Role, h.Name)
+		return refuse(CodeNameTaken, "a host called %q has joined already (%s); give another --name, or remove that one first with: moult %s remove %s", h.Name, other.Role, nounOf(other.Role), h.Name)
 	}
 	if refused := checkAlso(token.Segment, h.Also); refused != nil {
 		return refused
@@ -158,6 +158,14 @@ func segmentsText(h Host) string {
 		return "segment " + h.Segment
 	}
 	return "segments " + strings.Join(h.Segments(), ", ")
+}
+
+// nounOf is the command that is about hosts of a role.
+func nounOf(r HostRole) string {
+	if r == RoleServer {
+		return "servers"
+	}
+	return "host"
 }
 
 func (t *tx) host(id string) (Host, *Error) {
