@@ -19,7 +19,7 @@ import (
 )
 
 // pathNeighbours asks any host's node port for members of a segment:
-// GET /node/members?segment=NAME, answered with membersAnswer.
+// GET /node/neighbours?segment=NAME, answered with membersAnswer.
 const pathNeighbours = "/node/neighbours"
 
 // Limits of asking for members.
