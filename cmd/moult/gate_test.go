@@ -6,11 +6,14 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"moult/consensus"
+	"moult/consensus/fleet"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 )
@@ -98,4 +101,65 @@ func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
 	}
 	must(raft.RemoveServer(ctx, "s2"))
 	refused("a removed server on its open connection", member)
+}
+
+// A host that the state does not know gets nothing from a server's node port. A
+// server among them may tell of a configuration, which is then looked into.
+func TestStrangersMayOnlyTellOfAConfiguration(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raft, err := consensus.Open(consensus.Config{
+		Dir: filepath.Join(t.TempDir(), "raft"), ServerID: "s1", Address: l.Addr().String(), Listener: l,
+		Dial: func(context.Context, string) (net.Conn, error) { return nil, errors.New("nobody") }, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeWithin(raft.Close, slog.New(slog.DiscardHandler), "raft")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := raft.Bootstrap(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := raft.Propose(ctx, "system", fleet.ClusterInitialized{
+		Cluster: fleet.Cluster{ID: "c1"}, Server: fleet.Host{ID: "s1", Name: "server-1"},
+		Admin: fleet.User{ID: "u1", Name: "admin", PasswordHash: "x"}, Token: fleet.APIToken{ID: "t1", Name: "bootstrap", Hash: "h1"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	gate := &memberGate{}
+	gate.open(raft)
+	if err := gate.allow(identity.ALPNHTTP, identity.Identity{HostID: "a9", Role: identity.RoleAgent}); err == nil {
+		t.Error("an agent that was removed gets through")
+	}
+	if err := gate.allow(identity.ALPNRaft, identity.Identity{HostID: "s9", Role: identity.RoleServer}); err == nil {
+		t.Error("a server that was removed speaks Raft")
+	}
+	served := 0
+	h := gate.onlyHosts(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served++ }))
+	for _, op := range []struct{ method, path string }{
+		{"POST", pathPropose},
+		{"POST", pathAddServer},
+		{"GET", pathStatus},
+		{"GET", pathMembers},
+		{"POST", pathRelease},
+		{"GET", "/artifact/x"},
+		{"GET", pathState},
+		{"POST", pathMembers + "/../servers"},
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(op.method, op.path, nil)) // of nobody, whom the state does not know
+		if w.Code != http.StatusForbidden {
+			t.Errorf("%s %s: %d", op.method, op.path, w.Code)
+		}
+	}
+	if served != 0 {
+		t.Errorf("%d requests were served", served)
+	}
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", pathMembers, nil))
+	if served != 1 {
+		t.Error("a server cannot tell of a configuration")
+	}
 }

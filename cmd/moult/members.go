@@ -46,7 +46,8 @@ func (c *serverClient) members(ctx context.Context, id, addr string) (m consensu
 func (g *memberGate) onlyHosts(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := g.knows(nodeport.PeerFrom(r.Context()))
-		if err != nil && !(r.Method == http.MethodPost && r.URL.Path == pathMembers) {
+		tells := r.Method == http.MethodPost && r.URL.Path == pathMembers
+		if err != nil && !tells {
 			w.Header().Set("Connection", "close")
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
