@@ -205,6 +205,7 @@ func TestE2ERestore(t *testing.T) {
 		again()
 	}
 	c.publish("4.0.0", buildVersion(t, "4.0.0"))
+	c.awaitHost("agent-2", runs(versionC))
 	if job := c.update("agent-2", "4.0.0"); job.Status == "succeeded" {
 		t.Errorf("agent-2 took an order of the lost timeline: %+v", job)
 	}
