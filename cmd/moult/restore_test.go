@@ -204,6 +204,7 @@ func TestE2ERestore(t *testing.T) {
 	for _, again := range restart {
 		again()
 	}
+	c.leader()
 	c.publish("4.0.0", buildVersion(t, "4.0.0"))
 	c.awaitHost("agent-2", runs(versionC))
 	if job := c.update("agent-2", "4.0.0"); job.Status == "succeeded" {
