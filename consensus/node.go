@@ -17,6 +17,7 @@ import (
 )
 
 const (
+	logFile       = "log.db"
 	snapshotsKept = 2
 	logCacheSize  = 512
 	lockTimeout   = 2 * time.Second // to get the log file's lock

@@ -159,7 +159,7 @@ func (f files) close() { _ = f.store.Close() }
 
 // openStore opens the log, which one process at a time can.
 func openStore(dir string) (*raftboltdb.BoltStore, error) {
-	path := filepath.Join(dir, "log.db")
+	path := filepath.Join(dir, logFile)
 	store, err := raftboltdb.New(raftboltdb.Options{
 		Path: path,
 		// Without NoFreelistSync each commit writes the whole list of free pages.

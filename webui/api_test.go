@@ -2,14 +2,19 @@ package webui
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 func TestHostsJoinDecidedAndObserved(t *testing.T) {
@@ -373,11 +378,77 @@ func TestMetricsTellWhatTheAPIShows(t *testing.T) {
 	}
 }
 
+// What hosts say of themselves must neither break the scrape nor make it grow
+// without end.
+func TestMetricsBoundTheVersionsThatTheyName(t *testing.T) {
+	w := StartWorld(t)
+	w.MustEnrol("new", "", false)
+	w.roster.set(w.MustEnrol("odd", "1.0.0", true), Observation{Online: true, Version: "\xff\"\n\\"})
+	for i := range 2 * maxVersionSeries {
+		w.MustEnrol(fmt.Sprint("many-", i), fmt.Sprint("0.", i), true)
+		w.MustEnrol(fmt.Sprint("few-", i), "1.5.0", i%2 == 0)
+	}
+	text := w.Call(viewerToken, "GET", "/metrics", "").Body.String()
+	for _, line := range []string{
+		`moult_hosts_by_version{state="online",version="1.5.0"} 20`, `moult_hosts_by_version{state="offline",version="1.5.0"} 20`,
+		`moult_hosts_by_version{state="offline",version=""} 1`,
+	} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("no %s in\n%s", line, text)
+		}
+	}
+	series := regexp.MustCompile(`(?m)^moult_hosts_by_version\{state="(\w+)",version="(.*)"\} (\d+)$`).FindAllStringSubmatch(text, -1)
+	total := 0
+	for _, m := range series {
+		n, err := strconv.Atoi(m[3])
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += n
+	}
+	if most := 3 * (maxVersionSeries + 1); len(series) > most || total != 4*maxVersionSeries+2 {
+		t.Errorf("%d series of %d hosts", len(series), total)
+	}
+	if !strings.Contains(text, `version="(other)"`) {
+		t.Errorf("no hosts of other versions in\n%s", text)
+	}
+	few := StartWorld(t)
+	few.roster.set(few.MustEnrol("odd", "1.0.0", true), Observation{Online: true, Version: "\xff\"\n\\"})
+	if a := few.Call(viewerToken, "GET", "/metrics", ""); a.Code != http.StatusOK || !strings.Contains(a.Body.String(), `version="?\"\n\\"`) {
+		t.Errorf("%d %s", a.Code, a.Body)
+	}
+}
+
+func TestMetricsTellTheStatusOfTheNewestFleetUpdate(t *testing.T) {
+	w := StartWorld(t)
+	w.MustEnrol("a", "1.0.0", true)
+	w.MustRelease("2.0.0", 2)
+	shows := func(lines ...string) {
+		t.Helper()
+		text := w.Call(viewerToken, "GET", "/metrics", "").Body.String()
+		for _, line := range lines {
+			if !strings.Contains(text, line+"\n") {
+				t.Errorf("no %s in\n%s", line, text)
+			}
+		}
+	}
+	shows(`moult_fleet_update_status{status="running"} 0`, `moult_fleet_update_status{status="halted"} 0`, `moult_fleet_update_hosts{status="pending"} 0`)
+	id := w.Admin("POST", "/api/fleet/update", "").OK()["fleet_update_id"].(string)
+	shows(`moult_fleet_update_status{status="running"} 1`, `moult_fleet_update_hosts{status="pending"} 1`)
+	w.Admin("POST", "/api/fleet-updates/"+id+"/cancel", "").OK()
+	shows(`moult_fleet_update_status{status="running"} 0`, `moult_fleet_update_status{status="cancelled"} 1`, `moult_fleet_update_hosts{status="pending"} 0`)
+}
+
 func TestConfigMustBeComplete(t *testing.T) {
 	w := StartWorld(t)
 	c := w.config
 	c.Publisher = nil
 	if _, err := New(c); err == nil || !strings.Contains(err.Error(), "Publisher") {
 		t.Errorf("%v", err)
+	}
+	c = w.config
+	c.Metrics = []prometheus.Collector{prometheus.NewGauge(prometheus.GaugeOpts{Name: "moult_ready", Help: "another one"})}
+	if _, err := New(c); err == nil || !strings.Contains(err.Error(), "Metrics") {
+		t.Errorf("two metrics of one name: %v", err)
 	}
 }

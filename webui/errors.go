@@ -24,6 +24,7 @@ const (
 	codeMethodNotAllowed = "method_not_allowed"
 	codeTooLarge         = "too_large"
 	codeTooManyAttempts  = "too_many_attempts"
+	codeTooManyStreams   = "too_many_streams"
 	codeHostOffline      = "host_offline"
 	codeUpToDate         = "already_up_to_date"
 	codeHostsChanged     = "hosts_changed"
@@ -51,6 +52,7 @@ var statuses = map[string]int{
 	codeMethodNotAllowed:    http.StatusMethodNotAllowed,
 	codeTooLarge:            http.StatusRequestEntityTooLarge,
 	codeTooManyAttempts:     http.StatusTooManyRequests,
+	codeTooManyStreams:      http.StatusTooManyRequests,
 	codeInternal:            http.StatusInternalServerError,
 	codeUnavailable:         http.StatusServiceUnavailable,
 	codeNoMajority:          http.StatusServiceUnavailable,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"moult/consensus/fleet"
@@ -12,7 +13,11 @@ import (
 
 // Event streams.
 const (
-	maxStreams = 1000
+	maxStreams = 1000 // on this server
+	// maxStreamsPerCaller is how many of them one user, or one API token, may hold,
+	// so that one who opens all that he can keeps nobody else out. Hidden tabs hold
+	// none.
+	maxStreamsPerCaller = 100
 	// eventGather is how long changes are gathered into one event. A burst of
 	// records or log lines is one refetch, and nobody sees the delay.
 	eventGather = 150 * time.Millisecond
@@ -20,6 +25,8 @@ const (
 	// stream and tells the reader that it is not dead, and how often a silent stream
 	// looks whether its reader may still read.
 	eventPing = 15 * time.Second
+	// eventRetry is when who holds too many streams may ask for one more.
+	eventRetry = 15 * time.Second
 	// eventWrite is how long a reader may keep a write waiting.
 	eventWrite = 10 * time.Second
 )
@@ -30,13 +37,59 @@ type changeJSON struct {
 	Topics []string `json:"topics"`
 }
 
+// streamSlots bounds how many event streams are open, in all and by one caller.
+// Safe for concurrent use.
+type streamSlots struct {
+	total, perCaller int
+
+	mu       sync.Mutex
+	taken    int
+	byCaller map[string]int // of those who have one
+}
+
+// take returns why the caller gets no stream; with nil it has one, and must give
+// it back.
+func (s *streamSlots) take(caller string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.byCaller[caller] >= s.perCaller:
+		return refuse(codeTooManyStreams, fmt.Sprintf("%s has %d event streams open on this server, which is as many as one may; close some, or poll", caller, s.perCaller))
+	case s.taken >= s.total:
+		return refuse(codeBusy, "this server has as many event streams open as it takes; ask another one, or poll")
+	}
+	if s.byCaller == nil {
+		s.byCaller = map[string]int{}
+	}
+	s.taken++
+	s.byCaller[caller]++
+	return nil
+}
+
+func (s *streamSlots) give(caller string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken--
+	if s.byCaller[caller]--; s.byCaller[caller] == 0 {
+		delete(s.byCaller, caller)
+	}
+}
+
+func (s *streamSlots) open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
+}
+
 // streamEvents tells what changed until the client goes, may no longer read, or
 // does not read.
 func (u *ui) streamEvents(w http.ResponseWriter, r *http.Request) error {
-	if !u.streams.take() {
-		return refuse(codeBusy, "this server has as many event streams open as it takes; ask another one, or poll")
+	actor := callerOf(r).Actor
+	if refused := u.streams.take(actor); refused != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(int(eventRetry.Seconds())))
+		return refused
 	}
-	defer u.streams.give()
+	defer u.streams.give(actor)
 	events, end := u.Subscribe()
 	defer end()
 

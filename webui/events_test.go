@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"moult/consensus/fleet"
@@ -125,22 +128,108 @@ func TestStreamEndsWithTheLoginBehindIt(t *testing.T) {
 
 func TestStreamsAreBounded(t *testing.T) {
 	w := StartWorld(t)
-	u := &ui{Config: w.config, streams: make(slots, 1)}
-	u.streams.take()
-	err := u.streamEvents(httptest.NewRecorder(), httptest.NewRequest("GET", "/api/events", nil))
-	var refused *fleet.Error
-	if !errors.As(err, &refused) || refused.Code != codeBusy {
-		t.Errorf("%v", err)
+	u := &ui{Config: w.config, streams: streamSlots{total: 3, perCaller: 2}}
+	as := func(actor string) *http.Request {
+		return httptest.NewRequestWithContext(context.WithValue(t.Context(), callerKey{}, caller{Actor: actor}), "GET", "/api/events", nil)
 	}
-	u.streams.give()
-	ctx, cancel := context.WithCancel(t.Context())
+	refused := func(actor, code string) {
+		t.Helper()
+		rec := httptest.NewRecorder()
+		var coded *fleet.Error
+		if err := u.streamEvents(rec, as(actor)); !errors.As(err, &coded) || coded.Code != code {
+			t.Errorf("%s: %v, not %s", actor, err, code)
+		}
+		if code == codeTooManyStreams && rec.Header().Get("Retry-After") == "" {
+			t.Error("no Retry-After")
+		}
+	}
+	for range 2 {
+		if err := u.streams.take("user:ann"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("user:ann", codeTooManyStreams)
+	if err := u.streams.take("token:ci"); err != nil {
+		t.Fatal(err)
+	}
+	refused("user:bob", codeBusy)
+	u.streams.give("user:ann")
+
+	ended := as("user:ann")
+	ctx, cancel := context.WithCancel(ended.Context())
 	cancel()
-	if err := u.streamEvents(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/api/events", nil)); err != nil {
+	if err := u.streamEvents(httptest.NewRecorder(), ended.WithContext(ctx)); err != nil {
 		t.Error(err)
 	}
-	if !u.streams.take() {
-		t.Error("an ended stream still counts")
+	u.streams.give("user:ann")
+	u.streams.give("token:ci")
+	if n := u.streams.open(); n != 0 || len(u.streams.byCaller) != 0 {
+		t.Errorf("%d streams count, of %v, after all have ended", n, u.streams.byCaller)
 	}
+}
+
+// TestOneUserCannotTakeAllStreams opens real ones.
+func TestOneUserCannotTakeAllStreams(t *testing.T) {
+	w := StartWorld(t)
+	for range maxStreamsPerCaller {
+		w.MustListen(viewerToken).AwaitTopic("*")
+	}
+	msg := w.Call(viewerToken, "GET", "/api/events", "").Refused(http.StatusTooManyRequests, codeTooManyStreams)
+	if !strings.Contains(msg, "token:view") {
+		t.Errorf("who? %s", msg)
+	}
+	w.MustListen(operatorToken).AwaitTopic("*")
+}
+
+// stuck is a reader that takes nothing: writes wait for their deadline.
+type stuck struct {
+	http.ResponseWriter
+	deadline time.Time
+	after    int // writes that still go through
+}
+
+func (s *stuck) SetWriteDeadline(t time.Time) error {
+	s.deadline = t
+	return nil
+}
+
+func (s *stuck) Flush() {}
+
+func (s *stuck) Write(b []byte) (int, error) {
+	if s.after--; s.after >= 0 {
+		return len(b), nil
+	}
+	if s.deadline.IsZero() {
+		return 0, errors.New("a write without a deadline would wait for ever")
+	}
+	time.Sleep(time.Until(s.deadline))
+	return 0, os.ErrDeadlineExceeded
+}
+
+// A reader that does not read is let go in bounded time, and holds nothing up
+// meanwhile: what it misses is folded into one event.
+func TestReaderThatDoesNotReadIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := StartWorld(t)
+		u := &ui{Config: w.config, streams: streamSlots{total: 1, perCaller: 1}}
+		r := httptest.NewRequest("GET", "/api/events", nil)
+		r.Header.Set("Authorization", "Bearer "+viewerToken)
+		begun, ended := time.Now(), make(chan error)
+		go func() { ended <- u.streamEvents(&stuck{ResponseWriter: httptest.NewRecorder(), after: 1}, r) }()
+		synctest.Wait()
+		for i := range 1000 {
+			w.MustRelease(fmt.Sprintf("2.0.%d", i), uint64(i+1))
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > eventGather+eventWrite {
+			t.Errorf("it was let go after %s", took)
+		}
+		if u.streams.open() != 0 {
+			t.Error("it still counts")
+		}
+	})
 }
 
 func TestManyTopicsBecomeAStar(t *testing.T) {

@@ -28,7 +28,7 @@ func (u *ui) routes() []route {
 		{"GET", "/api/openapi.json", fleet.Viewer, getOpenAPI},
 		{"GET", "/healthz", public, getHealth},
 		{"GET", "/readyz", public, u.getReady},
-		{"GET", "/metrics", fleet.Viewer, u.metrics()},
+		{"GET", "/metrics", fleet.Viewer, u.metrics},
 		{"GET", "/agent/binary", public, u.getBinary},
 
 		{"GET", "/api/hosts", fleet.Viewer, u.listHosts},

@@ -59,10 +59,12 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"moult/consensus/fleet"
 )
 
-// Config is what New needs. All fields are required but Now.
+// Config is what New needs. All fields are required but Metrics and Now.
 type Config struct {
 	Version, Commit string // of the running program
 
@@ -79,6 +81,8 @@ type Config struct {
 	Webhooks  WebhookTester
 	Backups   Backups
 	Ready     func() error // nil when this server has a leader and is caught up
+
+	Metrics []prometheus.Collector // of the server's other parts, for /metrics; may be empty
 
 	Logger *slog.Logger
 	Now    func() time.Time // time.Now if nil
@@ -192,10 +196,11 @@ func (c *Config) validate() error {
 type ui struct {
 	Config
 	pages    *pages
+	registry *prometheus.Registry
 	hosts    hostCache
 	logins   *throttle
 	tries    *tries
-	streams  slots // open event streams
+	streams  streamSlots
 	binaries slots // open downloads of /agent/binary
 	tests    slots // tests of webhooks under way
 	backups  slots // being written
@@ -213,7 +218,10 @@ func New(c Config) (http.Handler, error) {
 	}
 	u := &ui{
 		Config: c, pages: pages, logins: newThrottle(c.Now),
-		streams: make(slots, maxStreams), binaries: make(slots, maxDownloads), tests: make(slots, maxTests), backups: make(slots, maxBackups),
+		streams: streamSlots{total: maxStreams, perCaller: maxStreamsPerCaller}, binaries: make(slots, maxDownloads), tests: make(slots, maxTests), backups: make(slots, maxBackups),
+	}
+	if u.registry, err = u.newRegistry(); err != nil {
+		return nil, err
 	}
 	u.tries = newTries(c.View, func(ctx context.Context, c fleet.Change) error { return u.proposeAs(ctx, "system", c) })
 	return u.router(), nil

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"moult/consensus"
 	"moult/consensus/coordinator"
 	"moult/consensus/fleet"
@@ -24,6 +26,7 @@ import (
 	"moult/mesh/nodeport"
 	"moult/updater/artifact"
 	"moult/webui"
+	"moult/webui/telemetry"
 )
 
 // Limits of a server's start and stop.
@@ -96,7 +99,11 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	}
 	defer closeWithin(port.Close, logger, "node port")
 
-	// What was decided.
+	// What was decided. Raft counts from its start, so what takes its numbers is first.
+	libraries := telemetry.NewLibraries()
+	if err := libraries.Install(); err != nil {
+		return err
+	}
 	others := newServerClient(current.Get)
 	raft, err := consensus.Open(consensus.Config{
 		Dir: filepath.Join(o.data, "raft"), ServerID: creds.HostID, Address: o.peerAdv,
@@ -170,7 +177,8 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	defer puller.Close()
 	members := &membership{raft: raft, servers: others, self: creds.HostID}
 	api := http.NewServeMux()
-	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
+	artifacts := artifact.Handler(store, o.serve.limits())
+	api.Handle("/artifact/", artifacts)
 	api.Handle("POST /artifact/{digest}/pull", puller)
 	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
@@ -189,6 +197,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	webhooks := notifier.NewClient(version)
+	jobs := telemetry.NewJobs(raft.View, time.Now())
 	ui, err := webui.New(webui.Config{
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
@@ -196,6 +205,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		Servers: members, Publisher: publisher, Binaries: &binaries{raft: raft, store: store, self: me}, Backups: &backups{store: store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Ready:    raft.Ready,
+		Metrics:  []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, store, artifacts, publisher}},
 		Logger:   logger.With("component", "webui"),
 	})
 	if err != nil {
@@ -210,6 +220,11 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	tasks.Go(func() { observer.run(ctx) })
 	tasks.Go(func() {
 		(&renewal{current: current, ask: ask, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal")}).run(ctx)
+	})
+	tasks.Go(func() {
+		events, end := raft.Subscribe()
+		defer end()
+		jobs.Run(ctx, events)
 	})
 	tasks.Go(func() { publisher.keepUp(ctx, peers.holders) })
 	keeper := &addressKeeper{

@@ -107,6 +107,10 @@ func (s *Store) partialPath(digest string) string {
 	return filepath.Join(s.dir, unverifiedPrefix+digest)
 }
 
+// FreeBytes returns how many bytes may still be written where the store is; false
+// where that is not known.
+func (s *Store) FreeBytes() (int64, bool) { return freeSpace(s.dir) }
+
 // Has tells whether the store holds an artifact of its own, verified. The
 // running binary does not count: Path would not lead to it.
 func (s *Store) Has(digest string) bool {
