@@ -1,6 +1,7 @@
 package webui
 
 import (
+	"encoding/json"
 	"fmt"
 	"html/template"
 	"strings"
@@ -11,6 +12,7 @@ import (
 var templateFuncs = template.FuncMap{
 	"ago": timeAgo, "clock": timeClock, "percent": percent, "bytes": byteCount, "count": count, "number": number, "who": who,
 	"instant": instant, "words": words, "platform": platform, "kindChoices": kindChoices,
+	"label": labelText, "labellines": labelLines, "json": jsonText,
 }
 
 // ago tells how long ago something was, for people.
@@ -114,6 +116,12 @@ func sentence(s string) string {
 		return s
 	}
 	return strings.ToUpper(s[:1]) + s[1:] + "."
+}
+
+// jsonText is a value for a script to read, in an attribute.
+func jsonText(v any) (string, error) {
+	text, err := json.Marshal(v)
+	return string(text), err
 }
 
 // words makes an identifier readable: "job_created" is "job created".

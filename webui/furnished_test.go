@@ -30,6 +30,7 @@ func StartFurnished(tb testing.TB) *furnished {
 	f.MustEnrol("db-1", "1.0.0", false)
 	f.MustEnrol("new-1", "", false)
 	f.mustEnrol("edge-1", fleet.RoleAgent, "dmz", "2.0.0", true)
+	f.MustPropose("user:admin", fleet.HostLabelsSet{HostID: f.failed, Labels: map[string]string{"rack": "a-1", "spare": ""}})
 	f.MustRelease("2.0.0", 2)
 	now := f.clock.Now()
 	f.MustPropose("user:admin", fleet.JobCreated{JobID: "job-0", HostID: f.fine, TargetVersion: "2.0.0"})
@@ -57,7 +58,7 @@ func StartFurnished(tb testing.TB) *furnished {
 func (f *furnished) pages() []string {
 	q := "q=" + strings.NewReplacer(`"`, "%22", "<", "%3C", ">", "%3E", " ", "%20", "'", "%27").Replace(evil)
 	return []string{
-		"/", "/?" + q, "/?updates=behind&status=online", "/?version=" + q[2:] + "&segment=" + q[2:],
+		"/", "/?" + q, "/?updates=behind&status=online", "/?label=rack%3D" + q[2:], "/?version=" + q[2:] + "&segment=" + q[2:],
 		"/hosts/" + f.failed, "/hosts/" + f.fine, "/hosts/id-web-3", "/hosts/id-db-1", "/hosts/id-new-1",
 		"/settings/fleet-update", "/settings/fleet-update?id=fu-1",
 		"/segments", "/settings/users", "/settings/servers", "/settings/webhooks", "/settings/add-host", "/releases", "/alerts", "/audit", "/audit?actor=" + q[2:] + "&" + q, "/audit?action=job_finished&since=2026-01-01&until=2026-12-31",

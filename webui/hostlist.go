@@ -24,7 +24,8 @@ type hostFilter struct {
 	Updates string // "behind" or ""
 	Segment string
 	Version string // what the hosts run
-	Q       string // part of a name or an id, whatever the case
+	Label   labelFilter
+	Q       string // part of a name, an id or a label, whatever the case
 	Sort    string // one of hostOrders; a "-" before it turns it round
 }
 
@@ -92,6 +93,9 @@ func readHostFilter(r *http.Request) (f hostFilter, err error) {
 	}
 	q := r.URL.Query()
 	f.Segment, f.Version, f.Q, f.Sort = q.Get("segment"), q.Get("version"), q.Get("q"), q.Get("sort")
+	if f.Label, err = readLabelFilter(q.Get("label")); err != nil {
+		return f, err
+	}
 	if _, known := hostOrders[strings.TrimPrefix(f.Sort, "-")]; f.Sort != "" && !known {
 		return f, badRequest("sort: %s is not name, status, version, segment or seen, or one of them after a -", quoted(f.Sort))
 	}
@@ -108,7 +112,7 @@ func (f hostFilter) Narrowed() bool {
 func (f hostFilter) query() url.Values {
 	q := url.Values{}
 	for name, value := range map[string]string{
-		"status": f.Status, "updates": f.Updates, "segment": f.Segment, "version": f.Version, "q": f.Q, "sort": f.Sort,
+		"status": f.Status, "updates": f.Updates, "segment": f.Segment, "version": f.Version, "label": string(f.Label), "q": f.Q, "sort": f.Sort,
 	} {
 		if value != "" {
 			q.Set(name, value)
@@ -144,10 +148,11 @@ func (p picture) matches(f hostFilter, q string, h *fleet.Host) bool {
 	case f.Status != "" && !p.isStatus(h, f.Status),
 		f.Updates != "" && !p.behind(h.ID, p.target),
 		f.Segment != "" && h.Segment != f.Segment,
-		f.Version != "" && o.Version != f.Version:
+		f.Version != "" && o.Version != f.Version,
+		!f.Label.matches(h.Labels):
 		return false
 	}
-	return q == "" || strings.Contains(strings.ToLower(h.Name), q) || strings.Contains(strings.ToLower(h.ID), q)
+	return q == "" || strings.Contains(strings.ToLower(h.Name), q) || strings.Contains(strings.ToLower(h.ID), q) || labelsContain(h.Labels, q)
 }
 
 // isStatus tells whether a host is so. One that left is offline, too.

@@ -38,6 +38,7 @@ func StartShowcase(tb testing.TB) *furnished {
 	f.roster.set("id-gate-3", Observation{Version: "1.4.1", LastSeen: now.Add(-time.Hour), Segments: []string{"factory", "cell"}})
 	f.MustEnrol("new-1", "", false)
 	f.failed, f.fine = "id-web-2", "id-web-1"
+	f.MustPropose("user:ann", fleet.HostLabelsSet{HostID: f.failed, Labels: map[string]string{"rack": "b-12", "tier": "web", "canary": ""}})
 	f.MustRelease("1.4.1", 41)
 	f.MustRelease("1.4.2", 42)
 	f.MustRelease("1.4.3-rc1", 43)

@@ -90,6 +90,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "GET /readyz"},
 		{op: "GET /api/hosts"},
 		{op: "GET /api/hosts/{id}", path: "/api/hosts/" + a},
+		{op: "PUT /api/hosts/{id}/labels", path: "/api/hosts/" + a + "/labels", body: `{"labels":{"rack":"a","spare":""},"expect_labels":{}}`},
 		{op: "POST /api/hosts/{id}/update", path: "/api/hosts/" + a + "/update", body: `{"target_version":"2.0.0"}`, save: func(m map[string]any) {
 			job := m["job_id"].(string)
 			w.agents["job"] = job

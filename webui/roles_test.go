@@ -36,7 +36,7 @@ var roleMatrix = map[string]fleet.UserRole{
 	"POST /api/fleet-updates/{id}/pause": fleet.Operator, "POST /api/fleet-updates/{id}/resume": fleet.Operator,
 	"POST /api/alerts/{id}/acknowledge": fleet.Operator,
 
-	"DELETE /api/hosts/{id}": fleet.Admin, "POST /api/hosts/{id}/update": fleet.Admin, "POST /api/fleet/update": fleet.Admin,
+	"DELETE /api/hosts/{id}": fleet.Admin, "PUT /api/hosts/{id}/labels": fleet.Admin, "POST /api/hosts/{id}/update": fleet.Admin, "POST /api/fleet/update": fleet.Admin,
 	"POST /api/fleet-updates/{id}/cancel": fleet.Admin, "POST /api/fleet-updates/{id}/retry": fleet.Admin, "POST /api/releases": fleet.Admin, "DELETE /api/releases/{version}": fleet.Admin,
 	"POST /api/users": fleet.Admin, "PATCH /api/users/{id}": fleet.Admin, "DELETE /api/users/{id}": fleet.Admin,
 	"POST /api/tokens": fleet.Admin, "DELETE /api/tokens/{id}": fleet.Admin, "POST /api/join-tokens": fleet.Admin,

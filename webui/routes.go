@@ -34,6 +34,7 @@ func (u *ui) routes() []route {
 		{"GET", "/api/hosts", fleet.Viewer, u.listHosts},
 		{"GET", "/api/hosts/{id}", fleet.Viewer, u.getHost},
 		{"DELETE", "/api/hosts/{id}", fleet.Admin, u.removeHost},
+		{"PUT", "/api/hosts/{id}/labels", fleet.Admin, u.setLabels},
 		{"POST", "/api/hosts/{id}/update", fleet.Admin, u.updateHost},
 		{"GET", "/api/jobs/{id}", fleet.Viewer, u.getJob},
 		{"GET", "/api/jobs/{id}/log", fleet.Viewer, u.getJobLog},

@@ -11,18 +11,19 @@ import (
 
 func newHostsCommand() *cobra.Command {
 	var f clientFlags
-	var status, segment, query string
+	var status, segment, label, query string
 	var behind bool
 	cmd := &cobra.Command{
 		Use:   "hosts",
 		Short: "List the hosts and what they run",
 		Example: `  moult hosts
   moult hosts --behind
+  moult hosts --label rack=a
   moult hosts --status offline --json`,
 		Args: cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			q := url.Values{}
-			for k, v := range map[string]string{"status": status, "segment": segment, "q": query} {
+			for k, v := range map[string]string{"status": status, "segment": segment, "label": label, "q": query} {
 				if v != "" {
 					q.Set(k, v)
 				}
@@ -47,7 +48,8 @@ func newHostsCommand() *cobra.Command {
 	f.register(cmd)
 	cmd.Flags().StringVar(&status, "status", "", "online, offline, unreachable or left")
 	cmd.Flags().StringVar(&segment, "segment", "", "only this segment")
-	cmd.Flags().StringVarP(&query, "query", "q", "", "part of a name")
+	cmd.Flags().StringVarP(&query, "query", "q", "", "part of a name, an id or a label")
+	cmd.Flags().StringVar(&label, "label", "", "only hosts with this label: key=value, or a key")
 	cmd.Flags().BoolVar(&behind, "behind", false, "only hosts whose version is not the target")
 	return cmd
 }
@@ -81,7 +83,7 @@ func target(h apiHost) string {
 
 func newHostCommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "host", Short: "Show, update or remove one host"}
+	cmd := &cobra.Command{Use: "host", Short: "Show, update, label or remove one host"}
 	f.register(cmd)
 
 	show := &cobra.Command{
@@ -103,6 +105,7 @@ func newHostCommand() *cobra.Command {
 				{"PLATFORM", h.OS + "/" + h.Arch},
 				{"SEGMENT", h.Segment},
 				{"RELAYS TO", dash(strings.Join(h.AlsoSegments, ", "))},
+				{"LABELS", dash(labelWords(h.Labels))},
 			})
 		}),
 	}
@@ -154,6 +157,6 @@ with a new token.`,
 			return nil
 		}),
 	}
-	cmd.AddCommand(show, update, remove)
+	cmd.AddCommand(show, update, newLabelCommand(&f), remove)
 	return cmd
 }

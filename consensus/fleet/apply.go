@@ -158,6 +158,7 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	HostRemoved{}.Kind():            on(applyHostRemoved),
 	HostAddressesChanged{}.Kind():   on(applyHostAddressesChanged),
 	HostSegmentsChanged{}.Kind():    on(applyHostSegmentsChanged),
+	HostLabelsSet{}.Kind():          on(applyHostLabelsSet),
 	ReleasePublished{}.Kind():       on(applyReleasePublished),
 	ReleaseWithdrawn{}.Kind():       on(applyReleaseWithdrawn),
 	JobCreated{}.Kind():             on(applyJobCreated),

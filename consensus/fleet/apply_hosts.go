@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"crypto/ed25519"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -223,4 +224,41 @@ func applyHostSegmentsChanged(t *tx, c HostSegmentsChanged) *Error {
 	t.touch("hosts", "host:"+h.ID)
 	t.audit("host "+h.Name, "now in "+segmentsText(h))
 	return nil
+}
+
+func applyHostLabelsSet(t *tx, c HostLabelsSet) *Error {
+	h, refused := t.host(c.HostID)
+	if refused != nil {
+		return refused
+	}
+	if refused := checkLabels(c.Labels); refused != nil {
+		return refused
+	}
+	if c.Was != nil && !maps.Equal(c.Was, h.Labels) {
+		return refuse(CodeLabelsChanged, "the labels of %s were changed meanwhile to %s; look at them and say again what to change", h.Name, describeLabels(h.Labels))
+	}
+	if maps.Equal(c.Labels, h.Labels) {
+		t.unaudited() // pressed twice
+		return nil
+	}
+	h.Labels = nil // as a snapshot restores none
+	if len(c.Labels) > 0 {
+		h.Labels = maps.Clone(c.Labels) // views share the map that was there before
+	}
+	t.put(tableHosts, h)
+	t.touch("hosts", "host:"+h.ID)
+	t.audit("host "+h.Name, describeLabels(h.Labels))
+	return nil
+}
+
+// describeLabels tells labels for people, in the order of keys.
+func describeLabels(labels map[string]string) string {
+	if len(labels) == 0 {
+		return "no labels"
+	}
+	words := make([]string, 0, len(labels))
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		words = append(words, k+"="+labels[k])
+	}
+	return strings.Join(words, " ")
 }

@@ -66,6 +66,7 @@ const (
 	CodeWebhookNotFound     = "webhook_not_found"
 	CodeWebhookExists       = "webhook_exists"
 	CodeLimitReached        = "limit_reached"
+	CodeLabelsChanged       = "labels_changed"
 	CodeConflict            = "conflict" // the state moved on: e.g. the job is no longer running
 )
 
@@ -107,6 +108,14 @@ type (
 	HostSegmentsChanged struct {
 		HostID string        `json:"host_id"`
 		Also   []HostSegment `json:"also_segments"`
+	}
+	// HostLabelsSet gives a host these labels in place of those that it has. Where
+	// Was is there, the host must have exactly those, else somebody changed them
+	// meanwhile (CodeLabelsChanged). Setting what it has already changes nothing.
+	HostLabelsSet struct {
+		HostID string            `json:"host_id"`
+		Labels map[string]string `json:"labels"`
+		Was    map[string]string `json:"was"` // null: whatever it has; {}: none
 	}
 
 	// ReleasePublished makes a release available. Its bytes are on a majority of
@@ -353,6 +362,7 @@ func (HostEnrolled) Kind() string           { return "host_enrolled" }
 func (HostRemoved) Kind() string            { return "host_removed" }
 func (HostAddressesChanged) Kind() string   { return "host_addresses_changed" }
 func (HostSegmentsChanged) Kind() string    { return "host_segments_changed" }
+func (HostLabelsSet) Kind() string          { return "host_labels_set" }
 func (ReleasePublished) Kind() string       { return "release_published" }
 func (ReleaseWithdrawn) Kind() string       { return "release_withdrawn" }
 func (JobCreated) Kind() string             { return "job_created" }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -50,6 +51,8 @@ func anyChange(r *rapid.T, v View) Change {
 		HostRemoved{HostID: hostID},
 		HostAddressesChanged{HostID: hostID, PeerAddr: "10.0.0.1:7947"},
 		HostSegmentsChanged{HostID: hostID, Also: []HostSegment{{Segment: pick("segment", "dmz", "plant"), GossipAddr: "10.2.0.1:7946"}}},
+		HostLabelsSet{HostID: hostID, Labels: map[string]string{"rack": rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "rack")}},
+		HostLabelsSet{HostID: hostID, Labels: map[string]string{}, Was: map[string]string{"rack": "a"}},
 		release(version, rapid.Uint64Range(1, 4).Draw(r, "number")),
 		ReleaseWithdrawn{Version: version},
 		JobCreated{JobID: job, HostID: hostID, TargetVersion: version},
@@ -222,6 +225,9 @@ func mayBeSilent(before View, c Change) bool {
 	case HostSegmentsChanged: // in the same ones already
 		h, _ := before.Host(c.HostID)
 		return slices.Equal(h.Also, c.Also)
+	case HostLabelsSet: // that it has already
+		h, _ := before.Host(c.HostID)
+		return maps.Equal(h.Labels, c.Labels)
 	case SessionEnded: // ended already
 		_, ok := before.Session(c.Hash)
 		return !ok

@@ -2,6 +2,8 @@
 //
 //   data-call="POST /api/…"   what to call; a form sends its fields as JSON, boxes
 //                             of one name as the list of those that are ticked
+//                             (data-json: the field's value is JSON; data-labels:
+//                             it is key=value, one a line)
 //   data-body='{"…"}'         the body that a button sends
 //   data-confirm="…?"         what to ask first
 //   data-then="/jobs/{job_id}" where to go then, with fields of the answer
@@ -57,15 +59,25 @@
   function fieldsOf(form) {
     const body = {};
     for (const el of form.elements) {
-      if (!el.name || el.disabled || el.value === "") continue;
+      if (!el.name || el.disabled) continue;
       if (el.type === "checkbox") {
         body[el.name] ??= [];
         if (el.checked) body[el.name].push(el.value);
-        continue;
+      } else if (el.dataset.labels !== undefined) {
+        body[el.name] = labelsOf(el.value);
+      } else if (el.value !== "") {
+        body[el.name] = el.dataset.json !== undefined ? JSON.parse(el.value) : el.type === "number" ? Number(el.value) : el.value;
       }
-      body[el.name] = el.type === "number" ? Number(el.value) : el.value;
     }
     return body;
+  }
+
+  function labelsOf(text) {
+    const pairs = text.split("\n").map((line) => line.trim()).filter(Boolean).map((line) => {
+      const at = line.indexOf("=");
+      return at < 0 ? [line, ""] : [line.slice(0, at).trim(), line.slice(at + 1).trim()];
+    });
+    return Object.fromEntries(pairs);
   }
 
   function show(id, answer) {
