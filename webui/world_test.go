@@ -28,7 +28,7 @@ import (
 	"moult/mesh/identity"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(recordedM{m}) }
 
 // world is a server as the UI sees it: a real replicated state with a log in
 // memory, and hosts, servers and a store that tests arrange.
@@ -210,6 +210,7 @@ func (w *world) Fragment(token, path string) answer {
 func (w *world) Do(r *http.Request) answer {
 	rec := httptest.NewRecorder()
 	w.handler.ServeHTTP(rec, r)
+	recorded.note(w.handler, r, rec)
 	return answer{rec, w.tb}
 }
 
