@@ -35,6 +35,33 @@ func TestReleasesPageTellsWhoRunsWhat(t *testing.T) {
 	}
 }
 
+func TestWithdrawTellsWhatThenIsTheTarget(t *testing.T) {
+	w := StartWorld(t)
+	w.MustEnrol("a", "2.1.0", true)
+	w.MustRelease("2.0.0", 2)
+	w.MustRelease("2.1.0", 3)
+	question := func(version, want string) {
+		t.Helper()
+		page := w.Admin("GET", "/releases", "").Body.String()
+		_, row, _ := strings.Cut(page, `id="release-`+version+`"`)
+		row, _, _ = strings.Cut(row, "</tr>")
+		if !strings.Contains(row, "Withdraw "+version+"? ") || !strings.Contains(row, want) {
+			t.Errorf("%s: no %q in %s", version, want, row)
+		}
+	}
+	question("2.1.0", "The target becomes 2.0.0. Its number is lower: what runs 2.1.0 now (1 host) is then shown as behind")
+	question("2.0.0", "The target stays 2.1.0.")
+	w.Admin("DELETE", "/api/releases/2.0.0", "").OK()
+	question("2.1.0", "No other release is available: the target becomes "+ownVersion+", which this server runs, and no update can be started")
+	if body := w.Admin("GET", "/releases", "").Body.String(); strings.Contains(body, "Withdraw 2.0.0?") {
+		t.Error("what is withdrawn can be withdrawn again")
+	}
+	w.Admin("DELETE", "/api/releases/2.1.0", "").OK()
+	if target := w.Admin("GET", "/api/hosts", "").OK()["hosts"].([]any)[0].(map[string]any)["target_version"]; target != ownVersion {
+		t.Errorf("it said otherwise: %v", target)
+	}
+}
+
 func TestReleasesPageTellsWhetherTheKeyIsPinned(t *testing.T) {
 	public, secret, err := release.GenerateKey()
 	if err != nil {

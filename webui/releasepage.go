@@ -26,6 +26,7 @@ type releaseRow struct {
 	Target bool // what hosts are meant to run
 	Signed bool // by a release key that is pinned now
 	Hosts  int  // that run it
+	After  string // what is true once it is withdrawn, for who is asked; "" for one that is withdrawn
 }
 
 // versionCount is a version that hosts run and that is not a release.
@@ -50,7 +51,7 @@ func (u *ui) releasesPage(w http.ResponseWriter, r *http.Request) error {
 			_, err := release.Verify(cluster.ReleaseKeys, rel.Manifest, rel.Signature)
 			v.Releases = append(v.Releases, releaseRow{
 				releaseJSON: showRelease(rel), Hosts: runs[rel.Version], Signed: err == nil,
-				Target: !rel.Withdrawn && rel.Version == p.target,
+				Target: !rel.Withdrawn && rel.Version == p.target, After: p.afterWithdrawal(rel, runs[rel.Version]),
 			})
 		}
 		delete(runs, rel.Version)
@@ -60,6 +61,27 @@ func (u *ui) releasesPage(w http.ResponseWriter, r *http.Request) error {
 	}
 	slices.SortFunc(v.Others, func(a, b versionCount) int { return compareVersions(b.Version, a.Version) })
 	return u.show(w, r, releasesPageKind, v)
+}
+
+// afterWithdrawal tells what the withdrawal of a release that some hosts run changes.
+func (p picture) afterWithdrawal(rel fleet.Release, hosts int) string {
+	if rel.Withdrawn {
+		return ""
+	}
+	const always = "It can be chosen no more, and cannot be brought back. Hosts that run it go on. "
+	if rel.Version != p.target {
+		return always + "The target stays " + p.target + "."
+	}
+	for _, other := range p.Releases() { // the highest number first
+		if !other.Withdrawn && other.Version != rel.Version {
+			text := always + "The target becomes " + other.Version + "."
+			if hosts > 0 {
+				text += " Its number is lower: what runs " + rel.Version + " now (" + count(hosts, "host") + ") is then shown as behind, and takes it only if it is signed as a rollback."
+			}
+			return text
+		}
+	}
+	return always + "No other release is available: the target becomes " + p.version + ", which this server runs, and no update can be started until a release is published."
 }
 
 // platform is an artifact's platform as people write it.

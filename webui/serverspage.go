@@ -25,7 +25,8 @@ type serversView struct {
 // serverRow is a server and how far it is behind the others.
 type serverRow struct {
 	ServerStatus
-	Lag uint64 // log entries
+	Lag  uint64 // log entries
+	Only bool   // that votes: without it there would be no cluster
 }
 
 func (u *ui) serversPage(w http.ResponseWriter, r *http.Request) error {
@@ -44,7 +45,7 @@ func (u *ui) serversPage(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	for _, s := range servers {
-		v.Servers = append(v.Servers, serverRow{s, newest - s.AppliedIndex})
+		v.Servers = append(v.Servers, serverRow{s, newest - s.AppliedIndex, s.Voter && v.Voters == 1})
 	}
 	v.Needed = v.Voters/2 + 1
 	v.Spare = max(0, v.Healthy-v.Needed)

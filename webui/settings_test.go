@@ -3,6 +3,7 @@ package webui
 import (
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -257,4 +258,28 @@ func TestJoiningThroughARelay(t *testing.T) {
 	if got := w.Admin("GET", "/api/hosts/"+relay, "").OK()["also_segments"]; len(got.([]any)) != 2 {
 		t.Errorf("the API tells of %v", got)
 	}
+}
+
+// The only voter is not offered for removal; the Raft group would refuse it.
+func TestOnlyServerIsNotOfferedForRemoval(t *testing.T) {
+	w := StartWorld(t)
+	offers := func(want string) {
+		t.Helper()
+		body := w.Admin("GET", "/settings/servers", "").Body.String()
+		var offered []string
+		for _, call := range regexp.MustCompile(`data-call="POST /api/servers/(\w+)/remove"`).FindAllStringSubmatch(body, -1) {
+			offered = append(offered, call[1])
+		}
+		if got := strings.Join(offered, " "); got != want {
+			t.Errorf("%q can be removed, not %q", got, want)
+		}
+		if strings.Contains(body, "It is the only voter; add another server first.") != !strings.Contains(want, "s1") {
+			t.Errorf("is the reason there? %s", body)
+		}
+	}
+	offers("")
+	w.servers.list = append(w.servers.list, ServerStatus{ID: "s2", Name: "server-2"}) // not a voter yet
+	offers("s2")
+	w.servers.list[1].Voter = true
+	offers("s1 s2")
 }
