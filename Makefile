@@ -18,7 +18,7 @@ NO_RACE_NOTE = $(if $(RACE),,@echo "no C compiler here: the tests run without th
 # Packages whose tests drive goroutines against each other.
 RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 
-.PHONY: help build test race test-long faults e2e lint vet demo bench clean
+.PHONY: help build test race test-long faults e2e lint vet demo bench screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,5 +67,9 @@ bench: ## the benchmarks whose figures the README quotes
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./consensus/... ./updater/artifact ./webui ./cmd/moult
 	MOULT_HOSTS=300 $(GO) test -count=1 -v -timeout 60m -run TestRosterConvergence ./mesh
 
+screenshots: ## each page in light, dark and phone width, into build/screenshots
+	MOULT_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count=1 -run 'TestEveryPageIsAccessible' ./webui
+	@ls build/screenshots
+
 clean: ## remove build output
-	rm -rf bin dist
+	rm -rf bin dist build

@@ -88,6 +88,10 @@ func TestEveryPageIsAccessible(t *testing.T) {
 	b.Prefer(browsertest.Light)
 	b.CheckAccessibility("login, light")
 	b.Screenshot("login-light")
+	b.Do(chromedp.EmulateViewport(390, 844))
+	b.CheckAccessibility("login, phone")
+	b.Screenshot("login-phone")
+	b.Do(chromedp.EmulateViewport(1280, 900))
 	MustSignIn(b, srv, "/")
 	look := func(path, name string) {
 		t.Helper()

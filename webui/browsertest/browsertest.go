@@ -151,7 +151,7 @@ func (b *Browser) await(text string, want bool) {
 }
 
 // Screenshot writes the whole page as NAME.png into the directory that
-// MOULT_SCREENSHOTS names; without one it does nothing.
+// MOULT_SCREENSHOTS names, which it makes; without one it does nothing.
 func (b *Browser) Screenshot(name string) {
 	b.tb.Helper()
 	dir := os.Getenv("MOULT_SCREENSHOTS")
@@ -162,6 +162,9 @@ func (b *Browser) Screenshot(name string) {
 	if err != nil {
 		b.tb.Logf("screenshot %s: %v", name, err)
 		return
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		b.tb.Error(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".png"), png, 0o644); err != nil {
 		b.tb.Error(err)
