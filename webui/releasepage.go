@@ -23,9 +23,9 @@ type releasesView struct {
 // releaseRow is a release and who runs it.
 type releaseRow struct {
 	releaseJSON
-	Target bool // what hosts are meant to run
-	Signed bool // by a release key that is pinned now
-	Hosts  int  // that run it
+	Target bool   // what hosts are meant to run
+	Signed bool   // by a release key that is pinned now
+	Hosts  int    // that run it
 	After  string // what is true once it is withdrawn, for who is asked; "" for one that is withdrawn
 }
 
