@@ -128,8 +128,10 @@ func TestStreamEndsWithTheLoginBehindIt(t *testing.T) {
 func TestStreamsAreBounded(t *testing.T) {
 	w := StartWorld(t)
 	u := &ui{Config: w.config, streams: streamSlots{total: 3, perCaller: 2}}
+	within, cancelAll := context.WithTimeout(t.Context(), 10*time.Second) // a stream that is not refused goes on
+	defer cancelAll()
 	as := func(actor string) *http.Request {
-		return httptest.NewRequestWithContext(context.WithValue(t.Context(), callerKey{}, caller{Actor: actor}), "GET", "/api/events", nil)
+		return httptest.NewRequestWithContext(context.WithValue(within, callerKey{}, caller{Actor: actor}), "GET", "/api/events", nil)
 	}
 	refused := func(actor, code string) {
 		t.Helper()
