@@ -24,15 +24,17 @@ func TestScriptIsNoName(t *testing.T) {
 	quotedEvil := strings.ReplaceAll(evil, `"`, `\"`)
 	index := w.state.View().Audit(0, 1)[0].Index
 	for call, field := range map[string]string{
-		`POST /api/users {"name":"` + quotedEvil + `","role":"viewer","password":"long enough"}`: "name",
-		`POST /api/users {"name":"bob","role":"` + quotedEvil + `","password":"long enough"}`:    "role",
-		`POST /api/tokens {"name":"` + quotedEvil + `","role":"viewer"}`:                         "name",
-		`POST /api/tokens {"name":"ci","role":"viewer","ttl":"` + quotedEvil + `"}`:              "ttl",
-		`POST /api/join-tokens {"segment":"` + quotedEvil + `"}`:                                 "segment",
-		`POST /api/join-tokens {"role":"` + quotedEvil + `"}`:                                    "role",
-		`POST /api/join-tokens {"arch":"` + quotedEvil + `"}`:                                    "arch",
-		`PUT /api/hosts/` + id + `/labels {"labels":{"` + quotedEvil + `":"x"}}`:                 "labels",
-		`PUT /api/hosts/` + id + `/labels {"labels":{"x":"` + quotedEvil + `"}}`:                 "labels",
+		`POST /api/users {"name":"` + quotedEvil + `","role":"viewer","password":"long enough"}`:           "name",
+		`POST /api/users {"name":"bob","role":"` + quotedEvil + `","password":"long enough"}`:              "role",
+		`POST /api/tokens {"name":"` + quotedEvil + `","role":"viewer"}`:                                   "name",
+		`POST /api/tokens {"name":"ci","role":"viewer","ttl":"` + quotedEvil + `"}`:                        "ttl",
+		`POST /api/join-tokens {"segment":"` + quotedEvil + `"}`:                                           "segment",
+		`POST /api/join-tokens {"role":"` + quotedEvil + `"}`:                                              "role",
+		`POST /api/join-tokens {"arch":"` + quotedEvil + `"}`:                                              "arch",
+		`POST /api/webhooks {"name":"` + quotedEvil + `","format":"json","url":"https://hooks.example/x"}`: "name",
+		`POST /api/webhooks {"name":"x","format":"json","url":"` + quotedEvil + `"}`:                       "url",
+		`PUT /api/hosts/` + id + `/labels {"labels":{"` + quotedEvil + `":"x"}}`:                           "labels",
+		`PUT /api/hosts/` + id + `/labels {"labels":{"x":"` + quotedEvil + `"}}`:                           "labels",
 	} {
 		method, rest, _ := strings.Cut(call, " ")
 		where, body, _ := strings.Cut(rest, " ")

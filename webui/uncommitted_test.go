@@ -28,6 +28,8 @@ func TestWritesTellThatNothingIsCommitted(t *testing.T) {
 	alert := w.state.View().OpenAlerts()[0].ID
 	update := w.Admin("POST", "/api/fleet/update", "").OK()["fleet_update_id"].(string)
 	w.Admin("POST", "/api/fleet-updates/"+update+"/cancel", "").OK()
+	const hook = `{"name":"pager","format":"json","url":"https://hooks.example/x"}`
+	webhook := w.Admin("POST", "/api/webhooks", hook).OK()["id"].(string)
 	session := w.MustSession(t, "u1")
 	manifest, signature, artifact := w.store.makeRelease(t, "3.0.0", 3)
 
@@ -39,7 +41,8 @@ func TestWritesTellThatNothingIsCommitted(t *testing.T) {
 		"POST /api/users": `{"name":"bob","role":"viewer","password":"long enough"}`, "PATCH /api/users/u2": `{"role":"admin"}`, "DELETE /api/users/u2": "",
 		"POST /api/tokens": `{"name":"ci","role":"viewer"}`, "DELETE /api/tokens/t3": "", "POST /api/join-tokens": "",
 		"POST /api/account/end-sessions": "", "POST /api/account/password": `{"current_password":"` + adminPassword + `","new_password":"another one"}`,
-		"POST /api/servers/" + s2 + "/remove": "",
+		"POST /api/servers/" + s2 + "/remove": "", "POST /api/webhooks": strings.Replace(hook, "pager", "other", 1),
+		"PUT /api/webhooks/" + webhook: `{"name":"other"}`, "DELETE /api/webhooks/" + webhook: "", "POST /api/webhooks/" + webhook + "/test": "",
 	}
 	index := w.state.View().Index()
 	for code, fail := range map[string]error{
@@ -97,6 +100,10 @@ func TestWhatIsFullRefusesMore(t *testing.T) {
 			t.Errorf("%s: how many? %s", path, msg)
 		}
 	}
+	for i := range fleet.MaxWebhooks {
+		w.Admin("POST", "/api/webhooks", fmt.Sprintf(`{"name":"hook-%d","format":"json","url":"https://hooks.example/x"}`, i)).OK()
+	}
+	w.Admin("POST", "/api/webhooks", `{"name":"more","format":"json","url":"https://hooks.example/x"}`).Refused(http.StatusConflict, "limit_reached")
 	w.log.fail = refuse(fleet.CodeLimitReached, "10000 join tokens are good still")
 	w.Admin("POST", "/api/join-tokens", "").Refused(http.StatusConflict, "limit_reached")
 	w.log.fail = nil
@@ -106,6 +113,10 @@ func TestWhatIsFullRefusesMore(t *testing.T) {
 
 func TestRefusalsOfChanges(t *testing.T) {
 	w := StartWorld(t)
+	for _, name := range []string{"a", "b"} {
+		w.Admin("POST", "/api/webhooks", `{"name":"`+name+`","format":"json","url":"https://hooks.example/x"}`).OK()
+	}
+	w.Admin("PUT", "/api/webhooks/"+w.state.View().Webhooks()[0].ID, `{"name":"b"}`).Refused(http.StatusConflict, "webhook_exists")
 	w.MustEnrol("a", "1.0.0", true)
 	w.MustRelease("2.0.0", 2)
 	w.Admin("POST", "/api/fleet/update", "").OK()
