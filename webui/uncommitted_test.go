@@ -20,6 +20,7 @@ var errNotCommitted = errors.New("no leader took the request; a majority of the 
 func TestWritesTellThatNothingIsCommitted(t *testing.T) {
 	w := StartWorld(t)
 	s2 := w.mustEnrol("server-2", fleet.RoleServer, "default", "1.0.0", true)
+	w.servers.list = append(w.servers.list, ServerStatus{ID: s2, Name: "server-2", Voter: true})
 	a, b := w.MustEnrol("a", "1.0.0", true), w.MustEnrol("b", "1.0.0", true)
 	w.MustRelease("2.0.0", 2)
 	w.MustPropose("user:admin", fleet.UserCreated{User: fleet.User{ID: "u2", Name: "ann", Role: fleet.Viewer, PasswordHash: "x"}})
@@ -41,7 +42,8 @@ func TestWritesTellThatNothingIsCommitted(t *testing.T) {
 		"POST /api/users": `{"name":"bob","role":"viewer","password":"long enough"}`, "PATCH /api/users/u2": `{"role":"admin"}`, "DELETE /api/users/u2": "",
 		"POST /api/tokens": `{"name":"ci","role":"viewer"}`, "DELETE /api/tokens/t3": "", "POST /api/join-tokens": "",
 		"POST /api/account/end-sessions": "", "POST /api/account/password": `{"current_password":"` + adminPassword + `","new_password":"another one"}`,
-		"POST /api/servers/" + s2 + "/remove": "", "POST /api/webhooks": strings.Replace(hook, "pager", "other", 1),
+		"POST /api/servers/" + s2 + "/remove": "", "POST /api/servers/" + s2 + "/demote": "", "POST /api/servers/" + s2 + "/promote": "",
+		"GET /api/backup?recipient=age1good": "", "POST /api/webhooks": strings.Replace(hook, "pager", "other", 1),
 		"PUT /api/webhooks/" + webhook: `{"name":"other"}`, "DELETE /api/webhooks/" + webhook: "", "POST /api/webhooks/" + webhook + "/test": "",
 	}
 	index := w.state.View().Index()
