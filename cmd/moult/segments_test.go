@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -147,6 +148,27 @@ func TestSegmentsAgentsBehindTwoRelays(t *testing.T) {
 	if seen := lapses(); len(seen) > 0 {
 		t.Errorf("relays looked offline meanwhile: %v", seen)
 	}
+	// All are updated, and the binary goes once over the link of each relay, which
+	// runs it itself: not once for each of the eight behind it.
+	before := [2]int64{crossing(relays[0]), crossing(relays[1])}
+	n.publish(versionB, binary(t, versionB))
+	n.awaitFleetUpdate(n.startFleetUpdate(map[string]any{}), "completed", 5*time.Minute)
+	for name, h := range n.testCluster.hosts() {
+		if h.AgentVersion != versionB || n.starts(name, versionB) != 1 {
+			t.Errorf("%s runs %s, and started %d times in %s", name, h.AgentVersion, n.starts(name, versionB), versionB)
+		}
+	}
+	size, err := os.Stat(binary(t, versionB))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range relays {
+		came := float64(crossing(r)-before[i]) / float64(size.Size())
+		t.Logf("%.3f artifacts came over the link of %s to the servers", came, r.name)
+		if came > 1.1 {
+			t.Errorf("%.3f artifacts came over the link of %s to the servers, at most 1.1 may", came, r.name)
+		}
+	}
 	// Each server sees the other two and the relays: nobody has left its pool.
 	for _, s := range []string{"server-1", "server-2", "server-3"} {
 		for _, f := range n.hosts[s].doctor().Findings {
@@ -155,6 +177,12 @@ func TestSegmentsAgentsBehindTwoRelays(t *testing.T) {
 			}
 		}
 	}
+}
+
+// crossing is how many bytes came in by a relay's link to its home segment.
+func crossing(relay *segmentedHost) int64 {
+	in, _ := relay.traffic(relay.segments[0])
+	return in
 }
 
 // A chain of three segments: an agent joins through two relays, one behind the
@@ -170,6 +198,13 @@ func TestSegmentsChainOfThree(t *testing.T) {
 	n.awaitOnline(time.Minute, "agent-1")
 	if h := n.testCluster.hosts()["agent-1"]; h.Segment != "far" {
 		t.Errorf("agent-1 is in segment %s", h.Segment)
+	}
+	n.publish(versionB, binary(t, versionB))
+	n.awaitFleetUpdate(n.startFleetUpdate(map[string]any{}), "completed", 3*time.Minute)
+	for name, h := range n.testCluster.hosts() {
+		if h.AgentVersion != versionB || n.starts(name, versionB) != 1 {
+			t.Errorf("%s runs %s, and started %d times in %s", name, h.AgentVersion, n.starts(name, versionB), versionB)
+		}
 	}
 }
 
