@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/pem"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -58,13 +59,12 @@ func TestWaysToServers(t *testing.T) {
 
 // Two relays that start a segment at the same time are each alone in it; they
 // find each other by the segment that they share, and a third, which knows
-// nobody in it, too. Two halves of a segment that have never heard of each other
-// become one.
+// nobody in it, too.
 func TestPoolsFindTheirMembersByAsking(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		c := newCluster(t)
 		var asked atomic.Int64
-		nodes := map[string]*Node{}
+		var nodes sync.Map // by host id: a node asks while others are still started
 		// As cmd/moult does it by HTTP: ask the neighbours for what they see.
 		start := func(host string, segments ...string) *Node {
 			cfg := c.config(host, segments...)
@@ -74,20 +74,21 @@ func TestPoolsFindTheirMembersByAsking(t *testing.T) {
 			cfg.FindSeeds = func(_ context.Context, segment string, neighbours []Contact) (addrs []string) {
 				asked.Add(1)
 				for _, w := range neighbours {
-					if n := nodes[w.HostID]; n != nil {
-						addrs = append(addrs, n.Members(segment)...)
+					if n, ok := nodes.Load(w.HostID); ok {
+						addrs = append(addrs, n.(*Node).Members(segment)...)
 					}
 				}
 				return addrs
 			}
-			return c.start(cfg)
+			n := c.start(cfg)
+			nodes.Store(host, n)
+			return n
 		}
-		nodes["s1"] = start("s1", "left")
+		s := start("s1", "left")
 		r1, r2 := start("r1", "left", "right"), start("r2", "left", "right")
-		nodes["r1"], nodes["r2"] = r1, r2
 		inRight := func(n *Node, members int) bool { return len(n.Members("right")) == members }
 		await(t, time.Minute, "the two relays to meet", func() bool { return inRight(r1, 2) && inRight(r2, 2) })
-		if nodes["s1"].Members("right") != nil {
+		if s.Members("right") != nil {
 			t.Error("who is not in a segment names members of it")
 		}
 		r3 := start("r3", "left", "right")
