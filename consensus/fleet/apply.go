@@ -161,6 +161,7 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	HostLabelsSet{}.Kind():          on(applyHostLabelsSet),
 	ReleasePublished{}.Kind():       on(applyReleasePublished),
 	ReleaseWithdrawn{}.Kind():       on(applyReleaseWithdrawn),
+	ReleaseKeysChanged{}.Kind():     on(applyReleaseKeysChanged),
 	JobCreated{}.Kind():             on(applyJobCreated),
 	JobDispatched{}.Kind():          on(applyJobDispatched),
 	JobFinished{}.Kind():            on(applyJobFinished),

@@ -129,6 +129,16 @@ type (
 		Version string `json:"version"`
 	}
 
+	// ReleaseKeysChanged replaces the release keys by those of a signed key
+	// statement, whose number is one more than the last one's (CodeConflict). The
+	// proposer has verified the signature; hosts do so again, each for itself.
+	ReleaseKeysChanged struct {
+		Number    uint64       `json:"number"`
+		Threshold int          `json:"threshold"`
+		Keys      []string     `json:"keys"`
+		Signed    KeyStatement `json:"signed"`
+	}
+
 	// JobCreated queues an update of a single host. Refused with
 	// CodeUpdateInProgress when the host has a job that is not done or stands
 	// pending or running in the active fleet update.
@@ -365,6 +375,7 @@ func (HostSegmentsChanged) Kind() string    { return "host_segments_changed" }
 func (HostLabelsSet) Kind() string          { return "host_labels_set" }
 func (ReleasePublished) Kind() string       { return "release_published" }
 func (ReleaseWithdrawn) Kind() string       { return "release_withdrawn" }
+func (ReleaseKeysChanged) Kind() string     { return "release_keys_changed" }
 func (JobCreated) Kind() string             { return "job_created" }
 func (JobDispatched) Kind() string          { return "job_dispatched" }
 func (JobFinished) Kind() string            { return "job_finished" }

@@ -375,4 +375,15 @@ type Cluster struct {
 	// signature on it, which hosts ask for.
 	Epoch          uint64 `json:"epoch,omitempty"`
 	EpochStatement []byte `json:"epoch_statement,omitempty"`
+
+	ReleaseThreshold int            `json:"release_threshold,omitempty"` // how many of ReleaseKeys have to sign; 0 counts as 1
+	KeysNumber       uint64         `json:"keys_number,omitempty"`       // of the newest of KeyStatements; 0: there is none
+	KeyStatements    []KeyStatement `json:"key_statements,omitempty"`    // all there ever were, by their number from 1
+}
+
+// KeyStatement is the signed text that changed the release keys. Hosts believe
+// the text, never this state; it is kept for those that were off meanwhile.
+type KeyStatement struct {
+	Statement []byte `json:"statement"`
+	Signature []byte `json:"signature"`
 }

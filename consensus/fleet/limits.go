@@ -37,6 +37,8 @@ const (
 	MaxAPITokens = 1_000
 	MaxWebhooks  = 20
 
+	MaxKeyStatements = 256 // changes of the release keys
+
 	MaxSources       = 64 // sources kept per job; the first ones win
 	MaxKnownNetworks = 8  // of one user; the oldest is forgotten
 )
@@ -65,7 +67,9 @@ const (
 	MaxBearerBytes       = 1024
 	MinSecretBytes       = 16 // of what signs a webhook's requests
 	MaxSecretBytes       = 256
-	MaxStatementBytes    = 4 << 10 // of an epoch
+	MaxReleaseKeys       = 8
+	MaxReleaseKeyBytes   = 128     // of a key's line
+	MaxStatementBytes    = 4 << 10 // of an epoch, or of a change of the release keys
 )
 
 // maxYear is the last year that a time may lie in.

@@ -162,6 +162,11 @@ func TestInputLimits(t *testing.T) {
 		change(&c)
 		return c
 	}
+	keysWith := func(change func(*ReleaseKeysChanged)) Change {
+		c := keysChanged(1)
+		change(&c)
+		return c
+	}
 	past := epoch
 	labels := map[string]string{}
 	for i := range MaxLabels + 1 {
@@ -208,6 +213,17 @@ func TestInputLimits(t *testing.T) {
 		{"artifacts[0].size", publish(func(r *Release) { r.Artifacts[0].Size = 0 })},
 		{"artifacts[0].sha256", publish(func(r *Release) { r.Artifacts[0].SHA256 = strings.Repeat("A", 64) })},
 		{"artifacts names linux/amd64 twice", publish(func(r *Release) { r.Artifacts = append(r.Artifacts, r.Artifacts[0]) })},
+		{"keys has 0", keysWith(func(c *ReleaseKeysChanged) { c.Keys = nil })},
+		{"keys has 9", keysWith(func(c *ReleaseKeysChanged) { c.Keys = make([]string, MaxReleaseKeys+1) })},
+		{"keys[0]", keysWith(func(c *ReleaseKeysChanged) { c.Keys[0] = "" })},
+		{"keys[0]", keysWith(func(c *ReleaseKeysChanged) { c.Keys[0] = "RW\xff" })},
+		{"keys[0]", keysWith(func(c *ReleaseKeysChanged) { c.Keys[0] = strings.Repeat("a", MaxReleaseKeyBytes+1) })},
+		{"threshold", keysWith(func(c *ReleaseKeysChanged) { c.Threshold = 0 })},
+		{"threshold", keysWith(func(c *ReleaseKeysChanged) { c.Threshold = 2 })},
+		{"statement", keysWith(func(c *ReleaseKeysChanged) { c.Signed.Statement = nil })},
+		{"statement", keysWith(func(c *ReleaseKeysChanged) { c.Signed.Statement = make([]byte, MaxStatementBytes+1) })},
+		{"signature", keysWith(func(c *ReleaseKeysChanged) { c.Signed.Signature = nil })},
+		{"signature", keysWith(func(c *ReleaseKeysChanged) { c.Signed.Signature = make([]byte, MaxSignatureBytes+1) })},
 		{"token.id", token(func(k *JoinToken) { k.ID = "" })},
 		{"token.hash", token(func(k *JoinToken) { k.Hash = long })},
 		{"role", token(func(k *JoinToken) { k.Role = "root" })},
