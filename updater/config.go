@@ -13,6 +13,7 @@ import (
 	"moult/mesh/identity"
 	"moult/updater/artifact"
 	"moult/updater/order"
+	"moult/updater/release"
 )
 
 // Mesh is how the updater is heard.
@@ -27,8 +28,9 @@ type Mesh interface {
 // Config is what an Updater needs of its host.
 type Config struct {
 	HostID      string
+	Cluster     string             // its id
 	Verifier    *identity.Verifier // of the servers that sign orders
-	ReleaseKeys func() []string    // the pinned minisign public keys
+	ReleaseKeys release.KeySet     // as given when the host joined; DATA/trust.json has those of today
 	Fence       *order.Fence
 
 	DataDir   string // the agent's data directory
@@ -53,8 +55,8 @@ type Config struct {
 
 func (c *Config) validate() error {
 	switch {
-	case c.HostID == "" || c.Verifier == nil || c.ReleaseKeys == nil || c.Fence == nil:
-		return errors.New("updater: host id, verifier, release keys and fence have to be given")
+	case c.HostID == "" || c.Cluster == "" || c.Verifier == nil || c.Fence == nil:
+		return errors.New("updater: host id, cluster, verifier and fence have to be given")
 	case c.DataDir == "" || c.Installed == "" || c.Version == "" || len(c.Digest) != 64:
 		return errors.New("updater: data directory, installed binary, version and digest have to be given")
 	case c.Store == nil || c.Candidates == nil || c.HTTP == nil || c.Mesh == nil:

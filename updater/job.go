@@ -69,11 +69,15 @@ func (u *Updater) job(ctx context.Context, o order.Order, sealed []byte, resumes
 // prepare does everything up to the marker, in the order of trust. A nil marker
 // means that this host runs the release already.
 func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outcome) (*install.Marker, error) {
+	// First: the manifest may be signed by a key that these bring in.
+	if _, err := u.TakeKeyStatements(o.KeyStatements); err != nil {
+		u.note(fmt.Sprintf("the order's key statements are not followed: %v", err))
+	}
 	off, err := u.verify(o)
 	if err != nil {
 		return nil, err
 	}
-	out.Digest, out.Number, out.Floor = off.Digest, off.Number, off.Floor
+	out.Digest, out.Number, out.Floor, out.Expires = off.Digest, off.Number, off.Floor, off.Expires
 	t, err := loadTrust(u.cfg.DataDir)
 	if err != nil {
 		return nil, err
@@ -84,7 +88,7 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 	case off.Digest == u.cfg.Digest:
 		return nil, fmt.Errorf("the release of version %s is the binary that runs here, which says that it is version %s; build it as %s and publish that", off.Version, u.cfg.Version, off.Version)
 	}
-	if err := t.admit(off, time.Now()); err != nil {
+	if err := t.admit(off, u.runningNumber(t, o), time.Now()); err != nil {
 		return nil, err
 	}
 	if f, failed := install.FailedBefore(u.cfg.DataDir, o.JobID, off.Digest); failed {
@@ -105,14 +109,18 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 	u.note("preflight passed")
 	return &install.Marker{
 		JobID: o.JobID, Attempt: o.Attempt, Index: o.Index, Version: off.Version, Digest: off.Digest,
-		Number: off.Number, Floor: off.Floor, StagedPath: path,
+		Number: off.Number, Floor: off.Floor, Expires: off.Expires, StagedPath: path,
 		FromVersion: u.cfg.Version, FromDigest: u.cfg.Digest, State: install.Staged,
 	}, nil
 }
 
 // verify checks the release key's signature and picks this host's artifact.
 func (u *Updater) verify(o order.Order) (offer, error) {
-	m, err := release.Verify(u.cfg.ReleaseKeys(), o.Manifest, o.Signature)
+	t, err := loadTrust(u.cfg.DataDir)
+	if err != nil {
+		return offer{}, err
+	}
+	m, err := release.Verify(u.keysOf(t), o.Manifest, o.Signature)
 	if err != nil {
 		return offer{}, fmt.Errorf("verify the manifest of version %s: %w", o.Version, err)
 	}
@@ -123,11 +131,10 @@ func (u *Updater) verify(o order.Order) (offer, error) {
 	if !ok {
 		return offer{}, fmt.Errorf("release %s has no artifact for %s/%s; publish one that has", m.Version, runtime.GOOS, runtime.GOARCH)
 	}
-	off := offer{Version: m.Version, Number: m.Number, Floor: m.Floor, Rollback: m.Rollback, Digest: a.SHA256, Size: a.Size}
-	if m.Expires != nil {
-		off.Expires = *m.Expires
-	}
-	return off, nil
+	return offer{
+		Version: m.Version, Number: m.Number, Floor: m.Floor, MinFrom: m.MinFrom, Rollback: m.Rollback,
+		Expires: m.Expires, Digest: a.SHA256, Size: a.Size,
+	}, nil
 }
 
 // fetch gets the artifact into the store and returns its path; its progress is

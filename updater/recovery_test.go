@@ -180,7 +180,7 @@ func TestLostRecordOfACommittedJob(t *testing.T) {
 	h.run()
 	h.updater.HandleOrder(fromServer, sealed)
 	h.awaitPhase("idle job-1")
-	if tr, err := loadTrust(h.data); err != nil || tr != (trust{5, 3}) {
+	if tr, err := loadTrust(h.data); err != nil || tr.Highest != 5 || tr.Floor != 3 {
 		t.Errorf("trust is %+v, %v", tr, err)
 	}
 }
@@ -190,7 +190,7 @@ func TestLostRecordOfACommittedJob(t *testing.T) {
 func TestCorruptTrustIsFoundOut(t *testing.T) {
 	dir := t.TempDir()
 	want := trust{Highest: 77, Floor: 70}
-	must(t, raiseTrust(dir, want.Highest, want.Floor))
+	must(t, raiseTrust(dir, installed{Number: want.Highest}, want.Floor))
 	file, err := os.ReadFile(trustPath(dir))
 	must(t, err)
 	check := func(content []byte, what string) {
@@ -200,7 +200,7 @@ func TestCorruptTrustIsFoundOut(t *testing.T) {
 		} else if err != nil && !strings.Contains(err.Error(), "remove it to trust any signed release once") {
 			t.Errorf("%s: the error %q names no next step", what, err)
 		}
-		if err := raiseTrust(dir, 1, 1); err == nil {
+		if err := raiseTrust(dir, installed{Number: 1}, 1); err == nil {
 			if got, _ := loadTrust(dir); got != want {
 				t.Errorf("%s: raising made of it %+v", what, got)
 			}
@@ -282,7 +282,7 @@ func TestUnrecordedCommitIsSeenByWhatRuns(t *testing.T) {
 	if o, err := install.LoadOutcome(h.data); err != nil || o.Result != install.Committed {
 		t.Errorf("outcome %+v, %v", o, err)
 	}
-	if tr, err := loadTrust(h.data); err != nil || tr != (trust{5, 3}) {
+	if tr, err := loadTrust(h.data); err != nil || tr.Highest != 5 || tr.Floor != 3 {
 		t.Errorf("trust is %+v, %v", tr, err)
 	}
 }

@@ -25,6 +25,8 @@ type Updater struct {
 	kick   chan struct{} // the reporter
 	acked  chan struct{}
 
+	trustMu sync.Mutex // held from reading DATA/trust.json to writing it
+
 	mu     sync.Mutex
 	status status
 	log    *jobLog
@@ -83,6 +85,10 @@ func (u *Updater) Run(ctx context.Context) error {
 		u.setBusy(true)
 		running.Go(func() { ended <- u.job(ctx, o, sealed, resumes) })
 	}
+	if err := u.pinKeys(); err != nil {
+		u.slog.Error("pin the release keys", "error", err)
+	}
+	running.Go(func() { u.watchExpiry(ctx) })
 	committed := u.recall(begin)
 	running.Go(func() { u.report(ctx) })
 	u.wake()
@@ -149,7 +155,8 @@ func (u *Updater) lost(o order.Order) {
 	u.openLog(o.JobID)
 	out := outcomeOf(o)
 	if off, err := u.verify(o); err == nil && off.Digest == u.cfg.Digest && off.Version == u.cfg.Version {
-		out.Result, out.Digest, out.Number, out.Floor = install.Committed, off.Digest, off.Number, off.Floor
+		out.Result = install.Committed
+		out.Digest, out.Number, out.Floor, out.Expires = off.Digest, off.Number, off.Floor, off.Expires
 		u.end(out)
 		return
 	}
@@ -288,7 +295,10 @@ func (u *Updater) end(o install.Outcome) {
 // show reports how a job ended.
 func (u *Updater) show(o install.Outcome) {
 	if o.Result == install.Committed {
-		if err := raiseTrust(u.cfg.DataDir, o.Number, o.Floor); err != nil {
+		u.trustMu.Lock()
+		err := raiseTrust(u.cfg.DataDir, installed{Version: o.Version, Number: o.Number, Digest: o.Digest, Expires: o.Expires}, o.Floor)
+		u.trustMu.Unlock()
+		if err != nil {
 			u.slog.Error("remember installed release", "error", err)
 		}
 	}

@@ -69,7 +69,8 @@ func TestOpenAPIDescribesEachRouteAndItsRole(t *testing.T) {
 // TestAnswersAreAsDescribed calls every JSON operation of a world in which each
 // list has something in it, and holds bodies and answers to their schemas.
 func TestAnswersAreAsDescribed(t *testing.T) {
-	doc, w := mustDocument(t), StartWorld(t)
+	key, secret := mustKey(t)
+	doc, w := mustDocument(t), StartWorldWith(t, key)
 	s2 := w.mustEnrol("server-2", fleet.RoleServer, "default", "1.0.0", true)
 	w.servers.list = append(w.servers.list, ServerStatus{ID: s2})
 	a, b := w.MustEnrol("a", "1.0.0", true), w.MustEnrol("b", "1.0.0", true)
@@ -115,6 +116,8 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "GET /api/releases"},
 		{op: "POST /api/releases"},
 		{op: "DELETE /api/releases/{version}", path: "/api/releases/3.0.0"},
+		{op: "POST /api/release-keys", body: w.keyStatement(secret, 1, key)},
+		{op: "GET /api/release-keys"},
 		{op: "GET /api/alerts"},
 		{op: "POST /api/alerts/{id}/acknowledge", path: "/api/alerts/<alert>/acknowledge"},
 		{op: "GET /api/audit"},

@@ -48,7 +48,7 @@ func (u *ui) releasesPage(w http.ResponseWriter, r *http.Request) error {
 		if i >= maxReleaseRows {
 			v.Older++
 		} else {
-			_, err := release.Verify(cluster.ReleaseKeys, rel.Manifest, rel.Signature)
+			_, err := release.Verify(ReleaseKeys(cluster), rel.Manifest, rel.Signature)
 			v.Releases = append(v.Releases, releaseRow{
 				releaseJSON: showRelease(rel), Hosts: runs[rel.Version], Signed: err == nil,
 				Target: !rel.Withdrawn && rel.Version == p.target, After: p.afterWithdrawal(rel, runs[rel.Version]),

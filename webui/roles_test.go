@@ -24,7 +24,7 @@ var roleMatrix = map[string]fleet.UserRole{
 	"GET /api/openapi.json": fleet.Viewer, "GET /metrics": fleet.Viewer, "GET /api/hosts": fleet.Viewer,
 	"GET /api/hosts/{id}": fleet.Viewer, "GET /api/jobs/{id}": fleet.Viewer, "GET /api/jobs/{id}/log": fleet.Viewer,
 	"GET /api/fleet-updates": fleet.Viewer, "GET /api/fleet-updates/{id}": fleet.Viewer, "GET /api/releases": fleet.Viewer,
-	"GET /api/alerts": fleet.Viewer, "GET /api/audit": fleet.Viewer, "GET /api/audit/export": fleet.Viewer, "GET /api/users": fleet.Viewer, "GET /api/tokens": fleet.Viewer,
+	"GET /api/release-keys": fleet.Viewer, "GET /api/alerts": fleet.Viewer, "GET /api/audit": fleet.Viewer, "GET /api/audit/export": fleet.Viewer, "GET /api/users": fleet.Viewer, "GET /api/tokens": fleet.Viewer,
 	"GET /api/servers": fleet.Viewer, "GET /api/events": fleet.Viewer, "GET /": fleet.Viewer,
 	"GET /hosts/{id}": fleet.Viewer, "GET /jobs/{id}": fleet.Viewer, "GET /jobs/{id}/log": fleet.Viewer,
 	"GET /settings/fleet-update": fleet.Viewer, "GET /releases": fleet.Viewer,
@@ -37,7 +37,7 @@ var roleMatrix = map[string]fleet.UserRole{
 	"POST /api/alerts/{id}/acknowledge": fleet.Operator,
 
 	"DELETE /api/hosts/{id}": fleet.Admin, "PUT /api/hosts/{id}/labels": fleet.Admin, "POST /api/hosts/{id}/update": fleet.Admin, "POST /api/fleet/update": fleet.Admin,
-	"POST /api/fleet-updates/{id}/cancel": fleet.Admin, "POST /api/fleet-updates/{id}/retry": fleet.Admin, "POST /api/releases": fleet.Admin, "DELETE /api/releases/{version}": fleet.Admin,
+	"POST /api/fleet-updates/{id}/cancel": fleet.Admin, "POST /api/fleet-updates/{id}/retry": fleet.Admin, "POST /api/releases": fleet.Admin, "POST /api/release-keys": fleet.Admin, "DELETE /api/releases/{version}": fleet.Admin,
 	"POST /api/users": fleet.Admin, "PATCH /api/users/{id}": fleet.Admin, "DELETE /api/users/{id}": fleet.Admin,
 	"POST /api/tokens": fleet.Admin, "DELETE /api/tokens/{id}": fleet.Admin, "POST /api/join-tokens": fleet.Admin,
 	"GET /api/webhooks": fleet.Admin, "POST /api/webhooks": fleet.Admin, "PUT /api/webhooks/{id}": fleet.Admin, "DELETE /api/webhooks/{id}": fleet.Admin,

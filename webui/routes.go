@@ -53,6 +53,8 @@ func (u *ui) routes() []route {
 		{"GET", "/api/releases", fleet.Viewer, u.listReleases},
 		{"POST", "/api/releases", fleet.Admin, u.publishRelease},
 		{"DELETE", "/api/releases/{version}", fleet.Admin, u.withdrawRelease},
+		{"GET", "/api/release-keys", fleet.Viewer, u.listReleaseKeys},
+		{"POST", "/api/release-keys", fleet.Admin, u.changeReleaseKeys},
 
 		{"GET", "/api/alerts", fleet.Viewer, u.listAlerts},
 		{"POST", "/api/alerts/{id}/acknowledge", fleet.Operator, u.acknowledgeAlert},

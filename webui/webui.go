@@ -77,10 +77,13 @@ type Config struct {
 
 	Servers   Servers
 	Publisher Publisher
-	Binaries  Binaries
-	Webhooks  WebhookTester
-	Backups   Backups
-	Ready     func() error // nil when this server has a leader and is caught up
+	// FollowedKeys tells which key statement each host says it follows, by host id.
+	// nil: nobody says.
+	FollowedKeys func() map[string]uint64
+	Binaries     Binaries
+	Webhooks     WebhookTester
+	Backups      Backups
+	Ready        func() error // nil when this server has a leader and is caught up
 
 	Metrics []prometheus.Collector // of the server's other parts, for /metrics; may be empty
 

@@ -147,6 +147,7 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 		Cluster: fleet.Cluster{
 			ID: clusterID, CACert: ca.CertPEM(), CAKey: ca.KeyPEM(),
 			GossipKeys: [][]byte{gossipKey}, ReleaseKeys: releaseKeys, CreatedAt: now,
+			ReleaseThreshold: o.releaseThreshold,
 		},
 		Server: fleet.Host{
 			ID: hostID, Name: o.name, Role: fleet.RoleServer, Segment: fleet.DefaultSegment,
@@ -185,6 +186,7 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	err = store.Save(identity.Enrolment{
 		Identity: id, CertPEM: cert, CAPEM: ca.CertPEM(), Segment: fleet.DefaultSegment,
 		GossipKeys: first.Cluster.GossipKeys, ReleaseKeys: releaseKeys, Also: also,
+		KeyPolicy: identity.KeyPolicy{ReleaseThreshold: o.releaseThreshold},
 	})
 	if err != nil {
 		return err
@@ -215,7 +217,13 @@ func pinnedReleaseKeys(o serverOptions) ([]string, error) {
 		keys = append(keys, key)
 	}
 	if len(keys) > 0 {
+		if err := (release.KeySet{Threshold: o.releaseThreshold, Keys: keys}).Check(); err != nil {
+			return nil, fmt.Errorf("--release-key, --release-threshold: %w", err)
+		}
 		return keys, nil
+	}
+	if o.releaseThreshold > 1 {
+		return nil, fmt.Errorf("--release-threshold %d takes as many --release-key; make them with: moult key generate", o.releaseThreshold)
 	}
 	public, secret, err := release.GenerateKey()
 	if err != nil {

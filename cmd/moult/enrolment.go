@@ -118,7 +118,7 @@ func (e *enrolment) answer(v fleet.View, host fleet.Host) (identity.Enrolment, e
 	if err != nil {
 		return identity.Enrolment{}, err
 	}
-	out := identity.Enrolment{Identity: id, CertPEM: cert, CAPEM: cluster.CACert, ReleaseKeys: cluster.ReleaseKeys}
+	out := identity.Enrolment{Identity: id, CertPEM: cert, CAPEM: cluster.CACert, ReleaseKeys: cluster.ReleaseKeys, KeyPolicy: identity.KeyPolicy{ReleaseThreshold: cluster.ReleaseThreshold, KeysNumber: cluster.KeysNumber}}
 	for _, h := range v.Hosts() {
 		if h.Role == fleet.RoleServer && h.ID != host.ID {
 			out.Servers = append(out.Servers, h.PeerAddr)

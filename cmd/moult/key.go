@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,25 +12,43 @@ import (
 )
 
 func newKeyCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "key", Short: "Make the key that signs releases"}
-	var out string
-	var force, lock bool
-	generate := &cobra.Command{
+	var f clientFlags
+	cmd := &cobra.Command{Use: "key", Short: "Make and change the keys that sign releases"}
+	f.register(cmd)
+	cmd.AddCommand(newKeyGenerateCommand(), newKeyRotateCommand(&f), newKeySignCommand(), newKeyPublishCommand(&f), newKeyListCommand(&f))
+	return cmd
+}
+
+func newKeyGenerateCommand() *cobra.Command {
+	var out, passwordFile string
+	var force, lock, unlocked bool
+	cmd := &cobra.Command{
 		Use:   "generate",
 		Short: "Make a release key pair (minisign format)",
 		Long: `Make a release key pair in minisign's format.
 
-The secret key signs releases: keep it off the servers. The public key is pinned
-by every host when it joins: give it to the first server with --release-key.`,
+The secret key signs releases: keep it off the servers. It is put under a password,
+which is asked for twice on a terminal, or read from --password-file or standard
+input; --no-password leaves it as it is, for a machine that signs by itself. The
+public key is pinned by every host when it joins: give it to the first server with
+--release-key.`,
 		Example: "  moult key generate --out release.key\n  moult server --bootstrap --release-key release.key.pub …",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if unlocked && (lock || passwordFile != "") {
+				return errors.New("--no-password is given beside a password; leave one of them out")
+			}
 			public, secret, err := release.GenerateKey()
 			if err != nil {
 				return err
 			}
-			if lock {
-				password, err := readNewPassword(cmd)
+			if !force { // before a password is asked for
+				if _, err := os.Lstat(out); err == nil {
+					return existsAlready(out)
+				}
+			}
+			if !unlocked {
+				password, err := newKeyPassword(cmd, passwordFile)
 				if err != nil {
 					return err
 				}
@@ -48,11 +67,54 @@ by every host when it joins: give it to the first server with --release-key.`,
 			return err
 		},
 	}
-	generate.Flags().StringVarP(&out, "out", "o", "release.key", "where the secret key goes; the public key goes beside it as FILE.pub")
-	generate.Flags().BoolVar(&lock, "lock", false, "put the secret key under a password")
-	generate.Flags().BoolVar(&force, "force", false, "overwrite existing files")
-	cmd.AddCommand(generate)
+	cmd.Flags().StringVarP(&out, "out", "o", "release.key", "where the secret key goes; the public key goes beside it as FILE.pub")
+	cmd.Flags().StringVar(&passwordFile, "password-file", "", "file whose first line is the password")
+	cmd.Flags().BoolVar(&unlocked, "no-password", false, "leave the secret key without a password: whoever reads the file can sign")
+	cmd.Flags().BoolVar(&lock, "lock", false, "put the secret key under a password, which is what happens anyway")
+	_ = cmd.Flags().MarkHidden("lock") // the flag is there
+	cmd.Flags().BoolVar(&force, "force", false, "overwrite existing files")
 	return cmd
+}
+
+func newKeyPassword(cmd *cobra.Command, file string) (string, error) {
+	if file != "" {
+		return passwordFrom(file)
+	}
+	password, err := readNewPassword(cmd)
+	if errors.Is(err, errNoPassword) {
+		err = fmt.Errorf("%w; or give --password-file, or --no-password for a key that anybody can use who reads the file", err)
+	}
+	return password, err
+}
+
+// secretKey reads a secret key file and unlocks it: with the password in
+// passwordFile, else one that is asked for.
+func secretKey(cmd *cobra.Command, path, passwordFile string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read --key: %w; make one with: moult key generate", err)
+	}
+	secret := string(text)
+	if !release.KeyLocked(secret) {
+		return secret, nil
+	}
+	password := ""
+	if passwordFile != "" {
+		password, err = passwordFrom(passwordFile)
+	} else {
+		password, err = readPassword(cmd, "Password of "+path+": ")
+	}
+	if err != nil {
+		return "", err
+	}
+	if secret, err = release.UnlockKey(secret, password); err != nil {
+		return "", fmt.Errorf("--key %s: %w", path, err)
+	}
+	return secret, nil
+}
+
+func existsAlready(path string) error {
+	return fmt.Errorf("%s exists; name another file with --out, or give --force to overwrite it", path)
 }
 
 // writeNew writes a file that must not exist unless force.
@@ -63,7 +125,7 @@ func writeNew(path, text string, mode os.FileMode, force bool) error {
 	}
 	f, err := os.OpenFile(filepath.Clean(path), flag, mode)
 	if os.IsExist(err) {
-		return fmt.Errorf("%s exists; name another file with --out, or give --force to overwrite it", path)
+		return existsAlready(path)
 	}
 	if err != nil {
 		return err

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"time"
 
+	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/updater/order"
+	"moult/updater/release"
 )
 
 // orderLifetime is how long a sealed order may be acted upon. It is sealed anew
@@ -18,8 +20,8 @@ const orderLifetime = 10 * time.Minute
 // orderSender seals the coordinator's orders and sends them through the mesh.
 type orderSender struct {
 	node  *mesh.Node
+	raft  *consensus.Node
 	creds func() identity.Credentials
-	state func() fleet.View // for the epoch
 }
 
 // Send seals and sends the order behind a committed dispatch.
@@ -28,14 +30,23 @@ func (s *orderSender) Send(ctx context.Context, job fleet.Job, rel fleet.Release
 		return fmt.Errorf("job %s has no committed dispatch", job.ID)
 	}
 	creds := s.creds()
-	cluster, _ := s.state().Cluster()
-	sealed, err := order.Seal(order.Order{
+	v := s.raft.State().View()
+	cluster, _ := v.Cluster()
+	o := order.Order{
 		Cluster: creds.Cluster, HostID: host.ID, JobID: job.ID, Attempt: job.Attempt,
 		Action: order.ActionUpdate, Version: rel.Version,
 		Manifest: rel.Manifest, Signature: rel.Signature,
 		Epoch: cluster.Epoch, Statement: cluster.EpochStatement,
 		Index: job.DispatchIndex, Expires: time.Now().Add(orderLifetime),
-	}, creds.Key, creds.CertDER())
+		KeyStatements: statementsAfter(cluster, newest(cluster, order.MaxKeyStatements), order.MaxKeyStatements),
+	}
+	// Only a manifest that asks what it replaces makes the order longer.
+	if m, err := release.Parse(rel.Manifest); err == nil && m.MinFrom > 0 {
+		if from, ok := v.Release(job.FromVersion); ok {
+			o.FromManifest, o.FromSignature = from.Manifest, from.Signature
+		}
+	}
+	sealed, err := order.Seal(o, creds.Key, creds.CertDER())
 	if err != nil {
 		return fmt.Errorf("seal order: %w", err)
 	}

@@ -29,7 +29,27 @@ func readPassword(cmd *cobra.Command, prompt string) (string, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
-	return "", errors.New("no password on standard input; type it on a terminal, or pass it in a pipe")
+	return "", errNoPassword
+}
+
+var errNoPassword = errors.New("no password on standard input; type it on a terminal, or pass it in a pipe")
+
+// passwordFrom reads a password from a file's first line.
+func passwordFrom(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("read --password-file: %w", err)
+	}
+	defer f.Close()
+	line, err := bufio.NewReader(io.LimitReader(f, 4096)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read --password-file: %w", err)
+	}
+	password := strings.TrimRight(line, "\r\n")
+	if password == "" {
+		return "", fmt.Errorf("--password-file %s: its first line is empty; write the password there", path)
+	}
+	return password, nil
 }
 
 // readNewPassword asks twice on a terminal.

@@ -51,9 +51,9 @@ type releaseOffer struct {
 	Peer      string `json:"peer"`
 }
 
-func (p *publisher) releaseKeys() []string {
+func (p *publisher) releaseKeys() release.KeySet {
 	c, _ := p.raft.State().View().Cluster()
-	return c.ReleaseKeys
+	return webui.ReleaseKeys(c)
 }
 
 // Begin checks the manifest before any artifact is read.

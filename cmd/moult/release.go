@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,19 +23,20 @@ func newReleaseCommand() *cobra.Command {
 	var f clientFlags
 	cmd := &cobra.Command{Use: "release", Short: "Make, publish and list releases"}
 	f.register(cmd)
-	cmd.AddCommand(newReleaseCreateCommand(&f), newReleasePublishCommand(&f), newReleaseListCommand(&f), newReleaseWithdrawCommand(&f))
+	cmd.AddCommand(newReleaseCreateCommand(&f), newReleaseSignCommand(), newReleasePublishCommand(&f), newReleaseListCommand(&f), newReleaseWithdrawCommand(&f))
 	return cmd
 }
 
 func newReleaseCreateCommand(f *clientFlags) *cobra.Command {
 	var o release.BuildOptions
-	var key string
+	var key, passwordFile, expires string
 	cmd := &cobra.Command{
 		Use:   "create --version V --key FILE --out DIR OS/ARCH=PATH …",
 		Short: "Make a signed release directory",
 		Long: `Make a release directory: manifest.json, its signature and the binaries.
 
-A key that is under a password asks for it, or reads it from standard input.
+A key that is under a password asks for it, or reads it from --password-file or
+standard input. Where more than one key has to sign: moult release sign DIR
 
 Without --number it is one more than the newest that the cluster knows, or, when
 no server is asked or answers, the seconds since 1970. The directory can be made
@@ -60,19 +62,13 @@ on a machine that reaches no server, and published from another.`,
 				}
 				o.Files[p] = path
 			}
-			secret, err := os.ReadFile(key)
-			if err != nil {
-				return fmt.Errorf("read --key: %w; make one with: moult key generate", err)
+			var err error
+			o.Created = time.Now()
+			if o.Expires, err = readExpiry(expires, o.Created); err != nil {
+				return err
 			}
-			o.SecretKey, o.Created = string(secret), time.Now()
-			if release.KeyLocked(o.SecretKey) {
-				password, err := readPassword(cmd, "Password of "+key+": ")
-				if err != nil {
-					return err
-				}
-				if o.SecretKey, err = release.UnlockKey(o.SecretKey, password); err != nil {
-					return fmt.Errorf("--key %s: %w", key, err)
-				}
+			if o.SecretKey, err = secretKey(cmd, key, passwordFile); err != nil {
+				return err
 			}
 			if o.Number == 0 {
 				o.Number = nextReleaseNumber(cmd.Context(), f)
@@ -94,10 +90,55 @@ on a machine that reaches no server, and published from another.`,
 	cmd.Flags().StringVar(&o.Version, "version", "", "version that the binaries report")
 	cmd.Flags().Uint64Var(&o.Number, "number", 0, "rises with each release (default: one more than the newest known, else the seconds since 1970)")
 	cmd.Flags().StringVar(&key, "key", "", "file with the release secret key (minisign format)")
+	cmd.Flags().StringVar(&passwordFile, "password-file", "", "file whose first line is the key's password")
 	cmd.Flags().StringVar(&o.Dir, "out", "", "directory to make")
+	cmd.Flags().StringVar(&expires, "expires", "", "no host installs the release after that: a time to live such as 90d or 12h, or a day such as 2026-12-31")
+	cmd.Flags().Uint64Var(&o.MinFrom, "min-from", 0, "hosts that run a lower number do not take this release")
 	cmd.Flags().StringVar(&o.Notes, "notes", "", "what is new, for the admins")
 	cmd.Flags().Uint64Var(&o.Floor, "floor", 0, "hosts that took this release go below this number no more")
 	cmd.Flags().BoolVar(&o.Rollback, "rollback", false, "this release may replace one with a higher number")
+	return cmd
+}
+
+// readExpiry reads --expires: days, hours, or the end of a day in UTC.
+func readExpiry(text string, now time.Time) (*time.Time, error) {
+	const give = "give a time to live such as 90d or 12h, or a day such as 2026-12-31"
+	if text == "" {
+		return nil, nil
+	}
+	var at time.Time
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("--expires %q: %s", text, give)
+		}
+		at = now.AddDate(0, 0, int(n))
+	} else if ttl, err := time.ParseDuration(text); err == nil {
+		at = now.Add(ttl)
+	} else if day, err := time.Parse(time.DateOnly, text); err == nil {
+		at = day.AddDate(0, 0, 1)
+	} else if at, err = time.Parse(time.RFC3339, text); err != nil {
+		return nil, fmt.Errorf("--expires %q: %s", text, give)
+	}
+	if !at.After(now) {
+		return nil, fmt.Errorf("--expires %q: that is over already; %s", text, give)
+	}
+	at = at.UTC().Truncate(time.Second)
+	return &at, nil
+}
+
+func newReleaseSignCommand() *cobra.Command {
+	var key, passwordFile string
+	cmd := &cobra.Command{
+		Use:   "sign DIR --key KEY",
+		Short: "Add a signature to a release, where more than one key has to sign",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return addSignature(cmd, filepath.Join(args[0], release.ManifestFile), key, passwordFile)
+		},
+	}
+	cmd.Flags().StringVar(&key, "key", "", "file with the secret key")
+	cmd.Flags().StringVar(&passwordFile, "password-file", "", "file whose first line is the key's password")
 	return cmd
 }
 

@@ -18,6 +18,9 @@ const (
 	topicOrder     = "order"      // server to agent: a sealed order
 	topicReport    = "report"     // agent to servers: updater.Report as JSON
 	topicReportAck = "report-ack" // server to agent: reportAck as JSON
+
+	topicReleaseKeys  = "release-keys"  // server to agent: keysMessage as JSON
+	topicKeysFollowed = "keys-followed" // agent to server: keysFollowed as JSON
 )
 
 // reportAck tells an agent which lines of a job's log are committed.

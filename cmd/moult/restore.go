@@ -214,7 +214,7 @@ func (r *restore) enrol(ids *identity.Store, now time.Time) (identity.Enrolment,
 	begin, err := beginEpoch(cluster, r.epoch, r.server, "the cluster was restored from a backup of "+r.header.TakenAt.Format(time.RFC3339), now)
 	return identity.Enrolment{
 		Identity: id, CertPEM: cert, CAPEM: cluster.CACert, Segment: r.server.Segment,
-		GossipKeys: keys, ReleaseKeys: cluster.ReleaseKeys,
+		GossipKeys: keys, ReleaseKeys: cluster.ReleaseKeys, KeyPolicy: identity.KeyPolicy{ReleaseThreshold: cluster.ReleaseThreshold, KeysNumber: cluster.KeysNumber},
 	}, begin, err
 }
 

@@ -184,13 +184,14 @@ func (o *nodeOptions) joinToken() (string, error) {
 
 type serverOptions struct {
 	nodeOptions
-	http           string
-	bootstrap      bool
-	keepPassword   bool
-	releaseKeyFile []string
-	certLifetime   time.Duration
-	timeouts       coordinatorTimeouts
-	unreachable    string
+	http             string
+	bootstrap        bool
+	keepPassword     bool
+	releaseKeyFile   []string
+	certLifetime     time.Duration
+	timeouts         coordinatorTimeouts
+	unreachable      string
+	releaseThreshold int
 }
 
 func newServerCommand() *cobra.Command {
@@ -220,6 +221,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	cmd.Flags().StringVar(&o.http, "http", defaultAddr, "address of the UI and the API")
 	cmd.Flags().BoolVar(&o.bootstrap, "bootstrap", false, "make a new cluster, if this data directory holds none")
 	cmd.Flags().BoolVar(&o.keepPassword, "keep-first-password", false, "at bootstrap: the first admin may keep the password that is printed, for clusters to try out")
+	cmd.Flags().IntVar(&o.releaseThreshold, "release-threshold", 1, "at bootstrap: how many of the release keys have to sign what hosts install")
 	cmd.Flags().StringArrayVar(&o.releaseKeyFile, "release-key", nil, "at bootstrap: file with a public key that may sign releases; may be repeated")
 	cmd.Flags().DurationVar(&o.certLifetime, "certificate-lifetime", defaultCertificateLifetime, "how long the certificates are good that this server issues; hosts renew them at two thirds of it")
 	o.timeouts.register(cmd)

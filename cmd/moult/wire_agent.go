@@ -20,6 +20,7 @@ import (
 	"moult/updater"
 	"moult/updater/artifact"
 	"moult/updater/order"
+	"moult/updater/release"
 )
 
 // leaveTimeout bounds telling the mesh that this host goes.
@@ -129,10 +130,11 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
 	announceHolds(node, store, me.digest)
 	peers, fetcher := artifactPeers{node, creds.HostID}, nodeport.Client(current.Get, anyMember)
+	given := release.KeySet{Number: creds.KeysNumber, Threshold: creds.ReleaseThreshold, Keys: creds.ReleaseKeys}
 	limiter := artifact.NewLimiter(int64(o.serve.pull))
 	puller, err := artifact.NewPuller(artifact.PullerConfig{
 		HostID: creds.HostID, Store: store, HTTP: fetcher, Limiter: limiter, Prune: true,
-		ReleaseKeys: func() []string { return current.Get().ReleaseKeys },
+		ReleaseKeys: func() release.KeySet { return updater.PinnedKeys(o.data, creds.Cluster, given) },
 		Candidates:  peers.holders, Relays: peers.relays, Active: peers.active,
 		Logger: logger.With("component", "puller"),
 	})
@@ -150,8 +152,8 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		logger.Error("this host takes no orders", "error", err) // and runs on: the fence refuses them all
 	}
 	up, err := updater.New(updater.Config{
-		HostID: creds.HostID, Verifier: creds.Verifier(), Fence: fence,
-		ReleaseKeys: func() []string { return current.Get().ReleaseKeys },
+		HostID: creds.HostID, Cluster: creds.Cluster, Verifier: creds.Verifier(), Fence: fence,
+		ReleaseKeys: given,
 		DataDir:     o.data, Installed: o.binary, Version: version, Digest: me.digest,
 		Store: store, Candidates: peers.holders, Relays: peers.relays, HTTP: fetcher, Limiter: limiter, Spare: spareOf(o),
 		Mesh: &agentMesh{node: node, logger: logger.With("component", "reports")},
@@ -161,6 +163,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	node.Handle(topicOrder, up.HandleOrder)
+	node.Handle(topicReleaseKeys, keyFollower(up, node, logger.With("component", "release-keys")))
 	node.Handle(topicReportAck, func(from identity.Identity, payload []byte) {
 		var ack reportAck
 		if from.Role == identity.RoleServer && json.Unmarshal(payload, &ack) == nil {

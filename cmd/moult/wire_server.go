@@ -157,6 +157,8 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	observer := newObserver(node.Roster())
 	inbox := &reportInbox{node: node, raft: raft, observer: observer, logger: logger.With("component", "reports")}
 	node.Handle(topicReport, inbox.handle)
+	keys := &keyDistributor{raft: raft, roster: node.Roster(), send: node.Send, logger: logger.With("component", "release-keys"), follows: map[string]uint64{}}
+	node.Handle(topicKeysFollowed, keys.handle)
 
 	// What is served.
 	store, err := artifact.OpenStore(filepath.Join(o.data, "artifacts"), me.digest, me.executable)
@@ -202,7 +204,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
 		Proposer: raft, Observed: observer.observed, Changed: observer.Changed,
-		Servers: members, Publisher: publisher, Binaries: &binaries{raft: raft, store: store, self: me}, Backups: &backups{store: store, server: o.name},
+		Servers: members, Publisher: publisher, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: store, self: me}, Backups: &backups{store: store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Ready:    raft.Ready,
 		Metrics:  []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, store, artifacts, publisher}},
@@ -226,6 +228,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		defer end()
 		jobs.Run(ctx, events)
 	})
+	tasks.Go(func() { keys.run(ctx) })
 	tasks.Go(func() { publisher.keepUp(ctx, peers.holders) })
 	keeper := &addressKeeper{
 		raft: raft, others: others, servers: append(slices.Clone(creds.Servers), o.join...), logger: logger.With("component", "membership"),
@@ -236,7 +239,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		raft.Lead(ctx, func(ctx context.Context) {
 			err := coordinator.Run(ctx, coordinator.Config{
 				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts, Unreachable: coordinator.UnreachablePolicy(o.unreachable),
-				Orders: &orderSender{node: node, creds: current.Get, state: raft.View},
+				Orders: &orderSender{node: node, raft: raft, creds: current.Get},
 				Logger: logger.With("component", "coordinator"),
 			})
 			if err != nil && ctx.Err() == nil {

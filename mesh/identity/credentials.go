@@ -15,14 +15,21 @@ const gossipKeyBytes = 32
 // keeps.
 type Enrolment struct {
 	Identity
-	CertPEM     []byte    `json:"cert"`
-	CAPEM       []byte    `json:"ca"`
-	Segment     string    `json:"segment"`        // the home segment
-	GossipKeys  [][]byte  `json:"gossip_keys"`    // of the home segment; 32 bytes each, the first one encrypts
-	ReleaseKeys []string  `json:"release_keys"`   // minisign public keys, base64 line each
-	Servers     []string  `json:"servers"`        // node ports of servers, HOST:PORT
-	GossipJoin  []string  `json:"gossip_join"`    // gossip addresses to join the home segment's pool by
-	Also        []Segment `json:"also,omitempty"` // further segments
+	CertPEM     []byte   `json:"cert"`
+	CAPEM       []byte   `json:"ca"`
+	Segment     string   `json:"segment"`      // the home segment
+	GossipKeys  [][]byte `json:"gossip_keys"`  // of the home segment; 32 bytes each, the first one encrypts
+	ReleaseKeys []string `json:"release_keys"` // minisign public keys, base64 line each
+	KeyPolicy
+	Servers    []string  `json:"servers"`        // node ports of servers, HOST:PORT
+	GossipJoin []string  `json:"gossip_join"`    // gossip addresses to join the home segment's pool by
+	Also       []Segment `json:"also,omitempty"` // further segments
+}
+
+// KeyPolicy is what belongs to the release keys beside the keys.
+type KeyPolicy struct {
+	ReleaseThreshold int    `json:"release_threshold,omitempty"` // how many of them have to sign; 0 counts as 1
+	KeysNumber       uint64 `json:"keys_number,omitempty"`       // of the key statement that they are from; 0: none
 }
 
 // GoString keeps the gossip keys out of %#v, as the Identity's String does out
@@ -86,7 +93,8 @@ type Credentials struct {
 	CAPEM       []byte
 	Segment     string    // the home segment
 	GossipKeys  [][]byte  `json:"-"` // of the home segment; 32 bytes each, the first one encrypts
-	ReleaseKeys []string  // minisign public keys
+	ReleaseKeys []string  // minisign public keys, as of the enrolment
+	KeyPolicy             // of ReleaseKeys
 	Servers     []string  // node ports of servers, HOST:PORT, as of the last answer of one
 	GossipJoin  []string  // gossip addresses to join the home segment's pool by, as of then
 	Also        []Segment `json:"-"` // further segments

@@ -135,7 +135,7 @@ func (s *Store) Save(e Enrolment) error {
 	}
 	text, err := json.MarshalIndent(clusterRecord{
 		Identity: e.Identity, Segment: e.Segment, GossipKeys: e.GossipKeys,
-		ReleaseKeys: e.ReleaseKeys, Servers: e.Servers, GossipJoin: e.GossipJoin, Also: e.Also,
+		ReleaseKeys: e.ReleaseKeys, KeyPolicy: e.KeyPolicy, Servers: e.Servers, GossipJoin: e.GossipJoin, Also: e.Also,
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("keep the enrolment: %w", err)
@@ -198,12 +198,13 @@ func (s *Store) refuseOtherCA(caHash string) error {
 // clusterRecord is cluster.json.
 type clusterRecord struct {
 	Identity
-	Segment     string    `json:"segment"`
-	GossipKeys  [][]byte  `json:"gossip_keys"`
-	ReleaseKeys []string  `json:"release_keys"`
-	Servers     []string  `json:"servers"`
-	GossipJoin  []string  `json:"gossip_join"`
-	Also        []Segment `json:"also,omitempty"`
+	Segment     string   `json:"segment"`
+	GossipKeys  [][]byte `json:"gossip_keys"`
+	ReleaseKeys []string `json:"release_keys"`
+	KeyPolicy
+	Servers    []string  `json:"servers"`
+	GossipJoin []string  `json:"gossip_join"`
+	Also       []Segment `json:"also,omitempty"`
 }
 
 // record reads cluster.json; ErrNotEnrolled when there is none.
@@ -265,6 +266,6 @@ func (s *Store) Load() (Credentials, error) {
 	}
 	return Credentials{
 		Identity: id, Key: key, CertPEM: certText, CAPEM: ca, Segment: r.Segment,
-		GossipKeys: r.GossipKeys, ReleaseKeys: r.ReleaseKeys, Servers: r.Servers, GossipJoin: r.GossipJoin, Also: r.Also,
+		GossipKeys: r.GossipKeys, ReleaseKeys: r.ReleaseKeys, KeyPolicy: r.KeyPolicy, Servers: r.Servers, GossipJoin: r.GossipJoin, Also: r.Also,
 	}, nil
 }

@@ -46,8 +46,8 @@ type PullerConfig struct {
 	HostID string // of this host
 	Store  *Store
 	HTTP   *http.Client
-	// ReleaseKeys are the pinned minisign public keys.
-	ReleaseKeys func() []string
+	// ReleaseKeys are those that this host believes now.
+	ReleaseKeys func() release.KeySet
 	// Candidates and Relays are as in FetchRequest and Pull.
 	Candidates func(digest string) []Peer
 	Relays     func(via []string) []Peer

@@ -287,7 +287,7 @@ func TestUnaskedPullEnds(t *testing.T) {
 func (w *world) puller(key string, rate int64) *Puller {
 	w.t.Helper()
 	p, err := NewPuller(PullerConfig{
-		HostID: "relay", Store: w.store, HTTP: w.client, ReleaseKeys: func() []string { return []string{key} },
+		HostID: "relay", Store: w.store, HTTP: w.client, ReleaseKeys: func() release.KeySet { return release.Pinned(key) },
 		Candidates: func(string) []Peer { return w.peers }, Relays: func([]string) []Peer { return nil },
 		Active: func() bool { return true }, Limiter: NewLimiter(rate),
 	})

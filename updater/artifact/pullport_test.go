@@ -56,7 +56,7 @@ func newPorts(tb testing.TB, size int64) *ports {
 	must(tb, err)
 	p.server.serve(tb, nil)
 	puller, err := NewPuller(PullerConfig{
-		HostID: "relay-1", Store: p.relay.store, HTTP: p.relay.client, ReleaseKeys: func() []string { return []string{public} },
+		HostID: "relay-1", Store: p.relay.store, HTTP: p.relay.client, ReleaseKeys: func() release.KeySet { return release.Pinned(public) },
 		Candidates: func(string) []Peer { return []Peer{p.server.peer} }, Relays: func([]string) []Peer { return nil },
 		Active: func() bool { return true }, Prune: true,
 	})

@@ -113,7 +113,7 @@ func (l *land) start(h *landHost) {
 	l.t.Helper()
 	store := mustOpen(l.t, h.dir)
 	puller, err := NewPuller(PullerConfig{
-		HostID: h.id, Store: store, HTTP: h.client, ReleaseKeys: func() []string { return []string{l.releaseKey} },
+		HostID: h.id, Store: store, HTTP: h.client, ReleaseKeys: func() release.KeySet { return release.Pinned(l.releaseKey) },
 		Candidates: func(digest string) []Peer { return l.holders(h.id, digest) },
 		Relays:     func(via []string) []Peer { return l.relays(h.id, via) },
 		Active:     func() bool { return len(h.segments) > 1 || h.server },

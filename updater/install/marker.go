@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"moult/updater/internal/durable"
 )
@@ -30,6 +31,7 @@ type Marker struct {
 	Digest      string      `json:"digest"` // sha256 of the staged file, 64 hex digits
 	Number      uint64      `json:"number"` // the release's
 	Floor       uint64      `json:"floor,omitempty"`
+	Expires     *time.Time  `json:"expires,omitempty"` // of the manifest; nil: never
 	StagedPath  string      `json:"staged_path"`
 	FromVersion string      `json:"from_version"`
 	FromDigest  string      `json:"from_digest"`

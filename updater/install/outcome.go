@@ -37,6 +37,8 @@ type Outcome struct {
 	Digest  string `json:"digest,omitempty"`
 	Number  uint64 `json:"number,omitempty"` // the release's
 	Floor   uint64 `json:"floor,omitempty"`
+	// Expires is until when the release may be installed; nil: for ever.
+	Expires *time.Time `json:"expires,omitempty"`
 	// Reason says why it was not committed: one line for people.
 	Reason string `json:"reason,omitempty"`
 	// LastOutput is what the new binary printed last, at most 20 lines.
@@ -55,7 +57,7 @@ type Outcome struct {
 func OutcomeOf(m Marker, r Result, at time.Time) Outcome {
 	return Outcome{
 		JobID: m.JobID, Attempt: m.Attempt, Index: m.Index, Result: r,
-		Version: m.Version, Digest: m.Digest, Number: m.Number, Floor: m.Floor, At: at,
+		Version: m.Version, Digest: m.Digest, Number: m.Number, Floor: m.Floor, Expires: m.Expires, At: at,
 	}
 }
 

@@ -39,6 +39,7 @@ import (
 	"time"
 
 	"moult/mesh/identity"
+	"moult/updater/release"
 )
 
 // Why an order is refused. All are wrapped with what was found.
@@ -66,7 +67,9 @@ const ActionUpdate = "update"
 const (
 	MaxSealedBytes = 1 << 20
 	MaxLifetime    = 24 * time.Hour // from opening to Expires
-	maxIDBytes     = 64
+	// MaxKeyStatements bounds the key statements that an order brings along.
+	MaxKeyStatements = 4
+	maxIDBytes       = 64
 )
 
 // domain keeps a signature over an order from meaning anything else.
@@ -86,6 +89,15 @@ type Order struct {
 	Statement []byte    `json:"epoch_statement,omitempty"` // proves Epoch; see identity.EpochStatement
 	Index     uint64    `json:"index"`                     // of the committed dispatch
 	Expires   time.Time `json:"expires"`
+
+	// KeyStatements are the newest changes of the release keys, oldest first, for a
+	// host that has not heard of them. At most MaxKeyStatements.
+	KeyStatements []release.SignedStatement `json:"key_statements,omitempty"`
+	// FromManifest and FromSignature are of the release that the host seems to run:
+	// where the manifest limits what it may replace, and the host does not know its
+	// own number, they prove it.
+	FromManifest  []byte `json:"from_manifest,omitempty"`
+	FromSignature []byte `json:"from_signature,omitempty"`
 }
 
 type sealed struct {
@@ -189,6 +201,8 @@ func (o Order) validate() error {
 		return fmt.Errorf("%w: the action %q is not known here; this host runs an older version than its servers", ErrMalformed, o.Action)
 	case o.Version == "" || len(o.Manifest) == 0 || len(o.Signature) == 0:
 		return fmt.Errorf("%w: it carries no signed release", ErrMalformed)
+	case len(o.KeyStatements) > MaxKeyStatements:
+		return fmt.Errorf("%w: it carries %d key statements, at most %d are read", ErrMalformed, len(o.KeyStatements), MaxKeyStatements)
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"moult/mesh/identity"
+	"moult/updater/release"
 )
 
 const (
@@ -220,6 +221,20 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+func TestKeyStatementsOfAnOrderAreBounded(t *testing.T) {
+	ca := mustCA(t, cluster)
+	v, s := mustVerifier(t, cluster, ca), mustSigner(t, ca, server(cluster), time.Hour)
+	o := goodOrder()
+	o.KeyStatements = make([]release.SignedStatement, MaxKeyStatements)
+	if _, err := Open(mustSeal(t, o, s), v, host, now); err != nil {
+		t.Errorf("as many as there may be: %v", err)
+	}
+	o.KeyStatements = make([]release.SignedStatement, MaxKeyStatements+1)
+	if _, err := Open(forge(t, o, s), v, host, now); !errors.Is(err, ErrMalformed) {
+		t.Errorf("one more: %v", err)
+	}
+}
+
 // Each field of the order is under the signature.
 func TestEachAlteredFieldIsNoticed(t *testing.T) {
 	ca := mustCA(t, cluster)
@@ -242,6 +257,8 @@ func TestEachAlteredFieldIsNoticed(t *testing.T) {
 			f.SetBytes(append(f.Bytes(), 'x'))
 		case time.Time:
 			f.Set(reflect.ValueOf(now.Add(time.Hour)))
+		case []release.SignedStatement:
+			f.Set(reflect.ValueOf([]release.SignedStatement{{Statement: []byte("x")}}))
 		default:
 			t.Fatalf("field %s has a type that this test does not alter", name)
 		}

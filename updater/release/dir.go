@@ -38,6 +38,7 @@ type BuildOptions struct {
 	Number    uint64
 	Floor     uint64 // 0: none
 	Rollback  bool
+	MinFrom   uint64 // 0: any
 	Notes     string
 	Expires   *time.Time // nil: never
 	Created   time.Time
@@ -53,7 +54,7 @@ type BuildOptions struct {
 // given for, and refuses a directory that holds a signed release.
 func Build(o BuildOptions) (Manifest, error) {
 	m := Manifest{
-		Product: Product, Version: o.Version, Number: o.Number, Floor: o.Floor, Rollback: o.Rollback,
+		Product: Product, Version: o.Version, Number: o.Number, Floor: o.Floor, Rollback: o.Rollback, MinFrom: o.MinFrom,
 		Notes: o.Notes, Created: o.Created.UTC().Truncate(time.Second), Expires: o.Expires,
 	}
 	platforms, total, err := o.check()

@@ -68,7 +68,7 @@ func TestBuildReadVerify(t *testing.T) {
 	}
 	d, err := ReadDir(o.Dir)
 	must(t, err)
-	verified, err := Verify([]string{public}, d.Manifest, d.Signature)
+	verified, err := Verify(Pinned(public), d.Manifest, d.Signature)
 	must(t, err)
 	if !reflect.DeepEqual(verified, built) || !reflect.DeepEqual(d.Parsed, built) {
 		t.Errorf("built %+v, verified %+v", built, verified)

@@ -46,6 +46,8 @@ const (
 var (
 	// ErrBadSignature: no pinned key signed these bytes.
 	ErrBadSignature = errors.New("the signature is not by a pinned release key")
+	// ErrTooFewSignatures: pinned keys signed, but fewer than have to.
+	ErrTooFewSignatures = errors.New("too few of the pinned release keys signed; add one with: moult release sign")
 	// ErrNoReleaseKey: nothing can be verified, because no valid key is pinned.
 	ErrNoReleaseKey = errors.New("no release key is pinned; make one with `moult key generate` and give it to the first server with --release-key")
 	// ErrEncryptedKey: the secret key needs its password first, see UnlockKey.
@@ -71,6 +73,7 @@ type Manifest struct {
 	Number    uint64     `json:"number"`             // rises with each release
 	Floor     uint64     `json:"floor,omitempty"`    // hosts go below it no more
 	Rollback  bool       `json:"rollback,omitempty"` // may replace a higher number
+	MinFrom   uint64     `json:"min_from,omitempty"` // the lowest number that it may replace
 	Created   time.Time  `json:"created"`
 	Expires   *time.Time `json:"expires,omitempty"` // no new installs after
 	Notes     string     `json:"notes,omitempty"`
@@ -113,6 +116,8 @@ func (m Manifest) validate() error {
 		return errors.New("number: it is 0; releases are numbered from 1")
 	case m.Floor > m.Number:
 		return fmt.Errorf("floor: %d is above the release's own number %d, so no host could install it", m.Floor, m.Number)
+	case m.MinFrom > m.Number && !m.Rollback:
+		return fmt.Errorf("min_from: %d is above the release's own number %d, so it could replace no release but a newer one", m.MinFrom, m.Number)
 	case len(m.Artifacts) == 0 || len(m.Artifacts) > MaxArtifacts:
 		return fmt.Errorf("artifacts: there are %d; give 1 to %d", len(m.Artifacts), MaxArtifacts)
 	case len(m.Notes) > maxNotesBytes:

@@ -34,7 +34,7 @@ var created = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 func goodManifest() Manifest {
 	expires := created.AddDate(1, 0, 0)
 	return Manifest{
-		Product: Product, Version: "1.2.3", Number: 7, Floor: 3, Rollback: true, Created: created, Expires: &expires, Notes: "Faster.",
+		Product: Product, Version: "1.2.3", Number: 7, Floor: 3, Rollback: true, MinFrom: 2, Created: created, Expires: &expires, Notes: "Faster.",
 		Artifacts: []Artifact{
 			{OS: "linux", Arch: "amd64", Size: 10, SHA256: strings.Repeat("a", 64)},
 			{OS: "windows", Arch: "arm64", Size: 20, SHA256: strings.Repeat("b", 64)},
@@ -86,6 +86,7 @@ func TestManifestBounds(t *testing.T) {
 		"version too long":       func(m *Manifest) { m.Version = strings.Repeat("1", 65) },
 		"number":                 func(m *Manifest) { m.Number = 0 },
 		"floor":                  func(m *Manifest) { m.Floor = 8 },
+		"min_from":               func(m *Manifest) { m.MinFrom, m.Rollback = 8, false },
 		"notes":                  func(m *Manifest) { m.Notes = strings.Repeat("x", maxNotesBytes+1) },
 		"artifacts":              func(m *Manifest) { m.Artifacts = nil },
 		"artifacts too many": func(m *Manifest) {
@@ -163,7 +164,7 @@ func TestEachAlteredFieldIsNoticed(t *testing.T) {
 	good := goodManifest()
 	text := mustJSON(t, good)
 	signature := mustSign(t, secret, text)
-	if got, err := Verify([]string{public}, text, signature); err != nil || !reflect.DeepEqual(got, good) {
+	if got, err := Verify(Pinned(public), text, signature); err != nil || !reflect.DeepEqual(got, good) {
 		t.Fatalf("verified %+v, %v", got, err)
 	}
 	var alter func(name string, v reflect.Value, m *Manifest)
@@ -172,7 +173,7 @@ func TestEachAlteredFieldIsNoticed(t *testing.T) {
 		if bytes.Equal(altered, text) {
 			t.Fatalf("%s was not altered", name)
 		}
-		if _, err := Verify([]string{public}, altered, signature); !errors.Is(err, ErrBadSignature) {
+		if _, err := Verify(Pinned(public), altered, signature); !errors.Is(err, ErrBadSignature) {
 			t.Errorf("%s altered: %v", name, err)
 		}
 	}
@@ -211,13 +212,13 @@ func TestEachAlteredFieldIsNoticed(t *testing.T) {
 	for field := range reflect.TypeFor[Manifest]().Fields() {
 		alter(field.Name, reflect.ValueOf(&m).Elem().FieldByName(field.Name), &m)
 	}
-	if fields != 9+2*4 {
+	if fields != 10+2*4 {
 		t.Errorf("%d fields were altered", fields)
 	}
 	for i := range text {
 		altered := bytes.Clone(text)
 		altered[i] ^= 1
-		if _, err := Verify([]string{public}, altered, signature); !errors.Is(err, ErrBadSignature) {
+		if _, err := Verify(Pinned(public), altered, signature); !errors.Is(err, ErrBadSignature) {
 			t.Fatalf("byte %d altered: %v", i, err)
 		}
 	}
@@ -256,10 +257,12 @@ func TestVerifyKeys(t *testing.T) {
 		"only malformed keys":          {[]string{"", "RWQx", secret}, first, ErrNoReleaseKey},
 		"no signature":                 {[]string{public}, nil, ErrBadSignature},
 		"cut off":                      {[]string{public}, first[:len(first)-8], ErrBadSignature},
-		"two signatures in one":        {[]string{public}, slices.Concat(first, second), ErrBadSignature},
+		"two signatures in one":        {[]string{public}, slices.Concat(second, first), nil},
+		"two, neither pinned":          {[]string{stranger}, slices.Concat(first, second), ErrBadSignature},
+		"too many in one":              {[]string{public}, slices.Repeat(first, MaxKeys+1), ErrBadSignature},
 		"the trusted comment altered":  {[]string{public}, bytes.Replace(first, []byte("trusted comment: moult 1.2.3"), []byte("trusted comment: moult 9.9.9"), 1), ErrBadSignature},
 	} {
-		if m, err := Verify(tc.pinned, text, tc.signature); !errors.Is(err, tc.want) || tc.want == nil && (err != nil || m.Version != "1.2.3") {
+		if m, err := Verify(Pinned(tc.pinned...), text, tc.signature); !errors.Is(err, tc.want) || tc.want == nil && (err != nil || m.Version != "1.2.3") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -275,14 +278,14 @@ func TestVerifyKeys(t *testing.T) {
 		"a later field":   bytes.Replace(text, []byte("{"), []byte(`{"delta":"x",`), 1),
 	} {
 		signature := signAnything(t, secret, signedText)
-		if _, err := Verify([]string{public}, signedText, signature); err == nil || errors.Is(err, ErrBadSignature) {
+		if _, err := Verify(Pinned(public), signedText, signature); err == nil || errors.Is(err, ErrBadSignature) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := Sign(secret, signedText); err == nil {
 			t.Errorf("%s: Sign signs it", name)
 		}
 	}
-	if _, err := Verify([]string{public}, text, append(bytes.Clone(first), make([]byte, MaxSignatureBytes)...)); err == nil || !strings.Contains(err.Error(), "too long") {
+	if _, err := Verify(Pinned(public), text, append(bytes.Clone(first), make([]byte, MaxSignatureBytes)...)); err == nil || !strings.Contains(err.Error(), "too long") {
 		t.Errorf("a signature too long: %v", err)
 	}
 }

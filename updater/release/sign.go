@@ -10,29 +10,17 @@ import (
 	"aead.dev/minisign"
 )
 
-// Verify returns the manifest if one of the pinned public keys signed it. Each
-// pinned key is a key line or a whole minisign public key file; one that is
-// malformed counts for nothing. Returns ErrBadSignature, ErrNoReleaseKey, or
-// what is wrong with a manifest that is signed but malformed.
-func Verify(pinned []string, manifest, signature []byte) (Manifest, error) {
+// Verify returns the manifest if enough of the pinned keys signed it. A key that
+// is malformed counts for nothing. Returns ErrBadSignature, ErrTooFewSignatures,
+// ErrNoReleaseKey, or what is wrong with a manifest that is signed but malformed.
+func Verify(keys KeySet, manifest, signature []byte) (Manifest, error) {
 	if len(manifest) > MaxManifestBytes || len(signature) > MaxSignatureBytes {
 		return Manifest{}, fmt.Errorf("manifest or signature is too long: at most %d and %d bytes are read", MaxManifestBytes, MaxSignatureBytes)
 	}
-	usable := 0
-	for _, text := range pinned {
-		var key minisign.PublicKey
-		if key.UnmarshalText([]byte(strings.TrimSpace(text))) != nil {
-			continue
-		}
-		usable++
-		if minisign.Verify(key, manifest, signature) {
-			return Parse(manifest)
-		}
+	if err := keys.verify(manifest, signature); err != nil {
+		return Manifest{}, err
 	}
-	if usable == 0 {
-		return Manifest{}, ErrNoReleaseKey
-	}
-	return Manifest{}, ErrBadSignature
+	return Parse(manifest)
 }
 
 // Sign returns the minisign signature file of a manifest. The secret key is the
@@ -43,20 +31,28 @@ func Sign(secretKey string, manifest []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return signText(secretKey, manifest, Product+" "+m.Version)
+}
+
+// signText signs bytes; comment is under the signature too.
+func signText(secretKey string, text []byte, comment string) ([]byte, error) {
 	key, err := parseSecretKey(secretKey)
 	if err != nil {
 		return nil, err
 	}
 	// Through a Reader the signature is prehashed, which is what the minisign
 	// program makes; SignWithComments would make the legacy kind.
-	r := minisign.NewReader(bytes.NewReader(manifest))
+	r := minisign.NewReader(bytes.NewReader(text))
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return nil, err
 	}
-	signature := r.SignWithComments(key, Product+" "+m.Version, "signature of a moult release")
+	signature := r.SignWithComments(key, comment, "signature by a moult release key")
+	if !bytes.HasSuffix(signature, []byte("\n")) {
+		signature = append(signature, '\n')
+	}
 	// An unencrypted key file carries no checksum that is looked at: a damaged one
 	// would sign, and every host refuse.
-	if public, ok := key.Public().(minisign.PublicKey); !ok || !minisign.Verify(public, manifest, signature) {
+	if public, ok := key.Public().(minisign.PublicKey); !ok || !minisign.Verify(public, text, signature) {
 		return nil, errors.New("the release key is damaged: its own signature does not verify; restore the file from a backup")
 	}
 	return signature, nil

@@ -63,7 +63,7 @@ func TestDamagedSecretKey(t *testing.T) {
 		damaged[keyAt+i] ^= 1
 		signature, err := Sign(comment+"\n"+base64.StdEncoding.EncodeToString(damaged)+"\n", text)
 		if err == nil {
-			_, err = Verify([]string{public}, text, signature)
+			_, err = Verify(Pinned(public), text, signature)
 			t.Fatalf("byte %d of the key altered: it signs, and hosts say: %v", i, err)
 		}
 		if !strings.Contains(err.Error(), "backup") {
@@ -155,17 +155,17 @@ func TestWeVerifyMinisigns(t *testing.T) {
 			continue
 		}
 		signature := mustRead(t, filepath.Join(dir, SignatureFile))
-		if m, err := Verify([]string{ourPublic + "x", tc.public}, text, signature); err != nil || m.Number != 7 {
+		if m, err := Verify(Pinned(ourPublic+"x", tc.public), text, signature); err != nil || m.Number != 7 {
 			t.Errorf("%s: %v", name, err)
 		}
 		altered := bytes.Replace(text, []byte(`"number":7`), []byte(`"number":8`), 1)
-		if _, err := Verify([]string{tc.public}, altered, signature); !errors.Is(err, ErrBadSignature) {
+		if _, err := Verify(Pinned(tc.public), altered, signature); !errors.Is(err, ErrBadSignature) {
 			t.Errorf("%s, altered: %v", name, err)
 		}
 	}
 	// And moult signs with minisign's key.
 	signature := mustSign(t, string(mustRead(t, key)), text)
-	if _, err := Verify([]string{string(mustRead(t, pub))}, text, signature); err != nil {
+	if _, err := Verify(Pinned(string(mustRead(t, pub))), text, signature); err != nil {
 		t.Errorf("signed with minisign's key: %v", err)
 	}
 }
@@ -210,7 +210,7 @@ func TestPasswords(t *testing.T) {
 	text := mustJSON(t, goodManifest())
 	verifies := func(how, public, secret string) {
 		t.Helper()
-		if _, err := Verify([]string{public}, text, mustSign(t, secret, text)); err != nil {
+		if _, err := Verify(Pinned(public), text, mustSign(t, secret, text)); err != nil {
 			t.Errorf("%s: %v", how, err)
 		}
 	}

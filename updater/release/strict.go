@@ -11,7 +11,7 @@ import (
 // decodeStrictly decodes one JSON value. encoding/json alone would take "Number"
 // for "number" and let the last of two fields win, so a reviewer could read one
 // number and a host install by another.
-func decodeStrictly(text []byte, into *Manifest) error {
+func decodeStrictly(text []byte, into any) error {
 	if err := checkFields(json.NewDecoder(bytes.NewReader(text))); err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ type level struct {
 }
 
 // checkFields walks one JSON value and refuses fields that are there twice or
-// are not in lower case, as all of a manifest's are.
+// are not in lower case, as all of a manifest's and a statement's are.
 func checkFields(dec *json.Decoder) error {
 	var open []*level
 	for {
@@ -80,7 +80,7 @@ func (l *level) enter(name string) error {
 	if l.seen[name] {
 		return fmt.Errorf("the field %q is there twice", name)
 	}
-	if !onlyOf(name, lower+digits) {
+	if !onlyOf(name, lower+digits+"_") {
 		return fmt.Errorf("the field %q is not known", name)
 	}
 	l.seen[name], l.key = true, false

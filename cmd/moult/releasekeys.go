@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"moult/consensus"
+	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/updater"
+	"moult/updater/release"
+)
+
+// How the changes of the release keys reach the hosts: a server sends the newest
+// statement to each host that has not said that it follows it; the host answers
+// which one it follows; where that is an older one, the server sends those that
+// come after it. Orders bring the newest ones along too. Lost messages are made
+// good by the next round.
+const (
+	keysEvery      = 10 * time.Second // a round
+	keysTimeout    = 5 * time.Second  // one message
+	keysAtOnce     = 16               // messages on their way at a time
+	keysPerMessage = 16               // statements
+)
+
+// keysMessage is the body of topicReleaseKeys, oldest statement first.
+type keysMessage struct {
+	Statements []release.SignedStatement `json:"statements"`
+}
+
+// keysFollowed is the body of topicKeysFollowed.
+type keysFollowed struct {
+	Number uint64 `json:"number"`
+}
+
+// keyDistributor is a server's side.
+type keyDistributor struct {
+	raft   *consensus.Node
+	roster *mesh.Roster
+	send   func(ctx context.Context, host, topic string, payload []byte) error
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	follows map[string]uint64 // by host id, as the hosts say
+}
+
+// statementsAfter returns the statements behind a number, at most n.
+func statementsAfter(c fleet.Cluster, number uint64, n int) (out []release.SignedStatement) {
+	for i := number; i < uint64(len(c.KeyStatements)) && len(out) < n; i++ {
+		out = append(out, release.SignedStatement{Statement: c.KeyStatements[i].Statement, Signature: c.KeyStatements[i].Signature})
+	}
+	return out
+}
+
+// newest is where the newest n statements begin.
+func newest(c fleet.Cluster, n uint64) uint64 { return c.KeysNumber - min(c.KeysNumber, n) }
+
+// followed returns what the hosts say that they follow.
+func (d *keyDistributor) followed() map[string]uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.follows)
+}
+
+// handle takes a host's answer. A number beyond the newest is no answer to us.
+func (d *keyDistributor) handle(from identity.Identity, payload []byte) {
+	var said keysFollowed
+	c, _ := d.raft.State().View().Cluster()
+	if json.Unmarshal(payload, &said) != nil || said.Number > c.KeysNumber {
+		d.logger.Warn("a host's word on its release keys is refused", "host", from.HostID, "number", said.Number)
+		return
+	}
+	d.mu.Lock()
+	d.follows[from.HostID] = said.Number
+	d.mu.Unlock()
+	if said.Number < c.KeysNumber {
+		d.tell(context.Background(), from.HostID, statementsAfter(c, said.Number, keysPerMessage))
+	}
+}
+
+// run tells the hosts until ctx ends.
+func (d *keyDistributor) run(ctx context.Context) {
+	events, stop := d.raft.State().Subscribe()
+	defer stop()
+	ticker := time.NewTicker(keysEvery)
+	defer ticker.Stop()
+	var told uint64 // the number of the last change that went out at once
+	for {
+		c, _ := d.raft.State().View().Cluster()
+		d.round(ctx, c)
+		told = c.KeysNumber
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				due = true
+			case <-events:
+				now, _ := d.raft.State().View().Cluster()
+				due = now.KeysNumber != told
+			}
+		}
+	}
+}
+
+// round sends the newest statement to each host that may lack it.
+func (d *keyDistributor) round(ctx context.Context, c fleet.Cluster) {
+	if c.KeysNumber == 0 {
+		return
+	}
+	follows := d.followed()
+	var sends sync.WaitGroup
+	slots := make(chan struct{}, keysAtOnce)
+	for _, m := range d.roster.Members() {
+		if m.Liveness != mesh.Online || m.Role != string(identity.RoleAgent) || follows[m.HostID] == c.KeysNumber || ctx.Err() != nil {
+			continue
+		}
+		slots <- struct{}{}
+		sends.Go(func() {
+			defer func() { <-slots }()
+			d.tell(ctx, m.HostID, statementsAfter(c, newest(c, 1), 1))
+		})
+	}
+	sends.Wait()
+}
+
+func (d *keyDistributor) tell(ctx context.Context, hostID string, list []release.SignedStatement) {
+	payload, err := json.Marshal(keysMessage{list})
+	if err != nil {
+		d.logger.Error("encode key statements", "error", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, keysTimeout)
+	defer cancel()
+	if err := d.send(ctx, hostID, topicReleaseKeys, payload); err != nil {
+		d.logger.Debug("send key statements", "host", hostID, "error", err)
+	}
+}
+
+// keyFollower returns an agent's side: it takes what servers send, and says which
+// statement it follows now.
+func keyFollower(up *updater.Updater, node *mesh.Node, logger *slog.Logger) func(identity.Identity, []byte) {
+	return func(from identity.Identity, payload []byte) {
+		var m keysMessage
+		if from.Role != identity.RoleServer || json.Unmarshal(payload, &m) != nil || len(m.Statements) > keysPerMessage {
+			return
+		}
+		number, err := up.TakeKeyStatements(m.Statements)
+		if err != nil {
+			logger.Warn("key statements are not followed", "from", from.HostID, "follows", number, "error", err)
+		}
+		answer, err := json.Marshal(keysFollowed{number})
+		if err != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), keysTimeout)
+		defer cancel()
+		if err := node.Send(ctx, from.HostID, topicKeysFollowed, answer); err != nil {
+			logger.Debug("say which key statement is followed", "server", from.HostID, "error", err)
+		}
+	}
+}
