@@ -6,9 +6,11 @@ BIN     ?= bin/moult
 GO      ?= go
 TESTFLAGS ?=
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+FUZZTIME ?= 60s
 GOBIN   := $(shell $(GO) env GOPATH)/bin
 
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOVULNCHECK   = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GOFUMPT       = mvdan.cc/gofumpt@v0.12.0
 
 # The race detector links with a C compiler; without one the tests run without it.
@@ -18,13 +20,22 @@ NO_RACE_NOTE = $(if $(RACE),,@echo "no C compiler here: the tests run without th
 # Packages whose tests drive goroutines against each other.
 RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 
-.PHONY: help build test race test-long faults e2e lint vet demo bench screenshots clean
+.PHONY: help build sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+# Nothing of the machine gets into the binary: no path, no time, no state of a
+# repository. The same source, VERSION, COMMIT and Go give the same bytes.
 build: ## build $(BIN) with VERSION
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/moult
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/moult
+
+sbom: build ## the bill of materials of $(BIN), as $(BIN).cdx.json
+	$(BIN) sbom > $(BIN).cdx.json
+
+vulncheck: $(GOBIN)/govulncheck ## known vulnerabilities in what is built; needs vuln.go.dev
+	@$(GOBIN)/govulncheck ./... || { code=$$?; [ $$code -eq 3 ] || \
+	  echo "NOT CHECKED for known vulnerabilities: govulncheck did not get to its end (does this machine reach vuln.go.dev?)" >&2; exit $$code; }
 
 test: ## all tests, race detector on, and the short end-to-end suite
 	$(NO_RACE_NOTE)
@@ -41,6 +52,14 @@ test-long: ## what takes longer than `make test` allows
 faults: ## a cluster of real processes under faults, for hours; MOULT_FAULTS_SEED repeats a run
 	MOULT_FAULTS=1 $(GO) test -count=1 -v -timeout 24h -run TestFaults ./cmd/moult
 
+fuzz: ## each fuzz target for FUZZTIME; `make test` runs their seeds
+	@set -e; for file in $$(grep -rlE '^func Fuzz' --include='*_test.go' . | sort); do \
+	  for target in $$(grep -oE '^func Fuzz\w+' $$file | cut -c6-); do \
+	    echo "== $$(dirname $$file) $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$(dirname $$file); \
+	  done; \
+	done
+
 e2e: ## the end-to-end suite alone, on real processes
 	$(GO) test -count=1 -v -timeout 14m -run 'TestE2E' ./cmd/moult
 
@@ -56,6 +75,9 @@ lint: vet $(GOBIN)/golangci-lint $(GOBIN)/gofumpt ## vet, golangci-lint, gofumpt
 
 $(GOBIN)/golangci-lint:
 	GOFLAGS= $(GO) install $(GOLANGCI_LINT)
+
+$(GOBIN)/govulncheck:
+	GOFLAGS= $(GO) install $(GOVULNCHECK)
 
 $(GOBIN)/gofumpt:
 	GOFLAGS= $(GO) install $(GOFUMPT)

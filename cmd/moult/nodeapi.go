@@ -59,7 +59,12 @@ func requireServer(next http.HandlerFunc) http.HandlerFunc {
 
 // jsonEndpoint decodes In, calls f, and answers Out or an error as text.
 func jsonEndpoint[In, Out any](f func(ctx context.Context, from identity.Identity, in In) (Out, error)) http.HandlerFunc {
-	return requireServer(func(w http.ResponseWriter, r *http.Request) {
+	return requireServer(jsonBody(f))
+}
+
+// jsonBody is jsonEndpoint for whoever may call.
+func jsonBody[In, Out any](f func(ctx context.Context, from identity.Identity, in In) (Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		var in In
 		if r.Method != http.MethodGet {
 			if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
@@ -74,7 +79,7 @@ func jsonEndpoint[In, Out any](f func(ctx context.Context, from identity.Identit
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(out) // the caller is gone if this errs
-	})
+	}
 }
 
 // bytesEndpoint is the same for a body that is passed on as it is.

@@ -67,20 +67,27 @@ func (d *keyDistributor) followed() map[string]uint64 {
 	return maps.Clone(d.follows)
 }
 
-// handle takes a host's answer. A number beyond the newest is no answer to us.
+// handle takes a host's answer.
 func (d *keyDistributor) handle(from identity.Identity, payload []byte) {
-	var said keysFollowed
 	c, _ := d.raft.State().View().Cluster()
+	if list, lacks := d.take(from, payload, c); lacks {
+		d.tell(context.Background(), from.HostID, list)
+	}
+}
+
+// take notes which statement a host follows, and returns those that it lacks. A
+// number beyond the newest is no answer to us.
+func (d *keyDistributor) take(from identity.Identity, payload []byte, c fleet.Cluster) (list []release.SignedStatement, lacks bool) {
+	var said keysFollowed
 	if json.Unmarshal(payload, &said) != nil || said.Number > c.KeysNumber {
 		d.logger.Warn("a host's word on its release keys is refused", "host", from.HostID, "number", said.Number)
-		return
+		return nil, false
 	}
 	d.mu.Lock()
 	d.follows[from.HostID] = said.Number
 	d.mu.Unlock()
-	if said.Number < c.KeysNumber {
-		d.tell(context.Background(), from.HostID, statementsAfter(c, said.Number, keysPerMessage))
-	}
+	list = statementsAfter(c, said.Number, keysPerMessage)
+	return list, len(list) > 0
 }
 
 // run tells the hosts until ctx ends.

@@ -72,7 +72,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
 	root.AddCommand(
-		newVersionCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
+		newVersionCommand(), newSBOMCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
 		newHostsCommand(), newHostCommand(), newFleetCommand(), newJobCommand(),
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
