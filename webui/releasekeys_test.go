@@ -53,6 +53,11 @@ func TestReleaseKeysChangeOnlyByTheirOwnWord(t *testing.T) {
 
 	const path = "/api/release-keys"
 	good := w.keyStatement(firstSecret, 1, first, second)
+	for code, fail := range map[string]error{codeUnavailable: errNotCommitted, fleet.CodeUnknownChange: refuse(fleet.CodeUnknownChange, "update all servers first")} {
+		w.log.fail = fail
+		w.Admin("POST", path, good).Refused(503, code)
+	}
+	w.log.fail = nil
 	for name, tc := range map[string]struct {
 		body, code string
 		status     int

@@ -8,11 +8,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 func newFleetCommand() *cobra.Command {
@@ -178,7 +176,7 @@ func hostIDs(ctx context.Context, c *client, names []string) ([]string, error) {
 
 // confirmFleetUpdate asks the person to type the number of hosts, and returns it.
 func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int) (int, error) {
-	if in, ok := cmd.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
+	if !onTerminal(cmd) {
 		return 0, errors.New("this starts an update of the fleet; give --yes to start it without being asked")
 	}
 	n := named

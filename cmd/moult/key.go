@@ -27,10 +27,10 @@ func newKeyGenerateCommand() *cobra.Command {
 		Short: "Make a release key pair (minisign format)",
 		Long: `Make a release key pair in minisign's format.
 
-The secret key signs releases: keep it off the servers. It is put under a password,
-which is asked for twice on a terminal, or read from --password-file or standard
-input; --no-password leaves it as it is, for a machine that signs by itself. The
-public key is pinned by every host when it joins: give it to the first server with
+The secret key signs releases: keep it off the servers. On a terminal it is put
+under a password, which is asked for twice; in a script only with --password-file, or
+with --lock, which reads the password from standard input. --no-password leaves it
+as it is, for a machine that signs by itself. The public key is pinned by every host when it joins: give it to the first server with
 --release-key.`,
 		Example: "  moult key generate --out release.key\n  moult server --bootstrap --release-key release.key.pub …",
 		Args:    cobra.NoArgs,
@@ -38,6 +38,7 @@ public key is pinned by every host when it joins: give it to the first server wi
 			if unlocked && (lock || passwordFile != "") {
 				return errors.New("--no-password is given beside a password; leave one of them out")
 			}
+			open := unlocked || !lock && passwordFile == "" && !onTerminal(cmd)
 			public, secret, err := release.GenerateKey()
 			if err != nil {
 				return err
@@ -47,7 +48,7 @@ public key is pinned by every host when it joins: give it to the first server wi
 					return existsAlready(out)
 				}
 			}
-			if !unlocked {
+			if !open {
 				password, err := newKeyPassword(cmd, passwordFile)
 				if err != nil {
 					return err
@@ -63,6 +64,9 @@ public key is pinned by every host when it joins: give it to the first server wi
 				return err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "secret key: %s\npublic key: %s.pub\n", out, out)
+			if open && !unlocked {
+				fmt.Fprintln(cmd.ErrOrStderr(), "the secret key has no password: whoever reads the file can sign; --password-file gives it one")
+			}
 			_, err = fmt.Fprint(cmd.OutOrStdout(), public)
 			return err
 		},
@@ -70,8 +74,7 @@ public key is pinned by every host when it joins: give it to the first server wi
 	cmd.Flags().StringVarP(&out, "out", "o", "release.key", "where the secret key goes; the public key goes beside it as FILE.pub")
 	cmd.Flags().StringVar(&passwordFile, "password-file", "", "file whose first line is the password")
 	cmd.Flags().BoolVar(&unlocked, "no-password", false, "leave the secret key without a password: whoever reads the file can sign")
-	cmd.Flags().BoolVar(&lock, "lock", false, "put the secret key under a password, which is what happens anyway")
-	_ = cmd.Flags().MarkHidden("lock") // the flag is there
+	cmd.Flags().BoolVar(&lock, "lock", false, "put the secret key under a password, in a script too")
 	cmd.Flags().BoolVar(&force, "force", false, "overwrite existing files")
 	return cmd
 }

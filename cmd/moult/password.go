@@ -34,6 +34,12 @@ func readPassword(cmd *cobra.Command, prompt string) (string, error) {
 
 var errNoPassword = errors.New("no password on standard input; type it on a terminal, or pass it in a pipe")
 
+// onTerminal tells whether there is a person to ask.
+func onTerminal(cmd *cobra.Command) bool {
+	in, ok := cmd.InOrStdin().(*os.File)
+	return ok && term.IsTerminal(int(in.Fd()))
+}
+
 // passwordFrom reads a password from a file's first line.
 func passwordFrom(path string) (string, error) {
 	f, err := os.Open(path)
@@ -60,7 +66,7 @@ func readNewSecret(cmd *cobra.Command, what string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if in, ok := cmd.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
+	if !onTerminal(cmd) {
 		return first, nil
 	}
 	second, err := readPassword(cmd, "Again: ")
