@@ -86,6 +86,10 @@ type Config struct {
 	// Progress asks a server for its AppliedIndex. nil: non-voters are never promoted.
 	Progress func(ctx context.Context, serverID, addr string) (uint64, error)
 
+	// Kinds asks a server which kinds of changes it knows (fleet.Kinds). A change that
+	// one does not know is refused with fleet.CodeUnknownChange. nil: none is.
+	Kinds func(ctx context.Context, serverID, addr string) ([]string, error)
+
 	// Tell carries what this server knows of the configuration to the server's Hear,
 	// and Ask asks a server for its Membership, sure that it is the one. nil: a
 	// server that was away while all others were replaced stays out.

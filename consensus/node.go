@@ -38,6 +38,7 @@ type Node struct {
 	stream *streamLayer
 	disk   *diskWatch
 
+	kinds    *kinds
 	term     leadership    // of this server
 	leader   leaderWatch   // whoever it is
 	append   chan struct{} // one token: who holds it stamps and appends
@@ -70,7 +71,7 @@ func Open(cfg Config) (*Node, error) {
 		cfg: cfg, timing: cfg.Timing, logger: cfg.Logger,
 		fsm: newFSM(), store: store, stream: newStreamLayer(cfg), disk: &diskWatch{limit: cfg.Timing.DiskStall},
 		append: make(chan struct{}, 1), members: make(chan struct{}, 1),
-		term: newLeadership(), leader: newLeaderWatch(),
+		term: newLeadership(), leader: newLeaderWatch(), kinds: newKinds(cfg.Kinds),
 	}
 	n.fsm.serverRemoved = n.stream.dropAccepted
 	n.ctx, n.stop = context.WithCancel(context.Background())

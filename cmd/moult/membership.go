@@ -38,7 +38,7 @@ func (m *membership) status(context.Context, identity.Identity, struct{}) (nodeS
 }
 
 func (m *membership) own() nodeStatus {
-	return nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil}
+	return nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil, Kinds: fleet.Kinds()}
 }
 
 // Servers asks every server how it is, all at once.

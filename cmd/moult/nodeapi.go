@@ -37,6 +37,8 @@ type nodeStatus struct {
 	Version      string `json:"version"`
 	AppliedIndex uint64 `json:"applied_index"`
 	Ready        bool   `json:"ready"`
+	// Kinds are those of changes that it knows; missing: fleet.FirstKinds.
+	Kinds []string `json:"kinds,omitempty"`
 }
 
 // addServerRequest asks to become a member of the Raft group.

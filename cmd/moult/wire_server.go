@@ -118,6 +118,13 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 			st, err := others.status(ctx, addr)
 			return st.AppliedIndex, err
 		},
+		Kinds: func(ctx context.Context, _, addr string) ([]string, error) {
+			st, err := others.status(ctx, addr)
+			if st.Kinds == nil {
+				st.Kinds = fleet.FirstKinds()
+			}
+			return st.Kinds, err
+		},
 		Tell: func(ctx context.Context, _, addr string, m consensus.Membership) error {
 			return others.postJSON(ctx, addr, pathMembers, m, nil)
 		},

@@ -3,8 +3,6 @@ package fleet
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -195,6 +193,3 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	BackupTaken{}.Kind():            on(applyBackupTaken),
 	ServerStandbyChanged{}.Kind():   on(applyServerStandbyChanged),
 }
-
-// Kinds returns all kinds of changes that this version knows, in order.
-func Kinds() []string { return slices.Sorted(maps.Keys(appliers)) }
