@@ -216,15 +216,25 @@ func TestClaimsAreHeldAgainstTheOthers(t *testing.T) {
 		ok      bool
 	}{
 		"all others were replaced": {"D", know(0, 5, 90, "A", "D", "E"), map[string]Membership{"D": know(0, 5, 90, "A", "D", "E"), "E": know(0, 5, 91, "A", "D", "E")}, true},
-		"one of them is down":      {"D", know(0, 5, 90, "A", "D", "E"), map[string]Membership{"D": know(0, 5, 90, "A", "D", "E")}, true},
+		"one of them is down":      {"D", know(0, 5, 90, "A", "D", "E"), map[string]Membership{"D": know(0, 5, 90, "A", "D", "E")}, false},
+		"made up by one alone, far ahead": {
+			"D", know(0, 99, 1<<40, "A", "D"),
+			map[string]Membership{"D": know(0, 99, 1<<40, "A", "D"), "B": know(0, 5, 60, "A", "B", "C"), "C": know(0, 5, 60, "A", "B", "C")},
+			false,
+		},
 		"of five two are up": {
 			"D", know(0, 5, 90, "A", "D", "E", "F", "G"),
 			map[string]Membership{"D": know(0, 5, 90, "A", "D", "E", "F", "G")},
 			false,
 		},
-		"of five three are up": {
+		"of five three are up, this one among them": {
 			"D", know(0, 5, 90, "A", "D", "E", "F", "G"),
 			map[string]Membership{"D": know(0, 5, 90, "A", "D", "E", "F", "G"), "G": know(0, 5, 90, "A", "D", "E", "F", "G")},
+			false,
+		},
+		"of five three others are up": {
+			"D", know(0, 5, 90, "A", "D", "E", "F", "G"),
+			map[string]Membership{"D": know(0, 5, 90, "A", "D", "E", "F", "G"), "F": know(0, 5, 90, "A", "D", "E", "F", "G"), "G": know(0, 5, 90, "A", "D", "E", "F", "G")},
 			true,
 		},
 		"removed, and does not know it": {

@@ -147,7 +147,9 @@ func (n *Node) askAround(ctx context.Context, mine, claim Membership) map[string
 
 // borneOut tells whether a claim holds against the answers of the servers that were
 // asked, by id. The newest answer counts: a server that was removed and does not
-// know it is found out by any that does. This server is one of the voters it takes.
+// know it is found out by any that does. This server's own vote does not count: else
+// one that was removed and is in other hands could make up a configuration of the
+// two, as far ahead of everybody as it likes.
 func borneOut(self string, mine Membership, from string, claim Membership, answers map[string]Membership) error {
 	newest := claim
 	for _, m := range answers {
@@ -164,12 +166,12 @@ func borneOut(self string, mine Membership, from string, claim Membership, answe
 			continue
 		}
 		voters++
-		if m, ok := answers[s.ID]; s.ID == self || ok && m.Epoch == mine.Epoch && m.same(claim) {
+		if m, ok := answers[s.ID]; s.ID != self && ok && m.Epoch == mine.Epoch && m.same(claim) {
 			agree++
 		}
 	}
 	if agree < voters/2+1 {
-		return fmt.Errorf("%w: %d of its %d voters bear it out, which is no majority", ErrNotBelieved, agree, voters)
+		return fmt.Errorf("%w: %d of its %d voters bear it out beside this server, which is no majority", ErrNotBelieved, agree, voters)
 	}
 	return nil
 }
