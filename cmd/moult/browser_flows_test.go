@@ -45,6 +45,7 @@ func (u browserUser) server() string { return u.Text("location.origin") }
 // alone: publish, update one host, lose the server that the page is from, start,
 // cancel and start again, meet a bad release, and let a viewer look on.
 func TestBrowserRunsTheFleet(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, 3, "--agent-arg=--trial-timeout=6s")
 	u := browserUser{browsertest.Start(t), c}
 	admin := strings.TrimSpace(c.read("admin.password"))

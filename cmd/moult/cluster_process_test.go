@@ -73,10 +73,23 @@ func (c *testCluster) allOn(version string) {
 		if h.AgentVersion != version || !h.Online {
 			c.t.Errorf("%s runs %s, online %v", name, h.AgentVersion, h.Online)
 		}
-		if n := c.starts(name, version); n != 1 {
-			c.t.Errorf("%s started %d times in %s, want once", name, n, version)
-		}
+		c.startedOnce(name, version)
 		c.installedIs(name, version)
+	}
+}
+
+// startedOnce fails unless an agent was started exactly once in a version. Its log
+// is written by its supervisor, a moment after the mesh knows.
+func (c *testCluster) startedOnce(name, version string) {
+	c.t.Helper()
+	c.await(10*time.Second, name+" to say in its log that it is up", func() error {
+		if c.starts(name, version) == 0 {
+			return errors.New("it does not yet")
+		}
+		return nil
+	})
+	if n := c.starts(name, version); n != 1 {
+		c.t.Errorf("%s started %d times in %s, want once", name, n, version)
 	}
 }
 

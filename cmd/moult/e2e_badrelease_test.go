@@ -14,6 +14,7 @@ import (
 // A release that does not work is rolled back on the one host that got it: no
 // other host is touched, the fleet update halts and tells the last output line.
 func TestE2EBadReleaseIsRolledBack(t *testing.T) {
+	t.Parallel()
 	for mode, reason := range map[string]string{
 		"exit":     "fatal: the frobnicator is missing",
 		"hang":     "waiting for a frobnicator that never comes",
@@ -22,6 +23,7 @@ func TestE2EBadReleaseIsRolledBack(t *testing.T) {
 		"impostor": versionA,
 	} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			c := startCluster(t, 1, 3, "--agent-arg=--trial-timeout=6s")
 			c.badRelease("6.6.6", mode)
 			id := c.startFleetUpdate(nil)
@@ -59,6 +61,7 @@ func TestE2EBadReleaseIsRolledBack(t *testing.T) {
 
 // What a host's own disk refuses is reported, and the old binary runs on.
 func TestE2EHostThatCannotTakeTheUpdate(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, reason string
 		prepare      func(c *testCluster) (args []string)

@@ -40,7 +40,10 @@ func TestE2ELeaderKilled(t *testing.T) {
 			rounds = 10
 		}
 		for range rounds {
-			t.Run(tt.name, func(t *testing.T) { killLeader(t, tt.args, tt.moment) })
+			t.Run(tt.name, func(t *testing.T) {
+				t.Parallel()
+				killLeader(t, tt.args, tt.moment)
+			})
 		}
 	}
 }

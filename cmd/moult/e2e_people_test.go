@@ -72,6 +72,7 @@ func (c *testCluster) status(addr, method, path string, session *http.Cookie) in
 // People go from server to server, and their leader is killed: a session goes on,
 // guesses go on counting, and signing out everywhere is everywhere.
 func TestE2EPeopleGoFromServerToServer(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, 0)
 	addrs := c.client.addrs
 	password := strings.TrimSpace(c.read("admin.password"))
@@ -165,7 +166,7 @@ func TestBootstrapAsksForAnotherPassword(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o := serverOptions{nodeOptions: nodeOptions{data: dir, name: "s1", gossipAdv: "127.0.0.1:1", peerAdv: "127.0.0.1:2"}, http: "127.0.0.1:3", keepPassword: keep}
+		o := serverOptions{nodeOptions: nodeOptions{data: dir, name: "s1", gossipAdv: "127.0.0.1:1", peerAdv: "127.0.0.1:2"}, http: "127.0.0.1:3", keepPassword: keep, certLifetime: defaultCertificateLifetime}
 		var out bytes.Buffer
 		if err := bootstrapCluster(store, o, hostID, &out); err != nil {
 			t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestE2EFleetUpdate(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, 5)
 	c.refused(http.StatusConflict, "nothing_to_update", http.MethodPost, "/api/fleet/update", map[string]any{})
 	c.refused(http.StatusNotFound, "release_not_found", http.MethodPost, "/api/fleet/update", map[string]any{"target_version": "9"})
@@ -59,6 +60,7 @@ func TestE2EFleetUpdate(t *testing.T) {
 }
 
 func TestE2ECancel(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1, 3)
 	c.publish(versionB, binary(t, versionB))
 	id := c.startFleetUpdate(nil)
@@ -75,6 +77,7 @@ func TestE2ECancel(t *testing.T) {
 }
 
 func TestE2ESingleHost(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1, 2)
 	c.publish(versionB, binary(t, versionB))
 	c.moult("host", "update", "--wait", "agent-2")
@@ -96,6 +99,7 @@ func TestE2ESingleHost(t *testing.T) {
 // Who serves bytes is not trusted: a peer whose artifact was damaged is passed
 // over, its bytes are executed nowhere, and the host gets the release elsewhere.
 func TestE2EPeerWithCorruptBytesIsPassedOver(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1, 2)
 	c.publish(versionB, binary(t, versionB))
 	c.moult("host", "update", "--wait", "agent-1")
@@ -117,6 +121,7 @@ func TestE2EPeerWithCorruptBytesIsPassedOver(t *testing.T) {
 // The servers are gone altogether while a host is on trial: the agents run on,
 // the trial is judged without them, and the fleet update ends once they are back.
 func TestE2EAllServersGoneAndBack(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, 2)
 	c.publish(versionB, binary(t, versionB))
 	id := c.startFleetUpdate(nil)
@@ -153,6 +158,7 @@ func TestE2EAllServersGoneAndBack(t *testing.T) {
 // and the releases' bytes, however old, though no server knows at first that a
 // release offers them.
 func TestE2EDevStartsAgain(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, 1)
 	c.publish(versionB, binary(t, versionB))
 	id := c.hosts()["agent-1"].ID

@@ -70,6 +70,7 @@ func (c *testCluster) joining(s *lateServer, peer string) []string {
 // Membership for life: a vote is taken and given back, a server moves, one loses its
 // disk, and one is away while all others are replaced.
 func TestE2EMembership(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, 0)
 	c.moult("servers", "demote", "server-3")
 	c.awaitServers("server-1 voter", "server-2 voter", "server-3 standby")

@@ -25,6 +25,7 @@ var monitoring = filepath.FromSlash("../../docs/monitoring")
 // fleet, and holds the scrape to promtool, and the example rules and dashboard to
 // the scrape.
 func TestMetricsOfARealServer(t *testing.T) {
+	t.Parallel()
 	promtool := findPromtool(t)
 	c := startCluster(t, 3, 2)
 	c.publish(versionB, binary(t, versionB))

@@ -135,6 +135,7 @@ func runs(version string) func(apiHost) error {
 // and have seen higher indexes, find it, give it the bytes back and take its
 // orders; those of the old servers, which come back later, they take no more.
 func TestE2ERestore(t *testing.T) {
+	t.Parallel()
 	const versionC = "3.0.0"
 	c := startCluster(t, 3, 2, "--server-arg=--no-sign=5s")
 	c.publish(versionB, binary(t, versionB))
@@ -257,9 +258,17 @@ func refuseDamaged(t *testing.T, c *testCluster, file, phrase string, place []st
 // Of three servers two are lost for good. The third goes on alone when it is told
 // to, and only then; a new server joins it, and the agents take its orders.
 func TestE2ERecover(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, 1)
 	c.publish(versionB, binary(t, versionB))
 	data := func(name string) string { return filepath.Join(c.dir, name, "data") }
+	c.await(30*time.Second, "server-3 to have the bytes, which a majority of the others may have alone", func() error {
+		held, err := filepath.Glob(filepath.Join(data("server-3"), "artifacts", strings.Repeat("[0-9a-f]", 64)))
+		if err == nil && len(held) == 0 {
+			err = errors.New("it has none")
+		}
+		return err
+	})
 	if out := c.refusedCommand("server", "recover", "--data", data("server-3")); !strings.Contains(out, "in use by another moult") {
 		t.Errorf("while it runs: %s", out)
 	}
