@@ -14,6 +14,7 @@ import (
 // with two relays each, and in one pool of the same hosts. MOULT_HOSTS=300 plays
 // that many, a hundred in a segment; the figures are in the README.
 func TestRosterConvergence(t *testing.T) {
+	atLength(t)
 	segments, hosts := 3, 8
 	if n, err := strconv.Atoi(os.Getenv("MOULT_HOSTS")); err == nil {
 		segments, hosts = max(1, n/100), min(n, 100)

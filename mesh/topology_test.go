@@ -105,6 +105,7 @@ func filters(n *meshtest.Network, rng *rand.Rand) bool {
 }
 
 func TestTopologies(t *testing.T) {
+	atLength(t)
 	for name, top := range topologies {
 		t.Run(name, func(t *testing.T) {
 			for seed := range seeds() {
