@@ -50,6 +50,7 @@ type segmentedHost struct {
 	name     string
 	number   int
 	segments []string
+	flags    []string // more that its process is started with, now and again
 	proc     *exec.Cmd
 	ended    chan struct{}
 }
@@ -407,7 +408,7 @@ func (h *segmentedHost) args(role string) []string {
 	} else {
 		args = append(args, "--http", net.JoinHostPort(h.addr(home), uiPort))
 	}
-	return append(args, "--peer", peer)
+	return append(append(args, "--peer", peer), h.flags...)
 }
 
 // startServers runs servers that are in the home segment, and makes the cluster's
@@ -484,7 +485,8 @@ func (n *segmentedNet) token(h *segmentedHost, role, segment string) string {
 func (n *segmentedNet) startAgent(name string, segments []string, through []*segmentedHost, args ...string) *segmentedHost {
 	n.t.Helper()
 	h := n.host(name, segments...)
-	argv := append(h.args("agent"), args...)
+	h.flags = args
+	argv := h.args("agent")
 	for _, r := range through {
 		argv = append(argv, "--join", r.port(h.sharedWith(r)))
 	}
