@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -62,9 +63,14 @@ const (
 	uiPort          = "8480"
 )
 
-// newSegmentedNet makes an empty network, until the test ends.
+// networks counts the networks that this process made: their names hold it.
+var networks atomic.Int64
+
+// newSegmentedNet makes an empty network, until the test ends. Networks know nothing
+// of each other, and the stories wait most of the time: they run in parallel.
 func newSegmentedNet(t *testing.T, segments ...string) *segmentedNet {
 	t.Helper()
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces take root: run the tests as root to have the ones of segmented networks")
 	}
@@ -79,7 +85,7 @@ func newSegmentedNet(t *testing.T, segments ...string) *segmentedNet {
 	sweepNamespaces(t)
 	n := &segmentedNet{
 		testCluster: &testCluster{t: t, dir: filepath.Join(t.TempDir(), "cluster")},
-		prefix:      fmt.Sprintf("%s%d-", namespacePrefix, os.Getpid()), segments: segments, hosts: map[string]*segmentedHost{},
+		prefix:      fmt.Sprintf("%s%d-%d-", namespacePrefix, os.Getpid(), networks.Add(1)), segments: segments, hosts: map[string]*segmentedHost{},
 	}
 	t.Cleanup(n.remove)
 	if out, err := exec.Command("ip", "netns", "add", n.prefix+"switch").CombinedOutput(); err != nil {

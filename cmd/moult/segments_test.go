@@ -91,7 +91,7 @@ func TestSegmentsNetwork(t *testing.T) {
 	}
 }
 
-// Servers, two relays, and eight agents that reach only their own segment: all
+// Servers, two relays, and agents, eight in the long form, that reach only their own segment: all
 // join through the relays, are seen through them, and the servers' view of
 // themselves and of the relays stays up meanwhile.
 func TestSegmentsAgentsBehindTwoRelays(t *testing.T) {
@@ -104,8 +104,12 @@ func TestSegmentsAgentsBehindTwoRelays(t *testing.T) {
 	}
 	n.awaitOnline(30*time.Second, "relay-1", "relay-2")
 	lapses := n.watchOnline("relay-1", "relay-2")
+	agents := 4
+	if longForm() {
+		agents = 8
+	}
 	var names []string
-	for i := range 8 {
+	for i := range agents {
 		h := n.startAgent(fmt.Sprintf("agent-%d", i+1), []string{"dmz"}, []*segmentedHost{relays[i%2], relays[(i+1)%2]})
 		names = append(names, h.name)
 	}
@@ -149,7 +153,7 @@ func TestSegmentsAgentsBehindTwoRelays(t *testing.T) {
 		t.Errorf("relays looked offline meanwhile: %v", seen)
 	}
 	// All are updated, and the binary goes once over the link of each relay, which
-	// runs it itself: not once for each of the eight behind it.
+	// runs it itself: not once for each of those behind it.
 	before := [2]int64{crossing(relays[0]), crossing(relays[1])}
 	n.publish(versionB, binary(t, versionB))
 	n.awaitFleetUpdate(n.startFleetUpdate(map[string]any{}), "completed", 5*time.Minute)
@@ -241,7 +245,10 @@ func (h *segmentedHost) credentials() diskCredentials {
 // online, longer than three of them last. A host that was off when its certificate
 // expired gets another; one that was removed does not.
 func TestSegmentsCertificatesAreRenewed(t *testing.T) {
-	const lifetime = 20 * time.Second
+	lifetime := 12 * time.Second
+	if longForm() {
+		lifetime = 20 * time.Second
+	}
 	n := newSegmentedNet(t, "default", "dmz")
 	n.startServers(3, "--certificate-lifetime", lifetime.String())
 	relay := n.startAgent("relay-1", []string{"default", "dmz"}, []*segmentedHost{n.hosts["server-1"]})
