@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -63,8 +64,10 @@ const (
 	uiPort          = "8480"
 )
 
-// networks counts the networks that this process made: their names hold it.
-var networks atomic.Int64
+var (
+	networks  atomic.Int64 // that this process made: their names hold the number
+	sweepOnce sync.Once    // for the namespaces of earlier processes
+)
 
 // newSegmentedNet makes an empty network, until the test ends. Networks know nothing
 // of each other, and the stories wait most of the time: they run in parallel.
@@ -82,7 +85,7 @@ func newSegmentedNet(t *testing.T, segments ...string) *segmentedNet {
 			t.Skipf("%v; install the package %s to have the tests of segmented networks", err, pkg)
 		}
 	}
-	sweepNamespaces(t)
+	sweepOnce.Do(func() { sweepNamespaces(t) })
 	n := &segmentedNet{
 		testCluster: &testCluster{t: t, dir: filepath.Join(t.TempDir(), "cluster")},
 		prefix:      fmt.Sprintf("%s%d-%d-", namespacePrefix, os.Getpid(), networks.Add(1)), segments: segments, hosts: map[string]*segmentedHost{},

@@ -45,6 +45,25 @@ func onlyLong(t *testing.T) {
 	}
 }
 
+// startAllServers runs three servers, and one in the short form.
+func (n *segmentedNet) startAllServers(args ...string) {
+	n.t.Helper()
+	count := 1
+	if longForm() {
+		count = 3
+	}
+	n.startServers(count, args...)
+}
+
+func (n *segmentedNet) servers() (all []*segmentedHost) {
+	for _, h := range n.order {
+		if strings.HasPrefix(h.name, "server-") {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
 // slowPull makes a relay take transferTime for the artifact.
 func slowPull(t *testing.T) string {
 	t.Helper()
@@ -222,17 +241,14 @@ func (n *segmentedNet) watchView(names []string) (stop func() []string) {
 // pool has not fallen apart.
 func (n *segmentedNet) poolIsWhole() {
 	n.t.Helper()
-	home, servers, members := n.segments[0], []*segmentedHost{}, 0
+	home, members := n.segments[0], 0
 	for _, h := range n.order {
 		if slices.Contains(h.segments, home) {
 			members++
 		}
-		if strings.HasPrefix(h.name, "server") {
-			servers = append(servers, h)
-		}
 	}
 	want := fmt.Sprintf("%d members alive, 0 gone", members-1)
-	for _, s := range servers {
+	for _, s := range n.servers() {
 		n.await(recoveryLimit, s.name+" to see its whole pool", func() error {
 			for _, f := range s.doctor().Findings {
 				if f.Check == "segment "+home && strings.HasPrefix(f.Detail, want) {
@@ -249,10 +265,9 @@ func (n *segmentedNet) poolIsWhole() {
 // the other way round.
 func TestSegmentsRing(t *testing.T) {
 	n := newSegmentedNet(t, "default", "east", "west")
-	n.startServers(3)
-	servers := []*segmentedHost{n.hosts["server-1"], n.hosts["server-2"]}
-	east := n.startAgent("relay-east", []string{"default", "east"}, servers, slowPull(t))
-	west := n.startAgent("relay-west", []string{"default", "west"}, servers)
+	n.startAllServers()
+	east := n.startAgent("relay-east", []string{"default", "east"}, n.servers(), slowPull(t))
+	west := n.startAgent("relay-west", []string{"default", "west"}, n.servers())
 	n.awaitOnline(recoveryLimit, east.name, west.name)
 	far := n.startAgent("relay-far", []string{"east", "west"}, []*segmentedHost{east, west})
 	n.startAgent("agent-east", []string{"east"}, []*segmentedHost{east})
@@ -276,10 +291,10 @@ func TestSegmentsRing(t *testing.T) {
 func dmz(t *testing.T, relays, agents int, relayFlags, agentFlags, serverFlags []string) (n *segmentedNet, r []*segmentedHost, names []string) {
 	t.Helper()
 	n = newSegmentedNet(t, "default", "dmz")
-	n.startServers(3, serverFlags...)
+	n.startAllServers(serverFlags...)
 	var relayNames []string
 	for i := range relays {
-		h := n.startAgent(fmt.Sprintf("relay-%d", i+1), []string{"default", "dmz"}, []*segmentedHost{n.hosts["server-1"], n.hosts["server-2"]}, relayFlags...)
+		h := n.startAgent(fmt.Sprintf("relay-%d", i+1), []string{"default", "dmz"}, n.servers(), relayFlags...)
 		r, relayNames = append(r, h), append(relayNames, h.name)
 	}
 	n.awaitOnline(recoveryLimit, relayNames...)
@@ -401,16 +416,17 @@ func TestSegmentsAllRelaysCut(t *testing.T) {
 func TestSegmentsOneWayFilters(t *testing.T) {
 	onlyLong(t)
 	n, relays, names := dmz(t, 2, 3, nil, nil, nil)
-	s1, s2, s3 := n.hosts["server-1"], n.hosts["server-2"], n.hosts["server-3"]
+	servers := n.servers()
 	relays[0].refuse(n.hosts["agent-1"], "dmz")
 	n.hosts["agent-2"].refuse(relays[0], "dmz")
 	n.hosts["agent-3"].refuse(relays[1], "dmz")
 	relays[1].refuse(n.hosts["agent-3"], "dmz")
-	for _, s := range []*segmentedHost{s1, s2} {
+	for _, s := range servers[:2] {
 		s.refuse(relays[0], "default")
 	}
-	relays[1].refuse(s2, "default")
-	relays[1].refuse(s3, "default")
+	for _, s := range servers[1:] {
+		relays[1].refuse(s, "default")
+	}
 	r := n.rollOut(names, names)
 	r.completes(3 * time.Minute)
 	for _, h := range n.order {
