@@ -318,6 +318,7 @@ func TestSegmentsRelayKilledInATransfer(t *testing.T) {
 	if killed == other {
 		other = relays[1]
 	}
+	lapses := n.watchView([]string{other.name})
 	r.awaitTurn(r.id, 1, "succeeded")
 	if killed.running() {
 		t.Fatalf("%s runs again", killed.name)
@@ -326,6 +327,9 @@ func TestSegmentsRelayKilledInATransfer(t *testing.T) {
 	killed.restart()
 	n.recovers(killed.name, other.name)
 	r.completes(3*time.Minute, killed)
+	if seen := lapses(); len(seen) > 0 {
+		t.Errorf("the relay that lived looked offline meanwhile: %v", seen)
+	}
 	n.poolIsWhole()
 }
 
