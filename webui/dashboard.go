@@ -67,7 +67,8 @@ func (p picture) segments() []string {
 type updateView struct {
 	fleetUpdateJSON
 	Active  bool
-	Done    int                    // turns that have ended
+	Done    int                    // turns that ended well, or needed nothing
+	Failed  int                    // turns that failed
 	Running *fleet.FleetUpdateHost // whose turn it is
 	Phase   string                 // of that host
 	Fetched *progressJSON          // that host's download, if one is under way
@@ -84,8 +85,12 @@ func (p picture) updateView(f fleet.FleetUpdate) *updateView {
 			if o.Total > 0 {
 				v.Fetched = &progressJSON{Done: o.Done, Total: o.Total}
 			}
+		case fleet.TurnFailed:
+			v.Failed++
 		default:
-			v.Done++
+			if t.FailedReason != fleet.ReasonCancelled { // that one never had its turn
+				v.Done++
+			}
 		}
 	}
 	return v

@@ -43,20 +43,20 @@ type turnRow struct {
 
 // planView is what a fleet update that starts now would do.
 type planView struct {
-	Target   string
-	Refused  string // why none can start
-	Total    int
-	Hosts    []hostJSON // the first ones, in order
-	LeftOut  []leftOut  // the first ones
-	More     int        // hosts left out that are not listed
-	UpToDate int
-	Warnings []string
+	Target    string
+	NoRelease bool // none is available, so none can start
+	Total     int
+	Hosts     []hostJSON // the first ones, in order
+	LeftOut   []leftOut  // the first ones
+	More      int        // hosts left out that are not listed
+	UpToDate  int
+	Warnings  []string
 }
 
 // historyRow is a fleet update of the past.
 type historyRow struct {
 	fleet.FleetUpdate
-	Succeeded, Total int
+	Done, Failed, Total int // turns
 }
 
 func (u *ui) fleetPage(w http.ResponseWriter, r *http.Request) error {
@@ -81,7 +81,8 @@ func (u *ui) fleetPage(w http.ResponseWriter, r *http.Request) error {
 			break
 		}
 		if !f.Status.Active() {
-			v.History = append(v.History, historyRow{f, countTurns(f.Hosts)[fleet.TurnSucceeded], len(f.Hosts)})
+			u := p.updateView(f)
+			v.History = append(v.History, historyRow{f, u.Done, u.Failed, len(f.Hosts)})
 		}
 	}
 	return u.show(w, r, fleetPage, v)
@@ -152,8 +153,8 @@ func (v *fleetView) show(p picture, f fleet.FleetUpdate, r *http.Request) error 
 func (p picture) planView() *planView {
 	chosen, left, upToDate := p.plan(p.target)
 	v := &planView{Target: p.target, Total: len(chosen), UpToDate: upToDate}
-	if err := p.requireRelease(p.target); err != nil {
-		v.Refused = err.Error()
+	if p.requireRelease(p.target) != nil {
+		v.NoRelease = true
 		return v
 	}
 	v.Hosts = p.rows(chosen[:min(len(chosen), maxPlanRows)])

@@ -15,7 +15,7 @@ const fleetPath = "/settings/fleet-update"
 
 func TestFleetPageTellsWhatWillHappen(t *testing.T) {
 	w := StartWorld(t)
-	w.Admin("GET", fleetPath, "").Shows("there is no release", "None has ended yet")
+	w.Admin("GET", fleetPath, "").Shows("There is no release to update to yet. Publish one", "No fleet update has ended yet")
 	w.MustEnrol("b", "1.0.0", true)
 	w.MustEnrol("a", "1.1.0", true)
 	w.MustEnrol("current", "2.0.0", true)
@@ -66,7 +66,7 @@ func TestHaltedFleetUpdateTellsWhatToDoAndIsRetried(t *testing.T) {
 	w.Admin("DELETE", "/api/hosts/"+d, "").OK()
 
 	page := w.Admin("GET", fleetPath, "")
-	page.Shows("The host is back and runs 1.0.0. No further host was touched.", "Last fleet update to 2.0.0 halted", "Halted: b: it crashed", "the log of b", "Update the 1 host left", "1 more host cannot be updated now", "d removed")
+	page.Shows("The host is back and runs 1.0.0. No further host was touched.", "Last fleet update to 2.0.0 halted", "1 of 4 hosts done, 1 failed", "Halted: b: it crashed", "the log of b", "Update the 1 host left", "1 more host cannot be updated now", "d removed")
 	if !strings.Contains(page.Body.String(), `href="/jobs/j2"`) {
 		t.Error("no link to the log")
 	}
@@ -82,7 +82,7 @@ func TestHaltedFleetUpdateTellsWhatToDoAndIsRetried(t *testing.T) {
 	w.roster.set(b, Observation{Online: true, Version: "2.0.0"})
 	w.Admin("POST", "/api/fleet-updates/"+id+"/retry", "").Refused(409, "nothing_to_update")
 	w.Admin("POST", "/api/fleet-updates/nobody/retry", "").Refused(404, "fleet_update_not_found")
-	w.Admin("GET", fleetPath, "").Shows("2.0.0 halted 1 of 4", "2.0.0 cancelled 0 of 1", "Nothing to do")
+	w.Admin("GET", fleetPath, "").Shows("2.0.0 halted 1 of 4 done, 1 failed", "2.0.0 cancelled 0 of 1 done", "Nothing to do")
 	w.Admin("GET", fleetPath+"?id="+id, "").Shows("Fleet update to 2.0.0 halted", "Back to now")
 	if gone := w.Admin("GET", fleetPath+"?id=nobody", ""); gone.Code != 404 {
 		t.Errorf("%d", gone.Code)

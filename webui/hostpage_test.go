@@ -22,6 +22,16 @@ func (a answer) Shows(texts ...string) {
 	}
 }
 
+func (a answer) Lacks(texts ...string) {
+	a.tb.Helper()
+	page := textOf(a.Body.String())
+	for _, unwanted := range texts {
+		if strings.Contains(page, unwanted) {
+			a.tb.Errorf("%q is in %s", unwanted, page)
+		}
+	}
+}
+
 func TestHostPageTellsWhereItsBinaryCameFrom(t *testing.T) {
 	f := StartFurnished(t)
 	f.Admin("GET", "/hosts/"+f.fine, "").Shows("web-2", "Runs 2.0.0", strings.Repeat("cd", 32), "(agent, 17.3 MB)", "server-1 (server, 512 B)", "linux/amd64", "succeeded", "1.0.0")
@@ -58,6 +68,22 @@ func TestUpdateButtonTellsWhyItIsDisabled(t *testing.T) {
 	w.Admin("GET", "/jobs/"+job, "").Shows("Update of behind to 2.0.0", "queued", "Waiting for its turn")
 	if body := w.Call(operatorToken, "GET", "/hosts/"+current, "").Body.String(); strings.Contains(body, "<button id=") {
 		t.Error("an operator is offered the buttons of an admin")
+	}
+}
+
+func TestHostPageNamesTheSegmentsOfARelay(t *testing.T) {
+	w := StartWorld(t)
+	id := w.MustEnrol("gate-1", "1.0.0", true)
+	w.Admin("GET", "/hosts/"+id, "").Lacks("relay to")
+	w.MustPropose("host:gate-1", fleet.HostSegmentsChanged{HostID: id, Also: []fleet.HostSegment{{Segment: "dmz", GossipAddr: "10.2.0.5:7946"}, {Segment: "plant", GossipAddr: "10.3.0.5:7946"}}})
+	w.Admin("GET", "/hosts/"+id, "").Shows("default , relay to dmz , plant")
+}
+
+func TestJobPageLeadsToItsFleetUpdate(t *testing.T) {
+	f := StartFurnished(t)
+	page := f.Admin("GET", "/jobs/"+f.job, "")
+	if !strings.Contains(page.Body.String(), `in a <a href="/settings/fleet-update?id=fu-1">fleet update</a>`) {
+		t.Errorf("no link: %s", page.Body)
 	}
 }
 

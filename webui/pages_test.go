@@ -84,7 +84,7 @@ func TestDashboardFollowsAFleetUpdate(t *testing.T) {
 	id := w.Admin("POST", "/api/fleet/update", "").OK()["fleet_update_id"].(string)
 	w.MustPropose("coordinator", fleet.JobDispatched{JobID: "j1", HostID: a, FleetUpdateID: id, FromVersion: "1.0.0", Boot: 1})
 	w.roster.set(a, Observation{Online: true, Version: "1.0.0", Phase: "fetching", Done: 30, Total: 120, LastSeen: w.clock.Now()})
-	w.Fragment(adminToken, "/").Shows("0/2 update running", "Fleet update to 2.0.0 running", "0 of 2 hosts now a fetching 25 % 25 %")
+	w.Fragment(adminToken, "/").Shows("0/2 update running", "Fleet update to 2.0.0 running", "0 of 2 hosts done now a fetching 25 % 25 %")
 	const page = "/settings/fleet-update"
 	live := w.Fragment(adminToken, page).Body.String()
 	for _, want := range []string{"Fleet update to 2.0.0 running", "1 a running fetching 25 % 25 %", "2 b pending", "Pause", "Cancel"} {

@@ -87,6 +87,7 @@ func TestReleaseKeysChangeOnlyByTheirOwnWord(t *testing.T) {
 	if got["number"] != 1.0 || got["threshold"] != 1.0 || got["cluster"] != "cluster-1" || len(behind) != 1 || behind[0] != "b" {
 		t.Errorf("%v", got)
 	}
+	w.Admin("GET", "/releases", "").Shows("the signature of one of these keys", "Hosts follow key statement 1", strings.ReplaceAll(first, "+", "&#43;"), strings.ReplaceAll(second, "+", "&#43;"), "1 host has not said yet that it follows it: b")
 	// Now the second key speaks as well, and takes the first one out.
 	w.Admin("POST", path, w.keyStatement(secondSecret, 2, second)).OK()
 	w.Admin("POST", path, w.keyStatement(firstSecret, 3, first)).Refused(400, "bad_signature")

@@ -18,6 +18,7 @@ type releasesView struct {
 	Releases []releaseRow
 	Older    int // releases that are not listed
 	Others   []versionCount
+	Keys     releaseKeysJSON
 }
 
 // releaseRow is a release and who runs it.
@@ -36,7 +37,7 @@ type versionCount struct {
 }
 
 func (u *ui) releasesPage(w http.ResponseWriter, r *http.Request) error {
-	p, v := u.picture(), &releasesView{}
+	p, v := u.picture(), &releasesView{Keys: u.releaseKeys()}
 	runs := map[string]int{}
 	for _, h := range p.agents() {
 		if version := p.observed[h.ID].Version; version != "" {

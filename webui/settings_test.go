@@ -117,6 +117,14 @@ func TestServersPageTellsWhatMayBeLost(t *testing.T) {
 	}
 }
 
+// What an admin looks for on the page and does elsewhere, it names.
+func TestServersPageNamesWhatIsDoneElsewhere(t *testing.T) {
+	w := StartWorld(t)
+	w.Admin("GET", "/settings/servers", "").Shows("Add a server", "moult servers replace OLD --with NEW", "moult server backup FILE", "moult servers verify")
+	w.Admin("GET", "/audit?action=backup_taken", "").Shows("backup taken")
+	w.Call(viewerToken, "GET", "/settings/servers", "").Lacks("moult server backup", "Add a server")
+}
+
 func TestJoinScriptsHoldTheBinaryToItsDigest(t *testing.T) {
 	w := StartWorld(t)
 	w.MustPropose("host:server-1", fleet.HostAddressesChanged{HostID: "s1", PeerAddr: "10.0.0.1:7947", HTTPAddr: "0.0.0.0:8480"})

@@ -51,8 +51,8 @@ type navItem struct {
 var navigation = []navItem{
 	{Path: "/", Label: "Dashboard", role: fleet.Viewer},
 	{Path: "/settings/fleet-update", Label: "Fleet update", role: fleet.Viewer},
-	{Path: "/segments", Label: "Segments", role: fleet.Viewer},
 	{Path: "/releases", Label: "Releases", role: fleet.Viewer},
+	{Path: "/segments", Label: "Segments", role: fleet.Viewer},
 	{Path: "/alerts", Label: "Alerts", role: fleet.Viewer},
 	{Path: "/audit", Label: "Audit", role: fleet.Viewer},
 	{Path: "/settings/users", Label: "Users and tokens", Settings: true, role: fleet.Viewer},

@@ -197,7 +197,7 @@ func applyFleetUpdateCancelled(t *tx, c FleetUpdateCancelled) *Error {
 	u.Hosts = slices.Clone(u.Hosts)
 	for i := range u.Hosts {
 		if u.Hosts[i].Status == TurnPending {
-			u.Hosts[i].Status, u.Hosts[i].FailedReason = TurnSkipped, "cancelled"
+			u.Hosts[i].Status, u.Hosts[i].FailedReason = TurnSkipped, ReasonCancelled
 		}
 	}
 	t.end(u, FleetCancelled)

@@ -167,6 +167,10 @@ const (
 	TurnSkipped   FleetUpdateHostStatus = "skipped"
 )
 
+// ReasonCancelled is the reason of turns that were skipped because the fleet
+// update was cancelled before they came.
+const ReasonCancelled = "cancelled"
+
 // FleetUpdateHost is one host's turn in a fleet update.
 type FleetUpdateHost struct {
 	HostID       string                `json:"host_id"`
