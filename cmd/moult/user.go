@@ -47,7 +47,7 @@ signs in with a password that was set here chooses another one first.`,
 			if f.json {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s can sign in as %s, and chooses a password of the own then\n", printable(out.Name), out.Role)
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s can sign in as %s, and has to choose another password then\n", printable(out.Name), out.Role)
 			return nil
 		}),
 	}
