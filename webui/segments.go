@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"strings"
 
 	"moult/consensus/fleet"
 )
@@ -290,9 +289,5 @@ func (p picture) whyUnreachable(h *fleet.Host, relays []relayJSON) string {
 			names = append(names, r.Name)
 		}
 	}
-	why := "unreachable: no relay of segment " + segment + " is online"
-	if len(names) > 0 {
-		why += " (" + strings.Join(names, ", ") + ")"
-	}
-	return why
+	return fleet.Unreachable(segment, names)
 }

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,40 +21,24 @@ import (
 func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	quiet := slog.New(slog.DiscardHandler)
-	ca, err := identity.NewCA("cluster-1", time.Now())
-	must(err)
-	host := func(name string, role identity.Role) identity.Credentials {
-		key, err := identity.NewKey()
-		must(err)
-		id := identity.Identity{Cluster: "cluster-1", HostID: name, Name: name, Role: role}
-		cert, err := ca.Issue(id, key.Public().(ed25519.PublicKey), time.Now(), time.Hour)
-		must(err)
-		return identity.Credentials{Identity: id, Key: key, CertPEM: cert, CAPEM: ca.CertPEM()}
-	}
+	host := startCertifier(t).mustCertify
 	s1, s2 := host("s1", identity.RoleServer), host("s2", identity.RoleServer)
 	gate := &memberGate{}
 	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return s1, true }, gate.allow, quiet)
-	must(err)
+	must(t, err)
 	defer closeWithin(port.Close, quiet, "node port")
 	addr := port.Addr().String()
 
 	// A client in TLS 1.3 learns on its first read whether it was let in.
 	dial := func(c identity.Credentials) net.Conn {
 		conn, err := nodeport.DialRaft(ctx, c, addr)
-		must(err)
+		must(t, err)
 		t.Cleanup(func() { conn.Close() })
 		return conn
 	}
 	refused := func(when string, conn net.Conn) {
 		t.Helper()
-		must(conn.SetDeadline(time.Now().Add(5 * time.Second)))
+		must(t, conn.SetDeadline(time.Now().Add(5*time.Second)))
 		_, _ = conn.Write([]byte{0}) // an AppendEntries begins; Raft itself would wait for the rest
 		var timeout net.Error
 		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.As(err, &timeout) && timeout.Timeout() {
@@ -73,9 +55,9 @@ func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
 		},
 		Logger: quiet,
 	})
-	must(err)
+	must(t, err)
 	defer closeWithin(raft.Close, quiet, "raft")
-	must(raft.Bootstrap(ctx))
+	must(t, raft.Bootstrap(ctx))
 	gate.open(raft)
 
 	if err := gate.allow(identity.ALPNRaft, s1.Identity); err != nil {
@@ -89,35 +71,24 @@ func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
 	}
 	refused("a server that is not configured", dial(s2))
 
-	must(raft.AddServer(ctx, "s2", "127.0.0.1:1"))
+	must(t, raft.AddServer(ctx, "s2", "127.0.0.1:1"))
 	if err := gate.allow(identity.ALPNRaft, s2.Identity); err != nil {
 		t.Errorf("a configured server: %v", err)
 	}
 	member := dial(s2)
-	must(member.SetReadDeadline(time.Now().Add(200 * time.Millisecond)))
+	must(t, member.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
 	var timeout net.Error
 	if _, err := member.Read(make([]byte, 1)); !errors.As(err, &timeout) || !timeout.Timeout() {
 		t.Errorf("a configured server is cut off: %v", err)
 	}
-	must(raft.RemoveServer(ctx, "s2"))
+	must(t, raft.RemoveServer(ctx, "s2"))
 	refused("a removed server on its open connection", member)
 }
 
 // A host that the state does not know gets nothing from a server's node port. A
 // server among them may tell of a configuration, which is then looked into.
 func TestStrangersMayOnlyTellOfAConfiguration(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	raft, err := consensus.Open(consensus.Config{
-		Dir: filepath.Join(t.TempDir(), "raft"), ServerID: "s1", Address: l.Addr().String(), Listener: l,
-		Dial: func(context.Context, string) (net.Conn, error) { return nil, errors.New("nobody") }, Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closeWithin(raft.Close, slog.New(slog.DiscardHandler), "raft")
+	raft := startLoneRaft(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := raft.Bootstrap(ctx); err != nil {

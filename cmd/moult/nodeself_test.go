@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
-	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -19,46 +17,27 @@ import (
 func TestOnlyTheHostItselfIsTold(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	quiet := slog.New(slog.DiscardHandler)
-	ca, err := identity.NewCA("cluster-1", time.Now())
-	must(err)
-	host := func(name string, role identity.Role) identity.Credentials {
-		key, err := identity.NewKey()
-		must(err)
-		id := identity.Identity{Cluster: "cluster-1", HostID: name, Name: name, Role: role}
-		cert, err := ca.Issue(id, key.Public().(ed25519.PublicKey), time.Now(), time.Hour)
-		must(err)
-		return identity.Credentials{
-			Identity: id, Key: key, CertPEM: cert, CAPEM: ca.CertPEM(),
-			Segment: "default", GossipKeys: [][]byte{make([]byte, 32)},
-		}
-	}
+	host := startCertifier(t).mustCertify
 	a1 := host("a1", identity.RoleAgent)
 	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return a1, true }, agentGate(false), quiet)
-	must(err)
+	must(t, err)
 	defer closeWithin(port.Close, quiet, "node port")
 	addr := port.Addr().String()
 	me, err := describeSelf(t.TempDir())
-	must(err)
+	must(t, err)
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: a1.Identity, Key: a1.Key, CertDER: a1.CertDER(), Verifier: a1.Verifier(), Boot: me.boot,
 		OS: "linux", Arch: "amd64", Version: "1.0.0", Digest: me.digest, PeerAddr: addr,
 		Pools: []mesh.PoolConfig{{Segment: a1.Segment, Bind: "127.0.0.1:0", Keys: a1.GossipKeys}},
 	})
-	must(err)
+	must(t, err)
 	defer node.Close()
 	api := http.NewServeMux()
 	api.Handle("GET "+pathSelf, selfEndpoint(node, a1.HostID))
 	port.ServeHTTP(nodeport.Handlers{Peer: api})
 
 	self, err := askSelf(ctx, a1, addr)
-	must(err)
+	must(t, err)
 	if len(self.Survey.Pools) != 1 || self.Survey.Pools[0].Segment != "default" {
 		t.Errorf("the host itself learns %+v", self)
 	}

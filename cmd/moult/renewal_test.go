@@ -6,7 +6,6 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -14,7 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
 )
@@ -138,29 +136,11 @@ func TestRenewalAfterAStart(t *testing.T) {
 func TestRenewalGivesTheHostsOwn(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	quiet := slog.New(slog.DiscardHandler)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(err)
-	raft, err := consensus.Open(consensus.Config{
-		Dir: filepath.Join(t.TempDir(), "raft"), ServerID: "s1", Address: l.Addr().String(), Listener: l,
-		Dial: func(context.Context, string) (net.Conn, error) { return nil, errors.New("nobody else is here") },
-		Forward: func(context.Context, string, string, []byte) ([]byte, error) {
-			return nil, errors.New("nobody else is here")
-		},
-		Logger: quiet,
-	})
-	must(err)
-	defer closeWithin(raft.Close, quiet, "raft")
+	raft := startLoneRaft(t)
 	e := &enrolment{raft: raft, lifetime: time.Hour, logger: quiet}
 	key := func() ed25519.PrivateKey {
 		k, err := identity.NewKey()
-		must(err)
+		must(t, err)
 		return k
 	}
 	serverKey, agentKey := key(), key()
@@ -171,17 +151,17 @@ func TestRenewalGivesTheHostsOwn(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	_, err = e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{})
+	_, err := e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{})
 	refused("a server that is not caught up", err, 503)
 
-	must(raft.Bootstrap(ctx))
+	must(t, raft.Bootstrap(ctx))
 	ca, err := identity.NewCA("cluster-1", time.Now())
-	must(err)
+	must(t, err)
 	secret := bytes.Repeat([]byte{7}, 32)
 	propose := func(c fleet.Change) {
 		t.Helper()
 		_, err := raft.Propose(ctx, "system", c)
-		must(err)
+		must(t, err)
 	}
 	propose(fleet.ClusterInitialized{
 		Cluster: fleet.Cluster{ID: "cluster-1", CACert: ca.CertPEM(), CAKey: ca.KeyPEM(), GossipKeys: [][]byte{secret}},
@@ -202,7 +182,7 @@ func TestRenewalGivesTheHostsOwn(t *testing.T) {
 		}
 		for n, name := range segments {
 			want, err := identity.GossipKeys([][]byte{secret}, ca.KeyPEM(), "cluster-1", name)
-			must(err)
+			must(t, err)
 			if got[n].Name != name || len(got[n].GossipKeys) != 1 || !bytes.Equal(got[n].GossipKeys[0], want[0]) {
 				t.Errorf("segment %s has not its own key", name)
 			}
@@ -211,16 +191,16 @@ func TestRenewalGivesTheHostsOwn(t *testing.T) {
 	for raft.Ready() != nil && sleep(ctx, 10*time.Millisecond) {
 	}
 	answer, err := e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{})
-	must(err)
+	must(t, err)
 	holds(answer, "dmz")
 	verifier, err := identity.NewVerifier("cluster-1", ca.CertPEM())
-	must(err)
+	must(t, err)
 	id, certified, err := verifier.Verify(identity.Credentials{CertPEM: answer.CertPEM}.CertDER(), time.Now())
 	if err != nil || id.HostID != "a1" || id.Role != identity.RoleAgent || !certified.Equal(publicKey(agentKey)) {
 		t.Errorf("the certificate is of %v, %v", id, err)
 	}
 	answer, err = e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{Also: []identity.SegmentAddr{{Segment: "plant", GossipAddr: "10.3.0.1:7946"}, {Segment: "default", GossipAddr: "10.1.0.9:7946"}}})
-	must(err)
+	must(t, err)
 	holds(answer, "dmz", "plant", "default")
 	if join := answer.Also[1].GossipJoin; len(join) != 1 || join[0] != "10.1.0.1:7946" {
 		t.Errorf("it joins the segment default by %v", join)

@@ -148,11 +148,7 @@ func cutOff(in input, h fleet.Host) string {
 			names = append(names, r.name)
 		}
 	}
-	why := "unreachable: no relay of segment " + segment + " is online"
-	if len(names) > 0 {
-		why += " (" + strings.Join(names, ", ") + ")"
-	}
-	return why
+	return fleet.Unreachable(segment, names)
 }
 
 // offline says that a host is away, and why if it is only cut off.

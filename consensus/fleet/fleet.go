@@ -26,6 +26,7 @@ package fleet
 
 import (
 	"net"
+	"strings"
 	"time"
 )
 
@@ -64,6 +65,16 @@ type Host struct {
 type HostSegment struct {
 	Segment    string `json:"segment"`
 	GossipAddr string `json:"gossip_addr"` // as the members of that segment reach it
+}
+
+// Unreachable says of a host that no relay of its segment is online, and names the
+// relays that would have to be. The planner's reasons and the pages say the same.
+func Unreachable(segment string, relays []string) string {
+	why := "unreachable: no relay of segment " + segment + " is online"
+	if len(relays) > 0 {
+		why += " (" + strings.Join(relays, ", ") + ")"
+	}
+	return why
 }
 
 // Segments returns all segments of a host, the home segment first.
