@@ -15,7 +15,8 @@ import (
 // StartShowcase is a fleet as people have one: no evil, and something on each page.
 func StartShowcase(tb testing.TB) *furnished {
 	tb.Helper()
-	f := &furnished{world: StartWorld(tb), job: "job-1"}
+	key, _ := mustKey(tb)
+	f := &furnished{world: StartWorldWith(tb, key), job: "job-1"}
 	now := f.clock.Now()
 	f.servers.list = []ServerStatus{
 		{ID: "s1", Name: "server-1", Address: "10.0.0.1:7947", Version: "1.4.2", Leader: true, Voter: true, Healthy: true, AppliedIndex: 1742},
@@ -106,6 +107,9 @@ func TestEveryPageIsAccessible(t *testing.T) {
 		b.Screenshot(name + "-phone")
 		if wide := b.Text("document.documentElement.scrollWidth > innerWidth"); wide != "false" {
 			t.Errorf("%s scrolls sideways on a phone", path)
+		}
+		if bare := b.Text("[...document.querySelectorAll('time')].filter((e) => !/\\d{4}/.test(e.title)).length"); bare != "0" {
+			t.Errorf("%s: %s times without the whole time in their tooltip", path, bare)
 		}
 		b.Do(chromedp.EmulateViewport(1280, 900))
 		b.Prefer(browsertest.Light)
