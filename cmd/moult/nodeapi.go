@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"moult/consensus"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 )
@@ -173,4 +174,16 @@ func (c *serverClient) status(ctx context.Context, addr string) (nodeStatus, err
 		err = json.Unmarshal(answer, &st)
 	}
 	return st, err
+}
+
+// addServerAPI adds what members ask servers only.
+func addServerAPI(api *http.ServeMux, raft *consensus.Node, members *membership, publisher *publisher) {
+	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
+	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
+	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
+	api.Handle("GET "+pathState, jsonEndpoint(members.state))
+	knowledge := memberKnowledge{raft}
+	api.Handle("GET "+pathMembers, jsonEndpoint(knowledge.get))
+	api.Handle("POST "+pathMembers, jsonEndpoint(knowledge.hear))
+	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
 }

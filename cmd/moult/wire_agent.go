@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -102,10 +101,6 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	defer closeWithin(port.Close, logger, "node port")
-	store, err := artifact.OpenStore(filepath.Join(o.data, "artifacts"), me.digest, me.executable)
-	if err != nil {
-		return err
-	}
 	pools, err := o.pools(creds)
 	if err != nil {
 		return err
@@ -124,26 +119,19 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	if relays {
 		port.Relay(ways)
 	}
-	api := http.NewServeMux()
-	api.Handle("/artifact/", artifact.Handler(store, o.serve.limits()))
-	api.Handle("GET "+pathNeighbours, membersEndpoint(node))
-	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
-	announceHolds(node, store, me.digest)
-	peers, fetcher := artifactPeers{node, creds.HostID}, nodeport.Client(current.Get, anyMember)
+	held, err := openArtifacts(o.nodeOptions, me, node, current)
+	if err != nil {
+		return err
+	}
+	announceHolds(node, held.store, me.digest)
 	given := release.KeySet{Number: creds.KeysNumber, Threshold: creds.ReleaseThreshold, Keys: creds.ReleaseKeys}
-	limiter := artifact.NewLimiter(int64(o.serve.pull))
-	puller, err := artifact.NewPuller(artifact.PullerConfig{
-		HostID: creds.HostID, Store: store, HTTP: fetcher, Limiter: limiter, Prune: true,
-		ReleaseKeys: func() release.KeySet { return updater.PinnedKeys(o.data, creds.Cluster, given) },
-		Candidates:  peers.holders, Relays: peers.relays, Active: peers.active,
-		Logger: logger.With("component", "puller"),
-	})
+	pinned := func() release.KeySet { return updater.PinnedKeys(o.data, creds.Cluster, given) }
+	puller, err := held.puller(pinned, true, logger)
 	if err != nil {
 		return err
 	}
 	defer puller.Close()
-	api.Handle("POST /artifact/{digest}/pull", puller)
-	port.ServeHTTP(nodeport.Handlers{Peer: api})
+	port.ServeHTTP(nodeport.Handlers{Peer: nodeAPI(node, held, puller)})
 	phase, jobID := updater.StartPhase(o.data, link)
 	node.Announce(mesh.Phase(phase), jobID)
 
@@ -155,7 +143,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		HostID: creds.HostID, Cluster: creds.Cluster, Verifier: creds.Verifier(), Fence: fence,
 		ReleaseKeys: given,
 		DataDir:     o.data, Installed: o.binary, Version: version, Digest: me.digest,
-		Store: store, Candidates: peers.holders, Relays: peers.relays, HTTP: fetcher, Limiter: limiter, Spare: spareOf(o),
+		Store: held.store, Candidates: held.peers.holders, Relays: held.peers.relays, HTTP: held.client, Limiter: held.limiter, Spare: spareOf(o),
 		Mesh: &agentMesh{node: node, logger: logger.With("component", "reports")},
 		Link: link, Logger: logger,
 	})
@@ -258,9 +246,6 @@ func agentGate(relays bool) func(alpn string, id identity.Identity) error {
 		return fmt.Errorf("this host does not speak %s", alpn)
 	}
 }
-
-// anyMember lets any host of the cluster serve artifacts: the bytes are verified.
-func anyMember(identity.Identity) error { return nil }
 
 // reportSendTimeout bounds the sending of one report.
 const reportSendTimeout = 5 * time.Second

@@ -24,7 +24,6 @@ import (
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
-	"moult/updater/artifact"
 	"moult/webui"
 	"moult/webui/telemetry"
 )
@@ -105,32 +104,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	others := newServerClient(current.Get)
-	raft, err := consensus.Open(consensus.Config{
-		Dir: filepath.Join(o.data, "raft"), ServerID: creds.HostID, Address: o.peerAdv,
-		Listener: port.Raft(),
-		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-			return nodeport.DialRaft(ctx, current.Get(), addr)
-		},
-		Forward: func(ctx context.Context, _, addr string, req []byte) ([]byte, error) {
-			return others.post(ctx, addr, pathPropose, req)
-		},
-		Progress: func(ctx context.Context, _, addr string) (uint64, error) {
-			st, err := others.status(ctx, addr)
-			return st.AppliedIndex, err
-		},
-		Kinds: func(ctx context.Context, _, addr string) ([]string, error) {
-			st, err := others.status(ctx, addr)
-			if st.Kinds == nil {
-				st.Kinds = fleet.FirstKinds()
-			}
-			return st.Kinds, err
-		},
-		Tell: func(ctx context.Context, _, addr string, m consensus.Membership) error {
-			return others.postJSON(ctx, addr, pathMembers, m, nil)
-		},
-		Ask:    others.members,
-		Logger: logger.With("component", "raft"),
-	})
+	raft, err := openRaft(o, creds.HostID, port, current, others, logger.With("component", "raft"))
 	if err != nil {
 		return err
 	}
@@ -168,37 +142,19 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	node.Handle(topicKeysFollowed, keys.handle)
 
 	// What is served.
-	store, err := artifact.OpenStore(filepath.Join(o.data, "artifacts"), me.digest, me.executable)
+	held, err := openArtifacts(o.nodeOptions, me, node, current)
 	if err != nil {
 		return err
 	}
-	peers, limiter := artifactPeers{node, creds.HostID}, artifact.NewLimiter(int64(o.serve.pull))
-	publisher := &publisher{raft: raft, store: store, servers: others, anyone: nodeport.Client(current.Get, anyMember), self: creds.HostID, peer: o.peerAdv, limiter: limiter, logger: logger.With("component", "publisher")}
-	puller, err := artifact.NewPuller(artifact.PullerConfig{
-		HostID: creds.HostID, Store: store, HTTP: nodeport.Client(current.Get, anyMember), Limiter: limiter,
-		ReleaseKeys: publisher.releaseKeys,
-		Candidates:  peers.holders, Relays: peers.relays, Active: peers.active,
-		Logger: logger.With("component", "puller"),
-	})
+	publisher := &publisher{raft: raft, store: held.store, servers: others, anyone: held.client, self: creds.HostID, peer: o.peerAdv, limiter: held.limiter, logger: logger.With("component", "publisher")}
+	puller, err := held.puller(publisher.releaseKeys, false, logger)
 	if err != nil {
 		return err
 	}
 	defer puller.Close()
 	members := &membership{raft: raft, servers: others, self: creds.HostID}
-	api := http.NewServeMux()
-	artifacts := artifact.Handler(store, o.serve.limits())
-	api.Handle("/artifact/", artifacts)
-	api.Handle("POST /artifact/{digest}/pull", puller)
-	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
-	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
-	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
-	api.Handle("GET "+pathState, jsonEndpoint(members.state))
-	knowledge := memberKnowledge{raft}
-	api.Handle("GET "+pathMembers, jsonEndpoint(knowledge.get))
-	api.Handle("POST "+pathMembers, jsonEndpoint(knowledge.hear))
-	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
-	api.Handle("GET "+pathSelf, selfEndpoint(node, creds.HostID))
-	api.Handle("GET "+pathNeighbours, membersEndpoint(node))
+	api := nodeAPI(node, held, puller)
+	addServerAPI(api, raft, members, publisher)
 	enrolment.roster = node.Roster()
 	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.RenewHandler(enrolment.renew)})
 
@@ -211,10 +167,10 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
 		Proposer: raft, Observed: observer.observed, Changed: observer.Changed,
-		Servers: members, Publisher: publisher, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: store, self: me}, Backups: &backups{store: store, server: o.name},
+		Servers: members, Publisher: publisher, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Ready:    raft.Ready,
-		Metrics:  []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, store, artifacts, publisher}},
+		Metrics:  []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.store, held.served, publisher}},
 		Logger:   logger.With("component", "webui"),
 	})
 	if err != nil {
@@ -236,7 +192,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		jobs.Run(ctx, events)
 	})
 	tasks.Go(func() { keys.run(ctx) })
-	tasks.Go(func() { publisher.keepUp(ctx, peers.holders) })
+	tasks.Go(func() { publisher.keepUp(ctx, held.peers.holders) })
 	keeper := &addressKeeper{
 		raft: raft, others: others, servers: append(slices.Clone(creds.Servers), o.join...), logger: logger.With("component", "membership"),
 		self: fleet.Host{ID: creds.HostID, GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http},
@@ -287,49 +243,6 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	defer cancel()
 	if err := srv.Shutdown(stopCtx); errors.Is(err, context.DeadlineExceeded) {
 		srv.Close()
-	}
-	return nil
-}
-
-// joinRaft commits the cluster's first entry, or has this server added to the
-// Raft group, unless that happened before.
-func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others *serverClient, creds identity.Credentials, logger *slog.Logger) error {
-	first, err := pendingBootstrap(o.data)
-	if err != nil {
-		return err
-	}
-	if first != nil {
-		if !raft.Configured() {
-			if err := raft.Bootstrap(ctx); err != nil {
-				return err
-			}
-		}
-		_, err := raft.Propose(ctx, "system", *first)
-		var refused *fleet.Error
-		if err != nil && (!errors.As(err, &refused) || refused.Code != fleet.CodeClusterExists) {
-			return fmt.Errorf("commit the cluster's first entry: %w", err)
-		}
-		return os.Remove(filepath.Join(o.data, bootstrapFile))
-	}
-	req := addServerRequest{ID: creds.HostID, Address: o.peerAdv}
-	for !raft.Configured() {
-		var errs []error
-		for _, addr := range append(creds.Servers, o.join...) {
-			if addr == o.peerAdv {
-				continue
-			}
-			err := others.postJSON(ctx, addr, pathAddServer, req, nil)
-			if err == nil {
-				return nil
-			}
-			errs = append(errs, err)
-		}
-		logger.Warn("waiting to be added to the servers", "error", errors.Join(errs...))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(retryInterval):
-		}
 	}
 	return nil
 }

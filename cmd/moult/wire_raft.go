@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"moult/consensus"
+	"moult/consensus/fleet"
+	"moult/mesh/identity"
+	"moult/mesh/nodeport"
+)
+
+// openRaft opens this server's Raft node. Entries go over the node port's Raft
+// protocol, all else that servers ask each other over HTTP on the same port.
+func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *identity.Current, others *serverClient, logger *slog.Logger) (*consensus.Node, error) {
+	return consensus.Open(consensus.Config{
+		Dir: filepath.Join(o.data, "raft"), ServerID: hostID, Address: o.peerAdv,
+		Listener: port.Raft(),
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+			return nodeport.DialRaft(ctx, current.Get(), addr)
+		},
+		Forward: func(ctx context.Context, _, addr string, req []byte) ([]byte, error) {
+			return others.post(ctx, addr, pathPropose, req)
+		},
+		Progress: func(ctx context.Context, _, addr string) (uint64, error) {
+			st, err := others.status(ctx, addr)
+			return st.AppliedIndex, err
+		},
+		Kinds: func(ctx context.Context, _, addr string) ([]string, error) {
+			st, err := others.status(ctx, addr)
+			if st.Kinds == nil {
+				st.Kinds = fleet.FirstKinds()
+			}
+			return st.Kinds, err
+		},
+		Tell: func(ctx context.Context, _, addr string, m consensus.Membership) error {
+			return others.postJSON(ctx, addr, pathMembers, m, nil)
+		},
+		Ask:    others.members,
+		Logger: logger,
+	})
+}
+
+// joinRaft commits the cluster's first entry, or has this server added to the
+// Raft group, unless that happened before.
+func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others *serverClient, creds identity.Credentials, logger *slog.Logger) error {
+	first, err := pendingBootstrap(o.data)
+	if err != nil {
+		return err
+	}
+	if first != nil {
+		if !raft.Configured() {
+			if err := raft.Bootstrap(ctx); err != nil {
+				return err
+			}
+		}
+		_, err := raft.Propose(ctx, "system", *first)
+		var refused *fleet.Error
+		if err != nil && (!errors.As(err, &refused) || refused.Code != fleet.CodeClusterExists) {
+			return fmt.Errorf("commit the cluster's first entry: %w", err)
+		}
+		return os.Remove(filepath.Join(o.data, bootstrapFile))
+	}
+	req := addServerRequest{ID: creds.HostID, Address: o.peerAdv}
+	for !raft.Configured() {
+		var errs []error
+		for _, addr := range append(creds.Servers, o.join...) {
+			if addr == o.peerAdv {
+				continue
+			}
+			err := others.postJSON(ctx, addr, pathAddServer, req, nil)
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
+		}
+		logger.Warn("waiting to be added to the servers", "error", errors.Join(errs...))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryInterval):
+		}
+	}
+	return nil
+}
