@@ -16,7 +16,7 @@ import (
 // MustPending makes a user whose password an admin set, and signs it in.
 func (w *world) MustPending(name, password string) *http.Cookie {
 	w.tb.Helper()
-	user := w.Admin("POST", "/api/users", `{"name":"`+name+`","role":"viewer","password":"`+password+`"}`).OK()
+	user := w.Admin("POST", "/api/users", `{"name":"`+name+`","role":"viewer","password":"`+password+`","must_change_password":true}`).OK()
 	if user["must_change_password"] != true {
 		w.tb.Fatalf("%v", user)
 	}
@@ -84,7 +84,7 @@ func TestFirstPasswordIsChangedAtFirstUse(t *testing.T) {
 	if a := w.SignIn("vera", own, "/"); a.Header().Get("Location") != "/" {
 		t.Errorf("after a change of role: %v", a.Header())
 	}
-	w.Admin("PATCH", "/api/users/"+id, `{"password":"`+given+`"}`).OK()
+	w.Admin("PATCH", "/api/users/"+id, `{"password":"`+given+`","must_change_password":true}`).OK()
 	if a := w.SignIn("vera", given, "/"); !strings.HasPrefix(a.Header().Get("Location"), choosePath) {
 		t.Errorf("after a reset: %v", a.Header())
 	}
@@ -170,4 +170,21 @@ func mustAdminHash(tb testing.TB) string {
 		tb.Fatal(err)
 	}
 	return hash
+}
+
+// A program that makes a user, or sets a password, says whether it is for the
+// first sign-in only.
+func TestPasswordsThatProgramsSetStay(t *testing.T) {
+	w := StartWorld(t)
+	user := w.Admin("POST", "/api/users", `{"name":"ci","role":"viewer","password":"long enough"}`).OK()
+	if user["must_change_password"] != false {
+		t.Errorf("made: %v", user)
+	}
+	path := "/api/users/" + user["id"].(string)
+	if got := w.Admin("PATCH", path, `{"password":"another one","must_change_password":true}`).OK(); got["must_change_password"] != true {
+		t.Errorf("changed: %v", got)
+	}
+	if msg := w.Admin("PATCH", path, `{"role":"operator","must_change_password":true}`).Refused(http.StatusBadRequest, "bad_request"); !strings.Contains(msg, "must_change_password: ") {
+		t.Error(msg)
+	}
 }

@@ -62,6 +62,8 @@ func (u *ui) createUser(w http.ResponseWriter, r *http.Request) error {
 		Name     string         `json:"name"`
 		Role     fleet.UserRole `json:"role"`
 		Password string         `json:"password"`
+		// MustChange: the password is only for the first sign-in.
+		MustChange bool `json:"must_change_password"`
 	}
 	if err := decode(w, r, &in); err != nil {
 		return err
@@ -73,7 +75,7 @@ func (u *ui) createUser(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	user := fleet.User{ID: uuid.NewString(), Name: in.Name, Role: in.Role, PasswordHash: hash, MustChangePassword: true}
+	user := fleet.User{ID: uuid.NewString(), Name: in.Name, Role: in.Role, PasswordHash: hash, MustChangePassword: in.MustChange}
 	if err := u.propose(r, fleet.UserCreated{User: user}); err != nil {
 		return err
 	}
@@ -81,12 +83,13 @@ func (u *ui) createUser(w http.ResponseWriter, r *http.Request) error {
 	return ok(w, showUser(user))
 }
 
-// changeUser sets the role or the password; either ends the user's sessions. The
-// user has to change a password that was set here.
+// changeUser sets the role or the password; either ends the user's sessions.
 func (u *ui) changeUser(w http.ResponseWriter, r *http.Request) error {
 	var in struct {
 		Role     fleet.UserRole `json:"role"`
 		Password string         `json:"password"`
+		// MustChange: the password is only for the next sign-in.
+		MustChange bool `json:"must_change_password"`
 	}
 	if err := decode(w, r, &in); err != nil {
 		return err
@@ -102,7 +105,9 @@ func (u *ui) changeUser(w http.ResponseWriter, r *http.Request) error {
 		if change.PasswordHash, err = u.hashNewPassword(r, in.Password); err != nil {
 			return err
 		}
-		change.MustChange = true
+		change.MustChange = in.MustChange
+	} else if in.MustChange {
+		return badRequest("must_change_password: it goes with a password; give one")
 	}
 	if err := u.propose(r, change); err != nil {
 		return err

@@ -97,7 +97,7 @@ func TestE2EPeopleGoFromServerToServer(t *testing.T) {
 	everywhere("signed in", session, http.StatusOK)
 
 	// Ten guesses for a name that is not known from here, spread over the servers.
-	if err := c.try(http.MethodPost, "/api/users", map[string]any{"name": "vera", "role": "viewer", "password": "given to vera"}, nil); err != nil {
+	if err := c.try(http.MethodPost, "/api/users", map[string]any{"name": "vera", "role": "viewer", "password": "given to vera", "must_change_password": true}, nil); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 10 {

@@ -26,12 +26,16 @@ func newUserCommand() *cobra.Command {
 		Long: `Let people in, and say what they may do: an admin everything; an operator may also
 acknowledge alerts, pause and resume; a viewer looks. Passwords are typed, or read
 from standard input where that is no terminal; they are never arguments. Whoever
-signs in with a password that was set here chooses another one first.`,
+signs in with a password that was typed here chooses another one first; where a
+script sets it, only with --must-change.`,
 		Example: "  moult user add alice --role operator\n  moult user password alice\n  moult user role alice admin",
 	}
 	f.register(cmd)
 
 	var role string
+	var mustChange bool
+	// A person's choice is for the first sign-in; a script may be the user itself.
+	first := func(cmd *cobra.Command) bool { return mustChange || onTerminal(cmd) }
 	add := &cobra.Command{
 		Use: "add NAME", Short: "Add a user", Args: cobra.ExactArgs(1),
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
@@ -39,7 +43,7 @@ signs in with a password that was set here chooses another one first.`,
 			if err != nil {
 				return err
 			}
-			in := map[string]any{"name": args[0], "role": role, "password": password}
+			in := map[string]any{"name": args[0], "role": role, "password": password, "must_change_password": first(cmd)}
 			var out apiUser
 			if err := c.call(cmd.Context(), http.MethodPost, "/api/users", in, &out); err != nil {
 				return err
@@ -47,10 +51,16 @@ signs in with a password that was set here chooses another one first.`,
 			if f.json {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s can sign in as %s, and has to choose another password then\n", printable(out.Name), out.Role)
+			then := ""
+			if out.MustChange {
+				then = ", and has to choose another password then"
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s can sign in as %s%s\n", printable(out.Name), out.Role, then)
 			return nil
 		}),
 	}
+	const mustChangeHelp = "the user has to choose another password at the next sign-in (a password that is typed: always)"
+	add.Flags().BoolVar(&mustChange, "must-change", false, mustChangeHelp)
 	add.Flags().StringVar(&role, "role", "viewer", "admin, operator or viewer")
 
 	list := &cobra.Command{
@@ -72,15 +82,16 @@ signs in with a password that was set here chooses another one first.`,
 	}
 
 	password := &cobra.Command{
-		Use: "password NAME", Short: "Set a user's password, to be changed at the next sign-in; it ends the user's sessions", Args: cobra.ExactArgs(1),
+		Use: "password NAME", Short: "Set a user's password; it ends the user's sessions", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := readNewPassword(cmd)
 			if err != nil {
 				return err
 			}
-			return changeUser(cmd, &f, args[0], http.MethodPatch, map[string]any{"password": text})
+			return changeUser(cmd, &f, args[0], http.MethodPatch, map[string]any{"password": text, "must_change_password": first(cmd)})
 		},
 	}
+	password.Flags().BoolVar(&mustChange, "must-change", false, mustChangeHelp)
 	setRole := &cobra.Command{
 		Use: "role NAME ROLE", Short: "Set a user's role; it ends the user's sessions", Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {

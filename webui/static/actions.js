@@ -3,7 +3,8 @@
 //   data-call="POST /api/…"   what to call; a form sends its fields as JSON, boxes
 //                             of one name as the list of those that are ticked
 //                             (data-json: the field's value is JSON; data-labels:
-//                             it is key=value, one a line)
+//                             it is key=value, one a line; data-bool: whether the
+//                             box is ticked)
 //   data-body='{"…"}'         the body that a button sends
 //   data-confirm="…?"         what to ask first
 //   data-then="/jobs/{job_id}" where to go then, with fields of the answer
@@ -60,7 +61,9 @@
     const body = {};
     for (const el of form.elements) {
       if (!el.name || el.disabled) continue;
-      if (el.type === "checkbox") {
+      if (el.dataset.bool !== undefined) {
+        body[el.name] = el.checked;
+      } else if (el.type === "checkbox") {
         body[el.name] ??= [];
         if (el.checked) body[el.name].push(el.value);
       } else if (el.dataset.labels !== undefined) {
