@@ -119,9 +119,13 @@ func (f *faultRun) cycle(ft fault) {
 	f.t.Helper()
 	f.mayFail, f.gapLimit = false, 0
 	version := f.publishNext()
+	f.allSeen()
 	f.writer.start()
 	start := time.Now()
 	id := f.c.startFleetUpdate(nil)
+	if hosts := len(f.c.fleetUpdate(id).Hosts); hosts != faultAgents {
+		f.t.Fatalf("the fleet update has %d hosts, want %d", hosts, faultAgents)
+	}
 	time.Sleep(time.Duration(f.rng.Int64N(int64(faultMomentSpan))))
 	ft.inflict(f)
 	u := f.end(id)
@@ -139,6 +143,24 @@ func (f *faultRun) cycle(ft fault) {
 	f.nothingLost()
 	f.statesEqual()
 	f.withdrawOthers(version)
+}
+
+// allSeen waits until every server sees every agent: one that has just started
+// leaves out of a fleet update whom it has not heard of yet.
+func (f *faultRun) allSeen() {
+	f.t.Helper()
+	for _, addr := range f.c.client.addrs {
+		one := &client{addrs: []string{addr}, token: f.c.client.token, http: f.c.client.http}
+		f.c.await(time.Minute, addr+" to see all agents", func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			hosts, err := one.hosts(ctx, "?status=online")
+			if err == nil && len(hosts) < faultAgents {
+				err = fmt.Errorf("it sees %d", len(hosts))
+			}
+			return err
+		})
+	}
 }
 
 // end waits for the end of a fleet update. One that the fault has halted is as
