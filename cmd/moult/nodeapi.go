@@ -164,15 +164,21 @@ func (c *serverClient) postJSON(ctx context.Context, addr, path string, in, out 
 	return json.Unmarshal(answer, out)
 }
 
+// getJSON asks for a path and decodes the answer.
+func (c *serverClient) getJSON(ctx context.Context, addr, path string, out any) error {
+	answer, err := c.send(ctx, http.MethodGet, addr, path, nil)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(answer, out)
+}
+
 // status asks a server how it is.
 func (c *serverClient) status(ctx context.Context, addr string) (nodeStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	var st nodeStatus
-	answer, err := c.send(ctx, http.MethodGet, addr, pathStatus, nil)
-	if err == nil {
-		err = json.Unmarshal(answer, &st)
-	}
+	err := c.getJSON(ctx, addr, pathStatus, &st)
 	return st, err
 }
 

@@ -79,9 +79,6 @@ func askSelf(ctx context.Context, creds identity.Credentials, addr string) (node
 	})
 	defer client.CloseIdleConnections()
 	var self nodeSelf
-	answer, err := (&serverClient{http: client}).send(ctx, http.MethodGet, addr, pathSelf, nil)
-	if err == nil {
-		err = json.Unmarshal(answer, &self)
-	}
+	err := (&serverClient{http: client}).getJSON(ctx, addr, pathSelf, &self)
 	return self, err
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -96,11 +95,7 @@ func (c *serverClient) state(ctx context.Context, addr string) (nodeState, error
 	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
 	defer cancel()
 	var st nodeState
-	answer, err := c.send(ctx, http.MethodGet, addr, pathState, nil)
-	if err == nil {
-		err = json.Unmarshal(answer, &st)
-	}
-	if err != nil {
+	if err := c.getJSON(ctx, addr, pathState, &st); err != nil {
 		return nodeState{}, fmt.Errorf("ask %s for its state: %w", addr, err)
 	}
 	return st, nil
