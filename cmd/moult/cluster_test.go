@@ -121,7 +121,7 @@ func (c *testCluster) up(servers, agents int, args ...string) {
 		}
 	})
 	c.start(append([]string{
-		"--servers", strconv.Itoa(servers), "--agents", strconv.Itoa(agents), "--http", "127.0.0.1:0", "--data", c.dir,
+		"--servers", strconv.Itoa(servers), "--agents", strconv.Itoa(agents), "--http", loopback() + ":0", "--data", c.dir,
 		"--agent-arg=--soak=500ms",
 	}, args...))
 }
@@ -392,4 +392,27 @@ func (c *testCluster) openAlerts() int {
 		}
 	}
 	return open
+}
+
+// freeAddress is one that nobody listens on, and nobody else will.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := listenOnNodePort(loopback())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+var loopbacks atomic.Uint32
+
+// loopback is an address of loopback for one cluster or node: its ports stay its
+// own while it restarts, however many tests run beside it.
+func loopback() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1" // elsewhere the others need to be set up first
+	}
+	n := loopbacks.Add(1)
+	return fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%250, 1+n/250, 1+n%250)
 }

@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -55,8 +57,8 @@ func loadDevPlan(dir string, o devOptions) (devPlan, error) {
 	return p, writeFileAtomic(path, text, 0o600)
 }
 
-// grow adds nodes until there are as many as asked for. Node ports come from
-// the kernel; they are held until all are chosen, so that none is given twice.
+// grow adds nodes until there are as many as asked for. Ports are held until all
+// are chosen, so that none is given twice.
 func (p *devPlan) grow(o devOptions) error {
 	var held []net.Listener
 	defer func() {
@@ -64,8 +66,23 @@ func (p *devPlan) grow(o devOptions) error {
 			l.Close()
 		}
 	}()
+	host, portText, err := net.SplitHostPort(o.http)
+	if err != nil {
+		return fmt.Errorf("--http %q: give HOST:PORT, such as 127.0.0.1:8480", o.http)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil || port < 0 || port > 65535 {
+		return fmt.Errorf("--http %q: the port is a number from 0 to 65535", o.http)
+	}
+	if len(p.Servers) > 0 {
+		port = 0
+	}
+	inner := "127.0.0.1" // nodes are on loopback, on the UI's address if that is one
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsLoopback() {
+		inner = host
+	}
 	free := func() (string, error) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := listenOnNodePort(inner)
 		if err != nil {
 			return "", err
 		}
@@ -78,17 +95,6 @@ func (p *devPlan) grow(o devOptions) error {
 			n.Peer, err = free()
 		}
 		return n, err
-	}
-	host, portText, err := net.SplitHostPort(o.http)
-	if err != nil {
-		return fmt.Errorf("--http %q: give HOST:PORT, such as 127.0.0.1:8480", o.http)
-	}
-	port, err := strconv.Atoi(portText)
-	if err != nil || port < 0 || port > 65535 {
-		return fmt.Errorf("--http %q: the port is a number from 0 to 65535", o.http)
-	}
-	if len(p.Servers) > 0 {
-		port = 0
 	}
 	for i := len(p.Servers); i < o.servers; i++ {
 		n, err := node(fmt.Sprintf("server-%d", i+1))
@@ -114,6 +120,34 @@ func (p *devPlan) grow(o devOptions) error {
 		p.Agents = append(p.Agents, n)
 	}
 	return nil
+}
+
+// Node ports of `moult dev`. Kernels take the ports of outgoing connections from
+// above them: a node that starts again finds its own still free.
+const (
+	lowestDevPort  = 20000
+	highestDevPort = 32000
+)
+
+// listenOnNodePort takes a port that is free for TCP and UDP.
+func listenOnNodePort(host string) (net.Listener, error) {
+	const tries = 100
+	var err error
+	for range tries {
+		addr := net.JoinHostPort(host, strconv.Itoa(lowestDevPort+rand.IntN(highestDevPort-lowestDevPort+1)))
+		var l net.Listener
+		if l, err = net.Listen("tcp", addr); err != nil {
+			continue
+		}
+		var datagrams net.PacketConn
+		if datagrams, err = net.ListenPacket("udp", addr); err != nil {
+			l.Close()
+			continue
+		}
+		_ = datagrams.Close()
+		return l, nil
+	}
+	return nil, fmt.Errorf("no free port from %d to %d on %s: %w", lowestDevPort, highestDevPort, host, err)
 }
 
 // listenFrom takes the port, or unless exact the next free one above it.

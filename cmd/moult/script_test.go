@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"errors"
-	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -59,8 +58,9 @@ func scriptAddresses(ts *testscript.TestScript, neg bool, names []string) {
 	if neg || len(names) == 0 {
 		ts.Fatalf("usage: addresses VARIABLE …")
 	}
+	ip := loopback()
 	for _, name := range names {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := listenOnNodePort(ip)
 		ts.Check(err)
 		defer l.Close() // held until all are chosen
 		ts.Setenv(name, l.Addr().String())
