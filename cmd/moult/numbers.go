@@ -14,7 +14,6 @@ type serverNumbers struct {
 	mesh      *mesh.Node
 	store     *artifact.Store
 	artifacts *artifact.Server
-	publisher *publisher
 }
 
 func numberDesc(name, help string, labels ...string) *prometheus.Desc {
@@ -65,7 +64,7 @@ func (n serverNumbers) Collect(ch chan<- prometheus.Metric) {
 		send(descFree, gauge, float64(free))
 	}
 	send(descServed, counter, float64(n.artifacts.Served()))
-	send(descFetched, counter, float64(n.publisher.fetched.Load()))
+	send(descFetched, counter, float64(n.store.Fetched()))
 
 	c := n.mesh.Counters()
 	for _, r := range []struct {

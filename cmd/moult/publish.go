@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -40,8 +39,6 @@ type publisher struct {
 	peer    string       // this server's node port, as others reach it
 	limiter *rate.Limiter
 	logger  *slog.Logger
-
-	fetched atomic.Int64 // bytes, from other hosts, since the start
 }
 
 // releaseOffer asks another server to get a release's bytes from Peer.
@@ -183,12 +180,9 @@ func (p *publisher) fetch(ctx context.Context, digest string, size int64, candid
 	if p.store.Has(digest) {
 		return nil
 	}
-	sources, err := artifact.Fetch(ctx, artifact.FetchRequest{
+	_, err := artifact.Fetch(ctx, artifact.FetchRequest{
 		Store: p.store, Digest: digest, Size: size, Candidates: candidates, HTTP: p.anyone, Limiter: p.limiter,
 	})
-	for _, s := range sources {
-		p.fetched.Add(s.Bytes)
-	}
 	return err
 }
 

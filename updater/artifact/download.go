@@ -79,6 +79,7 @@ func (f *fetch) download(ctx context.Context, p Peer) error {
 	}
 	if got := f.partial.done - before; got > 0 {
 		f.sources = addSource(f.sources, p, got)
+		f.Store.fetched.Add(got)
 	}
 	return err
 }

@@ -34,6 +34,9 @@ func TestPullThroughARelay(t *testing.T) {
 	if relay.puller.Pulled() != 1 || !relay.store.Has(l.digest) {
 		t.Error("the relay did not keep what it got")
 	}
+	if relay.store.Fetched() != 1<<20 || first.store.Fetched() != 1<<20 {
+		t.Errorf("the relay counts %d bytes fetched, the first host %d", relay.store.Fetched(), first.store.Fetched())
+	}
 	// For itself it has it, too.
 	relay.mustFetch(relay.request())
 	l.mustCarry("relay", "server", 1)

@@ -34,6 +34,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"moult/updater/internal/durable"
@@ -64,6 +65,7 @@ var (
 type Store struct {
 	dir     string
 	running running
+	fetched atomic.Int64
 
 	mu       sync.Mutex
 	fetching map[string]*flight // by digest
@@ -106,6 +108,10 @@ func (s *Store) Path(digest string) string { return filepath.Join(s.dir, digest)
 func (s *Store) partialPath(digest string) string {
 	return filepath.Join(s.dir, unverifiedPrefix+digest)
 }
+
+// Fetched counts the bytes that peers sent for this store since it was opened,
+// those of fetches that failed in the end among them.
+func (s *Store) Fetched() int64 { return s.fetched.Load() }
 
 // FreeBytes returns how many bytes may still be written where the store is; false
 // where that is not known.
