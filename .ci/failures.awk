@@ -1,12 +1,13 @@
-# From the output of `go test -v`: each failed test with its last lines, and their
-# names once more in the end, where a log that is cut short still has them.
+# From the output of `go test -v`: each failed test with its first and last lines,
+# and their names once more in the end, where a log that is cut short still has them.
 # What a test writes follows the line that names it, however many run side by side.
 function note(test, text) {
 	if (!(test in count)) count[test] = 0
-	said[test, count[test]++ % keep] = text
+	if (count[test] < keep) first[test, count[test]] = text
+	last[test, count[test]++ % keep] = text
 }
 
-BEGIN { keep = 60 }
+BEGIN { keep = 40 }
 
 /^=== (RUN|CONT|NAME|PAUSE)/ { test = $3; next }
 
@@ -23,10 +24,11 @@ BEGIN { keep = 60 }
 	note("", $0)
 }
 
-function show(test, last, i) {
+function show(test, i) {
 	printf "\n== %s\n", test
-	last = count[test]
-	for (i = last > keep ? last - keep : 0; i < last; i++) print said[test, i % keep]
+	for (i = 0; i < count[test] && i < keep; i++) print first[test, i]
+	if (count[test] > 2 * keep) print "…"
+	for (i = count[test] > 2 * keep ? count[test] - keep : keep; i < count[test]; i++) print last[test, i % keep]
 }
 
 END {
