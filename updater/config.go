@@ -79,6 +79,6 @@ func New(cfg Config) (*Updater, error) {
 	}
 	return &Updater{
 		cfg: cfg, slog: cfg.Logger.With("component", "updater"),
-		orders: make(chan []byte, 4), kick: make(chan struct{}, 1), acked: make(chan struct{}, 1),
+		orders: make(chan received, 4), kick: make(chan struct{}, 1), acked: make(chan struct{}, 1),
 	}, nil
 }

@@ -21,7 +21,7 @@ type Updater struct {
 	cfg  Config
 	slog *slog.Logger
 
-	orders chan []byte
+	orders chan received
 	kick   chan struct{} // the reporter
 	acked  chan struct{}
 
@@ -31,6 +31,12 @@ type Updater struct {
 	status status
 	log    *jobLog
 	busy   bool // a job runs
+}
+
+// received is a sealed order, and the server that it came from.
+type received struct {
+	from   string
+	sealed []byte
 }
 
 // status is what the host shows of its present or last job.
@@ -65,7 +71,7 @@ func (u *Updater) HandleOrder(from identity.Identity, sealed []byte) {
 		return
 	}
 	select {
-	case u.orders <- sealed:
+	case u.orders <- received{from.HostID, sealed}:
 	default: // the server sends it again
 	}
 }
@@ -99,9 +105,9 @@ func (u *Updater) Run(ctx context.Context) error {
 		case <-committed:
 			committed = nil
 			u.settle()
-		case sealed := <-u.orders:
-			if o, ok := u.judge(sealed); ok {
-				begin(o, sealed, 0)
+		case r := <-u.orders:
+			if o, ok := u.judge(r); ok {
+				begin(o, r.sealed, 0)
 			}
 		case err := <-ended:
 			u.setBusy(false)
@@ -114,8 +120,8 @@ func (u *Updater) Run(ctx context.Context) error {
 }
 
 // judge opens and fences an order; ok: it is a new job for this host.
-func (u *Updater) judge(sealed []byte) (o order.Order, ok bool) {
-	o, err := order.Open(sealed, u.cfg.Verifier, u.cfg.HostID, time.Now())
+func (u *Updater) judge(r received) (o order.Order, ok bool) {
+	o, err := order.Open(r.sealed, u.cfg.Verifier, u.cfg.HostID, time.Now())
 	if err != nil {
 		u.slog.Warn("order refused", "error", err)
 		return o, false
@@ -132,6 +138,7 @@ func (u *Updater) judge(sealed []byte) (o order.Order, ok bool) {
 	err = u.cfg.Fence.Accept(o)
 	switch {
 	case err == nil:
+		u.slog.Info("order accepted", "job", o.JobID, "index", o.Index, "server", r.from)
 		return o, true
 	case errors.Is(err, order.ErrRepeated):
 		u.lost(o)
