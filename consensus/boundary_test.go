@@ -74,7 +74,7 @@ func plainTransport(t *testing.T) *transport {
 			return new(net.Dialer).DialContext(ctx, "tcp", addr)
 		},
 	})
-	tr := newTransport(stream, &diskWatch{limit: time.Minute}, time.Second, raftLogger{out: slog.New(slog.DiscardHandler)})
+	tr := newTransport(stream, &diskWatch{limit: time.Minute}, func() error { return nil }, time.Second, raftLogger{out: slog.New(slog.DiscardHandler)})
 	t.Cleanup(func() { tr.Close(); stream.Close() })
 	return tr
 }

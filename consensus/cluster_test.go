@@ -8,6 +8,8 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -330,11 +332,33 @@ func (c *cluster) AwaitEqual() {
 				return false
 			}
 			if v.Hash() != first.Hash() { // waiting would not mend it
-				c.tb.Fatalf("%s and %s differ at index %d", all[0].id, s.id, v.Index())
+				c.tb.Fatalf("%s and %s differ at index %d:\n%s", all[0].id, s.id, v.Index(), difference(first, v))
 			}
 		}
 		return true
 	})
+}
+
+// difference is what only one of two states has, a row a line.
+func difference(a, b fleet.View) string {
+	rows := func(v fleet.View) []string {
+		var text strings.Builder
+		_ = v.Snapshot(&text) // a builder takes every byte
+		return strings.Split(text.String(), "\n")
+	}
+	var out strings.Builder
+	one, other := rows(a), rows(b)
+	for _, side := range []struct {
+		mark       string
+		have, lack []string
+	}{{"-", one, other}, {"+", other, one}} {
+		for _, row := range side.have {
+			if !slices.Contains(side.lack, row) {
+				fmt.Fprintf(&out, "%s %s\n", side.mark, row)
+			}
+		}
+	}
+	return out.String()
 }
 
 // describe says how far each server is, and what they logged last.

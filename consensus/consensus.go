@@ -96,7 +96,12 @@ type Config struct {
 	Tell func(ctx context.Context, serverID, addr string, m Membership) error
 	Ask  func(ctx context.Context, serverID, addr string) (Membership, error)
 
-	Timing    Timing       // zero fields take DefaultTiming's values
+	Timing Timing // zero fields take DefaultTiming's values
+	// Unfit says why this server must not lead now; nil: it may. A leader that is unfit
+	// falls silent, so that another is elected, and one that is unfit is not elected. It
+	// is asked before each message, so it must answer at once. A server without others
+	// leads all the same. Nil: always fit.
+	Unfit     func() error
 	Snapshots Snapshots    // zero fields take DefaultSnapshots' values
 	Logger    *slog.Logger // nil: slog.Default
 
@@ -189,6 +194,9 @@ func (c *Config) validate() error {
 	orDefault(&c.Snapshots.Threshold, DefaultSnapshots.Threshold)
 	orDefault(&c.Snapshots.Trailing, DefaultSnapshots.Trailing)
 	orDefault(&c.Logger, slog.Default())
+	if c.Unfit == nil {
+		c.Unfit = func() error { return nil }
+	}
 	if c.now == nil {
 		c.now = time.Now
 	}

@@ -23,6 +23,7 @@ type site struct {
 	stopLeading  context.CancelFunc
 	leading      context.Context
 	carryOut     func(j fleet.Job) // what an agent does with its first order of a job
+	told         *stepSite         // who is told of each step; nil: nobody
 
 	mu       sync.Mutex
 	seen     map[string]coordinator.Observation
@@ -73,9 +74,13 @@ func siteHost(i int) string { return fmt.Sprintf("agent-%03d", i) }
 func (s *site) coordinate(server *server) {
 	s.coordinating.Go(func() {
 		server.Lead(s.leading, func(ctx context.Context) {
-			err := coordinator.Run(ctx, coordinator.Config{
+			cfg := coordinator.Config{
 				Log: server.Node, Roster: s, Orders: ordersOf{s, server}, Timeouts: coordinator.DefaultTimeouts, Logger: slog.New(slog.DiscardHandler),
-			})
+			}
+			if s.told != nil {
+				cfg.Log, cfg.Orders = toldProposals{server, s.told}, toldOrders{ordersOf{s, server}, s.told}
+			}
+			err := coordinator.Run(ctx, cfg)
 			if ctx.Err() == nil {
 				s.tb.Errorf("the coordinator of %s: %v", server.id, err)
 			}

@@ -71,17 +71,26 @@ func (n *Node) watchLeadership() {
 		case <-n.ctx.Done():
 			return
 		}
-		stall := n.disk.stalled()
+		bar := n.barred()
 		switch {
-		case stall != nil && !ended:
-			n.logger.Error("giving up leadership", "error", stall)
+		case bar != nil && !ended:
+			n.logger.Error("giving up leadership", "error", bar)
 			end()
 			ended = true
-		case elected && stall == nil && ended:
+		case elected && bar == nil && ended:
 			end = n.beginTerm()
 			ended = false
 		}
 	}
+}
+
+// barred says why this server must not lead now; nil: it may.
+func (n *Node) barred() error {
+	err := n.disk.stalled()
+	if err == nil && n.voters() > 1 {
+		err = n.cfg.Unfit()
+	}
+	return err
 }
 
 // beginTerm starts a term of office, which others see once a Barrier is

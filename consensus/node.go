@@ -110,7 +110,7 @@ func (n *Node) startRaft(logs raft.LogStore, stable raft.StableStore) error {
 		return fmt.Errorf("list the snapshots in %s: %w", n.cfg.Dir, err)
 	}
 	n.logs, n.stable = boundaryLog{cached, end}, stable
-	transport := newTransport(n.stream, n.disk, n.timing.RPC, logger)
+	transport := newTransport(n.stream, n.disk, n.cfg.Unfit, n.timing.RPC, logger)
 	n.raft, err = raft.NewRaft(n.raftConfig(logger), n.fsm, n.logs, n.stable, n.snaps, transport)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft on %s: %w", n.cfg.Dir, err), transport.Close())

@@ -278,7 +278,7 @@ func TestHeartbeatsTakeTheOrdinaryWay(t *testing.T) {
 			return new(net.Dialer).DialContext(ctx, "tcp", to)
 		},
 	})
-	tr := newTransport(stream, &diskWatch{limit: time.Second}, 2*time.Second, raftLogger{out: slog.New(slog.DiscardHandler)})
+	tr := newTransport(stream, &diskWatch{limit: time.Second}, func() error { return nil }, 2*time.Second, raftLogger{out: slog.New(slog.DiscardHandler)})
 	defer tr.Close()
 	tr.SetHeartbeatHandler(func(rpc raft.RPC) {
 		t.Error("the heartbeat handler was called")

@@ -124,7 +124,7 @@ func (n *Node) appendEntry(ctx context.Context, e fleet.Entry) (raft.ApplyFuture
 	}
 	defer func() { <-n.append }()
 	term, fenced := ctx.Value(termKey{}).(context.Context)
-	if fenced && term.Err() != nil || ctx.Err() != nil {
+	if fenced && term.Err() != nil || ctx.Err() != nil || n.barred() != nil {
 		return nil, errNotAppended
 	}
 	var fence []byte

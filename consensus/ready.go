@@ -18,8 +18,8 @@ func (n *Node) Ready() error {
 	switch {
 	case n.ctx.Err() != nil:
 		return ErrClosed
-	case n.disk.stalled() != nil:
-		return n.disk.stalled()
+	case n.barred() != nil:
+		return n.barred()
 	case !n.Configured():
 		return errors.New("this server does not belong to a cluster yet")
 	case !n.IsMember(n.cfg.ServerID):

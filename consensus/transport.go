@@ -11,16 +11,18 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// transport is Raft's network transport with two changes: heartbeats take the
-// same way as every other message, and a leader whose disk hangs falls silent.
+// transport is Raft's network transport with three changes: heartbeats take the
+// same way as every other message, a leader whose disk hangs, or that is unfit, falls
+// silent, and no message has a follower commit more than the message vouches for.
 type transport struct {
 	*raft.NetworkTransport
-	disk *diskWatch
+	disk  *diskWatch
+	unfit func() error // Config.Unfit
 }
 
-func newTransport(stream *streamLayer, disk *diskWatch, timeout time.Duration, logger hclog.Logger) *transport {
+func newTransport(stream *streamLayer, disk *diskWatch, unfit func() error, timeout time.Duration, logger hclog.Logger) *transport {
 	return &transport{
-		disk: disk,
+		disk: disk, unfit: unfit,
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: stream, MaxPool: 3, Timeout: timeout, Logger: logger,
 		}),
@@ -37,26 +39,61 @@ func (*transport) SetHeartbeatHandler(func(raft.RPC)) {}
 // heartbeats come from goroutines of their own and would go on for ever, and
 // no follower would stand for election.
 func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
-	if err := errors.Join(t.disk.stalled(), sendable(args.Entries)); err != nil {
+	if err := errors.Join(t.disk.stalled(), t.unfit(), sendable(args.Entries)); err != nil {
 		return err
 	}
-	return t.NetworkTransport.AppendEntries(id, target, args, resp)
+	return t.NetworkTransport.AppendEntries(id, target, capped(args), resp)
+}
+
+// capped is a message that says "committed" of no entry behind those that it shows
+// the follower's log to agree on: the one before its entries, and its entries. Raft
+// has a follower commit up to the leader's index whatever the rest of its log is,
+// and so apply entries of a deposed leader that are about to be replaced (see
+// DESIGN.md).
+func capped(args *raft.AppendEntriesRequest) *raft.AppendEntriesRequest {
+	last := args.PrevLogEntry
+	if n := len(args.Entries); n > 0 {
+		last = args.Entries[n-1].Index
+	}
+	if args.LeaderCommitIndex <= last {
+		return args
+	}
+	c := *args
+	c.LeaderCommitIndex = last
+	return &c
 }
 
 // AppendEntriesPipeline opens a stream of entries that stops likewise.
 func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
-	if err := t.disk.stalled(); err != nil {
+	if err := errors.Join(t.disk.stalled(), t.unfit()); err != nil {
 		return nil, err
 	}
 	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
 	if err != nil {
 		return nil, err
 	}
-	return newPipeline(p, t.disk), nil
+	return newPipeline(p, t.disk, t.unfit), nil
 }
 
-// pipeline is Raft's stream of entries to one follower with two changes: it
-// stops with a hung disk, and it ends at the first answer that is not a success.
+// RequestPreVote asks for a vote before an election, which a server that is unfit
+// does not.
+func (t *transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if err := t.unfit(); err != nil {
+		return err
+	}
+	return t.NetworkTransport.RequestPreVote(id, target, args, resp)
+}
+
+// RequestVote asks for a vote, likewise.
+func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if err := t.unfit(); err != nil {
+		return err
+	}
+	return t.NetworkTransport.RequestVote(id, target, args, resp)
+}
+
+// pipeline is Raft's stream of entries to one follower with the transport's changes,
+// and one of its own: it ends at the first answer that is not a success.
 //
 // Raft stops reading answers there, too, but its sender may already wait for the
 // next one to be read. Both then wait for ever: the leader goes on sending
@@ -64,15 +101,16 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 type pipeline struct {
 	raft.AppendPipeline
 	disk    *diskWatch
+	unfit   func() error
 	answers chan raft.AppendFuture
 	closed  chan struct{}
 	close   func()
 }
 
-func newPipeline(p raft.AppendPipeline, disk *diskWatch) *pipeline {
+func newPipeline(p raft.AppendPipeline, disk *diskWatch, unfit func() error) *pipeline {
 	closed := make(chan struct{})
 	w := &pipeline{
-		AppendPipeline: p, disk: disk, closed: closed, close: sync.OnceFunc(func() { close(closed) }),
+		AppendPipeline: p, disk: disk, unfit: unfit, closed: closed, close: sync.OnceFunc(func() { close(closed) }),
 		answers: make(chan raft.AppendFuture, 1),
 	}
 	go w.passAnswers()
@@ -110,10 +148,10 @@ func (p *pipeline) Close() error {
 // AppendEntries sends entries; an idle leader's pipeline sends empty ones, which
 // followers count as contact.
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	if err := errors.Join(p.disk.stalled(), sendable(args.Entries)); err != nil {
+	if err := errors.Join(p.disk.stalled(), p.unfit(), sendable(args.Entries)); err != nil {
 		return nil, err
 	}
-	return p.AppendPipeline.AppendEntries(args, resp)
+	return p.AppendPipeline.AppendEntries(capped(args), resp)
 }
 
 // streamLayer gives Raft its connections and remembers them, because

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"moult/testdata/faultsuite"
 )
 
 // The power is cut at a system call by killing a child there: strace delivers
@@ -95,15 +97,31 @@ func traced(t *testing.T, actor []string, options ...string) (calls [][2]string,
 	return calls, false
 }
 
+// powerCutCycles are the cycles of the rows of the fault suite: each cuts at every
+// call of a swap, or of a change of the marker, once. Together they make more than
+// 500 cuts.
+const powerCutCycles = 15
+
 // cutAtEachCall sets a scene up again and again, and kills the actor at one
-// call after the other; check looks at what is left.
-func cutAtEachCall(t *testing.T, scene func() (actor []string), check func(at string)) {
+// call after the other; check looks at what is left. What is cut names the row.
+func cutAtEachCall(t *testing.T, what string, scene func() (actor []string), check func(at string)) {
+	t.Helper()
+	row := faultsuite.Row{Name: "power cut at every syscall of " + what, Long: powerCutCycles, Short: 1}
+	row.MustBeChosen(t)
+	all := 0
+	for range row.Cycles(t) {
+		all += cutOnceAtEachCall(t, scene, check)
+	}
+	t.Logf("%-50s %4d cuts", row.Name, all)
+}
+
+func cutOnceAtEachCall(t *testing.T, scene func() (actor []string), check func(at string)) (cuts int) {
 	t.Helper()
 	actor := scene()
 	calls, _ := traced(t, actor)
 	check("the end")
 	counts := map[string]int{}
-	begun, tried, cuts := false, 0, 0
+	begun, tried := false, 0
 	for _, c := range calls {
 		counts[c[0]]++
 		// What comes before is the program's own start.
@@ -117,10 +135,10 @@ func cutAtEachCall(t *testing.T, scene func() (actor []string), check func(at st
 		}
 		check(fmt.Sprintf("%s #%d(%s", c[0], counts[c[0]], strings.TrimSpace(c[1])))
 	}
-	t.Logf("the power was cut at %d of %d calls", cuts, tried)
 	if tried == 0 || cuts < tried {
 		t.Errorf("only %d of %d cuts took place", cuts, tried)
 	}
+	return cuts
 }
 
 // Whatever call the power fails at, the installed path holds a complete binary
@@ -128,7 +146,7 @@ func cutAtEachCall(t *testing.T, scene func() (actor []string), check func(at st
 func TestPowerCutAtEachCallOfASwap(t *testing.T) {
 	var r SwapRequest
 	var seen []string
-	cutAtEachCall(t, func() []string {
+	cutAtEachCall(t, "the swap", func() []string {
 		r = swapSite(t)
 		script(t, r.Installed+".old", "older")
 		return []string{"swap", r.Staged, r.Installed, r.Digest}
@@ -171,7 +189,7 @@ func mustDigest(t *testing.T, path string) string {
 func TestPowerCutAtEachCallOfAMarker(t *testing.T) {
 	var dir string
 	var seen []int
-	cutAtEachCall(t, func() []string {
+	cutAtEachCall(t, "the marker", func() []string {
 		dir = t.TempDir()
 		if err := SaveMarker(dir, markerNumbered(1)); err != nil {
 			t.Fatal(err)
@@ -197,7 +215,7 @@ func TestPowerCutAtEachCallOfAMarker(t *testing.T) {
 
 func TestPowerCutAtEachCallOfRemovingAMarker(t *testing.T) {
 	var dir string
-	cutAtEachCall(t, func() []string {
+	cutAtEachCall(t, "the marker's removal", func() []string {
 		dir = t.TempDir()
 		if err := SaveMarker(dir, markerNumbered(1)); err != nil {
 			t.Fatal(err)
