@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"moult/consensus"
 	"moult/consensus/fleet"
@@ -38,7 +39,7 @@ func (m *membership) status(context.Context, identity.Identity, struct{}) (nodeS
 }
 
 func (m *membership) own() nodeStatus {
-	return nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil, Kinds: fleet.Kinds()}
+	return nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil, Now: time.Now(), Kinds: fleet.Kinds()}
 }
 
 // Servers asks every server how it is, all at once.

@@ -38,6 +38,8 @@ type nodeStatus struct {
 	Version      string `json:"version"`
 	AppliedIndex uint64 `json:"applied_index"`
 	Ready        bool   `json:"ready"`
+	// Now is what its clock says; missing: it does not tell.
+	Now time.Time `json:"now,omitzero"`
 	// Kinds are those of changes that it knows; missing: fleet.FirstKinds.
 	Kinds []string `json:"kinds,omitempty"`
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"moult/consensus"
 	"moult/consensus/coordinator"
 	"moult/mesh/identity"
 )
@@ -192,6 +193,7 @@ type serverOptions struct {
 	timeouts         coordinatorTimeouts
 	unreachable      string
 	releaseThreshold int
+	snapshots        consensus.Snapshots
 }
 
 func newServerCommand() *cobra.Command {
@@ -225,6 +227,10 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	cmd.Flags().StringArrayVar(&o.releaseKeyFile, "release-key", nil, "at bootstrap: file with a public key that may sign releases; may be repeated")
 	cmd.Flags().DurationVar(&o.certLifetime, "certificate-lifetime", defaultCertificateLifetime, "how long the certificates are good that this server issues; hosts renew them at two thirds of it")
 	o.timeouts.register(cmd)
+	d := consensus.DefaultSnapshots
+	cmd.Flags().Uint64Var(&o.snapshots.Threshold, "snapshot-entries", d.Threshold, "log entries since the last snapshot of the state that make the next one due")
+	cmd.Flags().Uint64Var(&o.snapshots.Trailing, "snapshot-trailing", d.Trailing, "log entries kept behind a snapshot; a server that lacks older ones gets the snapshot")
+	cmd.Flags().DurationVar(&o.snapshots.Interval, "snapshot-interval", d.Interval, "how often to look whether a snapshot is due")
 	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
 		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
 	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand(), newServerRecoverCommand())
@@ -250,7 +256,31 @@ func (o *serverOptions) validate() error {
 	if o.certLifetime < minCertificateLifetime || o.certLifetime > maxCertificateLifetime {
 		return fmt.Errorf("--certificate-lifetime is %v; give %v to %v", o.certLifetime, minCertificateLifetime, maxCertificateLifetime)
 	}
+	if err := o.validateSnapshots(); err != nil {
+		return err
+	}
 	return o.timeouts.validate()
+}
+
+// Bounds of when the log is compacted: what is less has the disk write snapshots
+// all the time, what is more lets it fill up.
+const (
+	maxSnapshotEntries  = 1_000_000
+	minSnapshotInterval = time.Second
+	maxSnapshotInterval = time.Hour
+)
+
+func (o *serverOptions) validateSnapshots() error {
+	s := o.snapshots
+	switch {
+	case s.Threshold < 1 || s.Threshold > maxSnapshotEntries:
+		return fmt.Errorf("--snapshot-entries is %d; give 1 to %d", s.Threshold, maxSnapshotEntries)
+	case s.Trailing < 1 || s.Trailing > maxSnapshotEntries:
+		return fmt.Errorf("--snapshot-trailing is %d; give 1 to %d", s.Trailing, maxSnapshotEntries)
+	case s.Interval < minSnapshotInterval || s.Interval > maxSnapshotInterval:
+		return fmt.Errorf("--snapshot-interval is %v; give %v to %v", s.Interval, minSnapshotInterval, maxSnapshotInterval)
+	}
+	return nil
 }
 
 func (o *serverOptions) validateHTTP() error {

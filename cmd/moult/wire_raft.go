@@ -18,7 +18,7 @@ import (
 
 // openRaft opens this server's Raft node. Entries go over the node port's Raft
 // protocol, all else that servers ask each other over HTTP on the same port.
-func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *identity.Current, others *serverClient, logger *slog.Logger) (*consensus.Node, error) {
+func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *identity.Current, others *serverClient, unfit func() error, logger *slog.Logger) (*consensus.Node, error) {
 	return consensus.Open(consensus.Config{
 		Dir: filepath.Join(o.data, "raft"), ServerID: hostID, Address: o.peerAdv,
 		Listener: port.Raft(),
@@ -42,8 +42,10 @@ func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *iden
 		Tell: func(ctx context.Context, _, addr string, m consensus.Membership) error {
 			return others.postJSON(ctx, addr, pathMembers, m, nil)
 		},
-		Ask:    others.members,
-		Logger: logger,
+		Ask:       others.members,
+		Unfit:     unfit,
+		Snapshots: o.snapshots,
+		Logger:    logger,
 	})
 }
 

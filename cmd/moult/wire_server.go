@@ -104,11 +104,14 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	others := newServerClient(current.Get)
-	raft, err := openRaft(o, creds.HostID, port, current, others, logger.With("component", "raft"))
+	members := &membership{servers: others, self: creds.HostID}
+	clock := newClockGuard(members.otherClocks, logger.With("component", "clock"))
+	raft, err := openRaft(o, creds.HostID, port, current, others, clock.unfit, logger.With("component", "raft"))
 	if err != nil {
 		return err
 	}
 	defer closeWithin(raft.Close, logger, "raft")
+	members.raft = raft
 	gate.open(raft)
 
 	// Who is here.
@@ -152,7 +155,6 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	defer puller.Close()
-	members := &membership{raft: raft, servers: others, self: creds.HostID}
 	api := nodeAPI(node, held, puller)
 	addServerAPI(api, raft, members, publisher)
 	enrolment.roster = node.Roster()
@@ -182,6 +184,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	ctx, stop := context.WithCancel(ctx)
 	defer tasks.Wait()
 	defer stop()
+	tasks.Go(func() { clock.run(ctx) })
 	tasks.Go(func() { observer.run(ctx) })
 	tasks.Go(func() {
 		(&renewal{current: current, ask: ask, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal")}).run(ctx)
