@@ -105,41 +105,67 @@ func (c *testCluster) installedIs(name, version string) {
 	}
 }
 
-// killForRestart kills a process with -9 and returns what starts it again, with
-// the same command line, until the test ends.
-func (c *testCluster) killForRestart(name string) (restart func()) {
+// argv is the command line that a process of the cluster was started with.
+func (c *testCluster) argv(name string) []string {
 	c.t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.pid(name)))
 	if err != nil {
 		c.t.Skipf("the command line of a process cannot be read on this system: %v", err)
 	}
-	argv := strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
+	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
+}
+
+// killForRestart kills a process with -9 and returns what starts it again, with
+// the same command line, until the test ends.
+func (c *testCluster) killForRestart(name string) (restart func()) {
+	c.t.Helper()
+	argv, pid := c.argv(name), c.pid(name)
 	c.kill(name)
 	return func() {
 		c.t.Helper()
-		log, err := os.OpenFile(filepath.Join(c.dir, name, "log"), os.O_APPEND|os.O_WRONLY, 0)
-		if err != nil {
-			c.t.Fatal(err)
+		c.awaitEnd(pid)
+		c.startAgain(name, argv)
+	}
+}
+
+// awaitEnd waits for the end of a process that was killed: one that waits for the disk
+// takes its time, and a service manager waits for it, too.
+func (c *testCluster) awaitEnd(pid int) {
+	c.t.Helper()
+	c.await(time.Minute, fmt.Sprintf("process %d to end", pid), func() error {
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			return errors.New("it is still there")
 		}
-		defer log.Close()
-		cmd := exec.Command(argv[0], argv[1:]...)
-		cmd.Stdout, cmd.Stderr = log, log
-		if err := cmd.Start(); err != nil {
-			c.t.Fatalf("start %s again: %v", name, err)
-		}
-		ended := make(chan struct{})
-		go func() {
-			_ = cmd.Wait() // at once: a dead child would keep its id
-			close(ended)
-		}()
-		c.t.Cleanup(func() {
-			_ = cmd.Process.Signal(syscall.SIGTERM)
-			<-ended
-		})
-		pid := fmt.Appendf(nil, "%d\n", cmd.Process.Pid)
-		if err := writeFileAtomic(filepath.Join(c.dir, name, "pid"), pid, 0o600); err != nil {
-			c.t.Fatal(err)
-		}
+		return nil
+	})
+}
+
+// startAgain starts a process that has ended, until the test ends.
+func (c *testCluster) startAgain(name string, argv []string) {
+	c.t.Helper()
+	log, err := os.OpenFile(filepath.Join(c.dir, name, "log"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), c.env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		c.t.Fatalf("start %s again: %v", name, err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // at once: a dead child would keep its id
+		close(ended)
+	}()
+	c.t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		<-ended
+	})
+	pid := fmt.Appendf(nil, "%d\n", cmd.Process.Pid)
+	if err := writeFileAtomic(filepath.Join(c.dir, name, "pid"), pid, 0o600); err != nil {
+		c.t.Fatal(err)
 	}
 }
 

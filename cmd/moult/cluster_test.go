@@ -95,6 +95,9 @@ type testCluster struct {
 	client *client
 	out    *bytes.Buffer
 	within []string // what a client command is run by; nil: nothing
+
+	program string   // what the processes run; "": the binary of version A
+	env     []string // theirs, on top of the test's
 }
 
 // startCluster runs `moult dev` on version A until the test ends.
@@ -130,7 +133,12 @@ func (c *testCluster) start(args []string) {
 	c.t.Helper()
 	c.out = &bytes.Buffer{}
 	var mu sync.Mutex
-	c.dev = exec.Command(binary(c.t, versionA), append([]string{"dev"}, args...)...)
+	program := c.program
+	if program == "" {
+		program = binary(c.t, versionA)
+	}
+	c.dev = exec.Command(program, append([]string{"dev"}, args...)...)
+	c.dev.Env = append(os.Environ(), c.env...)
 	w := &lockedBuffer{mu: &mu, b: c.out}
 	c.dev.Stdout, c.dev.Stderr = w, w
 	if err := c.dev.Start(); err != nil {

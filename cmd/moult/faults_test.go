@@ -7,16 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
 	"time"
+
+	"moult/consensus/fleet"
+	"moult/testdata/faultsuite"
 )
 
 // The fault suite: a cluster of real processes updates its fleet again and again
@@ -28,23 +29,23 @@ import (
 //   - does every server have every write that was acknowledged
 //   - are the states of all servers equal at the same index
 //
-// `make test` runs a cycle or two of each fault, `make faults` as many as the
-// table says. MOULT_FAULTS_SEED repeats a run's choices, as far as processes
-// allow that at all.
+// Package faultsuite says how rows are chosen, cut in pieces and repeated.
 type fault struct {
-	name    string
-	cycles  int // of `make faults`
-	short   int // of `make test`
+	faultsuite.Row
 	inflict func(f *faultRun)
+	atOnce  bool              // it finds its own moment in the fleet update
+	before  func(f *faultRun) // what it does before the fleet update; nil: nothing
 }
 
 var faults = []fault{
-	{"kill -9 of a server", 200, 2, (*faultRun).killServer},
-	{"SIGSTOP of the leader", 100, 1, (*faultRun).stopLeader},
-	{"slow fsync on the leader", 20, 1, (*faultRun).slowLeaderDisk},
-	{"kill -9 of an agent and its supervisor", 500, 2, (*faultRun).killAgent},
-	{"restart of all agents at once", 50, 1, (*faultRun).restartAgents},
-	{"restart of all servers at once", 50, 1, (*faultRun).restartServers},
+	{Row: faultsuite.Row{Name: "kill -9 of a server", Long: 200, Short: 2}, inflict: (*faultRun).killServer},
+	{Row: faultsuite.Row{Name: "SIGSTOP of the leader", Long: 100, Short: 1}, inflict: (*faultRun).stopLeader},
+	{Row: faultsuite.Row{Name: "slow fsync on the leader", Long: 20, Short: 1}, inflict: (*faultRun).slowLeaderDisk},
+	{Row: faultsuite.Row{Name: "kill -9 of an agent and its supervisor", Long: 500, Short: 2}, inflict: (*faultRun).killAgent},
+	{Row: faultsuite.Row{Name: "restart of all agents at once", Long: 50, Short: 1}, inflict: (*faultRun).restartAgents},
+	{Row: faultsuite.Row{Name: "restart of all servers at once", Long: 50, Short: 1}, inflict: (*faultRun).restartServers},
+	{Row: faultsuite.Row{Name: "follower far behind: snapshot install", Long: 50, Short: 1}, inflict: (*faultRun).leaveBehind},
+	{Row: faultsuite.Row{Name: "leader change at each step of a dispatch", Long: stepCycles * len(dispatchSteps), Short: 2}, inflict: (*faultRun).changeLeader, atOnce: true},
 }
 
 // Limits of a cycle.
@@ -59,27 +60,19 @@ const (
 
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("MOULT_FAULTS_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("MOULT_FAULTS_SEED: %v", err)
-		}
-	}
-	c := startCluster(t, 3, faultAgents)
-	f := &faultRun{t: t, c: c, rng: rand.New(rand.NewPCG(seed, 0)), writer: &ackedWriter{c: c}, pattern: patternBinary(t)}
-	t.Logf("seed %d", seed)
-	t.Logf("%-40s %6s %8s %5s %9s %12s %10s", "fault", "cycles", "acked", "lost", "divergent", "longest gap", "longest update")
-	for _, ft := range faults {
-		f.run(ft)
-		if t.Failed() {
-			return // what comes after says nothing
-		}
-	}
+	rows := chosenFaults(t, faults)
+	newFaultRun(t, startCluster(t, 3, faultAgents, compaction...)).runAll(rows)
 }
 
-// longFaults tells whether `make faults` runs.
-func longFaults() bool { return os.Getenv("MOULT_FAULTS") != "" }
+// chosenFaults returns those rows that are to run, and skips the test when none is.
+func chosenFaults(t *testing.T, rows []fault) []fault {
+	t.Helper()
+	chosen := slices.DeleteFunc(slices.Clone(rows), func(ft fault) bool { return !ft.Chosen() })
+	if len(chosen) == 0 {
+		rows[0].MustBeChosen(t)
+	}
+	return chosen
+}
 
 // faultRun is a cluster under faults.
 type faultRun struct {
@@ -93,25 +86,40 @@ type faultRun struct {
 	// true reason. How often an agent starts then says nothing.
 	mayFail  bool
 	gapLimit time.Duration // 0: none
+	update   string        // the cycle's fleet update
+	digest   string        // of its release's binary
 
-	done, lost, divergent     int
-	longestGap, longestUpdate time.Duration
+	count   faultsuite.Count // of the row, and
+	halted  int              // fleet updates that the fault ended
+	moments map[string]int   // what the fault met, when there is a choice
+}
+
+func newFaultRun(t *testing.T, c *testCluster) *faultRun {
+	t.Helper()
+	return &faultRun{t: t, c: c, writer: &ackedWriter{c: c}, pattern: patternBinary(t)}
+}
+
+// runAll runs rows until one fails: what comes after says nothing.
+func (f *faultRun) runAll(rows []fault) {
+	for _, ft := range rows {
+		if !f.t.Failed() {
+			f.run(ft)
+		}
+	}
 }
 
 // run does the cycles of one fault and prints its row.
 func (f *faultRun) run(ft fault) {
-	cycles := ft.short
-	if longFaults() {
-		cycles = ft.cycles
-	}
-	f.done, f.lost, f.divergent, f.longestGap, f.longestUpdate, f.writer.total = 0, 0, 0, 0, 0, 0
+	cycles := ft.Cycles(f.t)
+	f.rng, f.count, f.halted, f.moments = ft.Rand(f.t), faultsuite.Count{}, 0, nil
 	defer func() {
-		f.t.Logf("%-40s %6d %8d %5d %9d %12v %10v", ft.name, f.done, f.writer.total, f.lost, f.divergent,
-			f.longestGap.Round(time.Millisecond), f.longestUpdate.Round(time.Millisecond))
+		ft.Print(f.t, f.count)
+		f.t.Logf("%s: %d fleet updates were halted by it; it met %v", ft.Name, f.halted, f.moments)
 	}()
-	for f.done < cycles && !f.t.Failed() {
+	for f.count.Cycles < cycles && !f.t.Failed() {
 		f.cycle(ft)
-		f.done++
+		f.count.Cycles++
+		ft.Progress(f.t, f.count, cycles)
 	}
 }
 
@@ -121,25 +129,33 @@ func (f *faultRun) cycle(ft fault) {
 	version := f.publishNext()
 	f.allSeen()
 	f.writer.start()
+	if ft.before != nil {
+		ft.before(f)
+	}
 	start := time.Now()
 	id := f.c.startFleetUpdate(nil)
 	if hosts := len(f.c.fleetUpdate(id).Hosts); hosts != faultAgents {
 		f.t.Fatalf("the fleet update has %d hosts, want %d", hosts, faultAgents)
 	}
-	time.Sleep(time.Duration(f.rng.Int64N(int64(faultMomentSpan))))
+	f.update = id
+	if !ft.atOnce {
+		time.Sleep(time.Duration(f.rng.Int64N(int64(faultMomentSpan))))
+	}
 	ft.inflict(f)
 	u := f.end(id)
-	f.longestUpdate = max(f.longestUpdate, time.Since(start))
+	f.count.Update = max(f.count.Update, time.Since(start))
 	gap := f.writer.stop()
-	f.longestGap = max(f.longestGap, gap)
+	f.count.Gap, f.count.Acked = max(f.count.Gap, gap), f.count.Acked+len(f.writer.acked)
 	if f.gapLimit > 0 && gap > f.gapLimit {
 		f.t.Errorf("no write was acknowledged for %v, want at most %v", gap, f.gapLimit)
 	}
 	if u.Status == "completed" {
 		f.allRun(version)
 	} else {
+		f.halted++
 		f.failedTruly(u, version)
 	}
+	f.ordersDecided()
 	f.nothingLost()
 	f.statesEqual()
 	f.withdrawOthers(version)
@@ -167,9 +183,17 @@ func (f *faultRun) allSeen() {
 // good, if hosts were hit; what is left is then updated.
 func (f *faultRun) end(id string) apiFleetUpdate {
 	f.t.Helper()
+	return f.endAt(f.c.client, id)
+}
+
+// endAt is end as some servers see it: one that is cut off knows nothing new.
+func (f *faultRun) endAt(servers *client, id string) apiFleetUpdate {
+	f.t.Helper()
 	var u apiFleetUpdate
 	f.c.await(cyclePatience, "the fleet update to end", func() error {
-		if err := f.c.try("GET", "/api/fleet-updates/"+id, nil, &u); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := servers.call(ctx, "GET", "/api/fleet-updates/"+id, nil, &u); err != nil {
 			return err
 		}
 		if u.Status == "running" {
@@ -226,6 +250,74 @@ func (f *faultRun) failedTruly(u apiFleetUpdate, version string) {
 	}
 }
 
+// acceptedOrder is an order that an agent says in its log to have accepted.
+type acceptedOrder struct {
+	at          time.Time
+	job, server string
+	index       uint64
+}
+
+// accepted are the orders of the cycle's fleet update, by agent.
+func (f *faultRun) accepted() map[string][]acceptedOrder {
+	f.t.Helper()
+	out := map[string][]acceptedOrder{}
+	u := f.c.fleetUpdate(f.update)
+	for _, turn := range u.Hosts {
+		for line := range strings.SplitSeq(f.c.read(turn.Name+"/log"), "\n") {
+			if turn.JobID == "" || !strings.Contains(line, `msg="order accepted"`) || !strings.Contains(line, "job="+turn.JobID+" ") {
+				continue
+			}
+			o := acceptedOrder{job: turn.JobID}
+			for field := range strings.FieldsSeq(line) {
+				key, value, _ := strings.Cut(field, "=")
+				var err error
+				switch key {
+				case "time":
+					o.at, err = time.Parse(time.RFC3339Nano, value)
+				case "index":
+					o.index, err = strconv.ParseUint(value, 10, 64)
+				case "server":
+					o.server = value // the last one: the host that the order came from
+				}
+				if err != nil {
+					f.t.Fatalf("%s: %v: %s", turn.Name, err, line)
+				}
+			}
+			out[turn.Name] = append(out[turn.Name], o)
+		}
+	}
+	return out
+}
+
+// dispatches are the newest intents that the cluster has committed, by index.
+func (f *faultRun) dispatches() map[uint64]fleet.AuditEntry {
+	f.t.Helper()
+	var answer struct{ Entries []fleet.AuditEntry }
+	f.c.get("/api/audit?limit=100&action="+fleet.JobDispatched{}.Kind(), &answer)
+	out := map[uint64]fleet.AuditEntry{}
+	for _, e := range answer.Entries {
+		out[e.Index] = e
+	}
+	return out
+}
+
+// ordersDecided fails unless each order that an agent accepted in the cycle has its
+// intent in the log at the index that it bears, and each agent accepted but one.
+func (f *faultRun) ordersDecided() {
+	f.t.Helper()
+	dispatched := f.dispatches()
+	for name, orders := range f.accepted() {
+		if len(orders) > 1 {
+			f.t.Errorf("%s accepted %d orders of one job: %+v", name, len(orders), orders)
+		}
+		for _, o := range orders {
+			if e, ok := dispatched[o.index]; !ok || !strings.Contains(e.Detail, o.job) {
+				f.t.Errorf("%s accepted the order of job %s with index %d, where the log has %+v", name, o.job, o.index, e)
+			}
+		}
+	}
+}
+
 // nothingLost fails unless every server comes to have every acknowledged write.
 func (f *faultRun) nothingLost() {
 	f.t.Helper()
@@ -240,7 +332,7 @@ func (f *faultRun) nothingLost() {
 			}
 		}
 		if err != nil || len(missing) > 0 {
-			f.lost += len(missing)
+			f.count.Lost += len(missing)
 			f.t.Errorf("%s lacks %d acknowledged writes: %v (%v)", addr, len(missing), missing, err)
 		}
 	}
@@ -248,7 +340,7 @@ func (f *faultRun) nothingLost() {
 }
 
 // missingOn returns the acknowledged writes that a server does not have.
-func (f *faultRun) missingOn(server *client) ([]string, error) {
+func (f *faultRun) missingOn(server *client) (missing []string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	var got struct{ Tokens []struct{ Name string } }
@@ -259,7 +351,12 @@ func (f *faultRun) missingOn(server *client) ([]string, error) {
 	for _, tok := range got.Tokens {
 		have[tok.Name] = true
 	}
-	return slices.DeleteFunc(slices.Clone(f.writer.acked), func(name string) bool { return have[name] }), nil
+	for _, w := range f.writer.acked {
+		if !have[w.name] {
+			missing = append(missing, w.name)
+		}
+	}
+	return missing, nil
 }
 
 // statesEqual fails unless the states of all servers are equal.
@@ -279,7 +376,7 @@ func (f *faultRun) statesEqual() {
 		return nil
 	})
 	if answer.Verdict != "equal" {
-		f.divergent++
+		f.count.Divergent++
 		f.t.Errorf("the states %s: %v", answer.Verdict, answer.Servers)
 	}
 }
@@ -296,6 +393,10 @@ func (f *faultRun) publishNext() string {
 		f.t.Fatal(err)
 	}
 	defer os.Remove(path)
+	var err error
+	if f.digest, err = fileDigest(path); err != nil {
+		f.t.Fatal(err)
+	}
 	f.c.publish(version, path)
 	return version
 }
@@ -335,145 +436,30 @@ func patternBinary(t *testing.T) []byte {
 	return text
 }
 
-func (f *faultRun) killServer() {
-	f.gapLimit = failoverLimit
-	name := fmt.Sprintf("server-%d", 1+f.rng.IntN(3))
-	if f.rng.IntN(2) == 0 {
-		name = f.c.leader()
-	}
-	restart := f.c.killForRestart(name)
-	time.Sleep(time.Duration(f.rng.Int64N(int64(3 * time.Second))))
-	restart()
-}
-
-func (f *faultRun) stopLeader() {
-	pid := f.c.pid(f.c.leader())
-	longest := 3 * time.Second
-	if longFaults() {
-		longest = 30 * time.Second
-	}
-	f.signal(pid, syscall.SIGSTOP)
-	defer f.signal(pid, syscall.SIGCONT)
-	time.Sleep(2*time.Second + time.Duration(f.rng.Int64N(int64(longest-2*time.Second))))
-}
-
-func (f *faultRun) signal(pid int, sig syscall.Signal) {
-	f.t.Helper()
-	if err := syscall.Kill(pid, sig); err != nil {
-		f.t.Errorf("signal %v to process %d: %v", sig, pid, err)
-	}
-}
-
-// slowLeaderDisk has every fsync of the leader take 15 s. Another server has to
-// lead meanwhile.
-func (f *faultRun) slowLeaderDisk() {
-	f.gapLimit = slowDiskLimit
-	if _, err := exec.LookPath("strace"); err != nil {
-		f.t.Fatalf("this fault takes strace: %v", err)
-	}
-	name := f.c.leader()
-	cmd := exec.Command("strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=15s", "-o", os.DevNull,
-		"-p", strconv.Itoa(f.c.pid(name)))
-	if err := cmd.Start(); err != nil {
-		f.t.Fatal(err)
-	}
-	f.c.await(slowDiskLimit, "another server to lead", func() error {
-		for _, addr := range f.c.client.addrs { // what the stalled server says is old
-			one := &client{addrs: []string{addr}, token: f.c.client.token, http: &http.Client{Timeout: 3 * time.Second}}
-			servers, err := one.servers(context.Background())
-			if err != nil {
-				continue
-			}
-			for _, s := range servers {
-				if s.Leader && s.Healthy && s.Name != name {
-					return nil
-				}
-			}
-		}
-		return errors.New("none")
-	})
-	_ = cmd.Process.Signal(os.Interrupt) // strace detaches; calls that it holds up end
-	_ = cmd.Wait()
-}
-
-// killAgent kills an agent's supervisor or its child, whatever either is doing.
-// The supervisor is started again, as a service manager does it.
-func (f *faultRun) killAgent() {
-	f.mayFail = true
-	name := fmt.Sprintf("agent-%d", 1+f.rng.IntN(faultAgents))
-	if f.rng.IntN(2) == 0 {
-		if child := childOf(f.c.pid(name)); child != 0 {
-			_ = syscall.Kill(child, syscall.SIGKILL) // it may just have ended by itself
-			return
-		}
-	}
-	restart := f.c.killForRestart(name)
-	time.Sleep(time.Duration(f.rng.Int64N(int64(time.Second))))
-	restart()
-}
-
-// childOf returns a child of a process, 0 when it has none.
-func childOf(pid int) int {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return 0
-	}
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, path := range tasks {
-		if more, err := os.ReadFile(path); err == nil {
-			text = append(text, more...)
-		}
-	}
-	first, _, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
-	child, _ := strconv.Atoi(first)
-	return child
-}
-
-func (f *faultRun) restartAgents() {
-	f.mayFail = true
-	f.restartAll("agent", faultAgents)
-}
-
-func (f *faultRun) restartServers() { f.restartAll("server", 3) }
-
-func (f *faultRun) restartAll(kind string, n int) {
-	var restarts []func()
-	for i := range n {
-		restarts = append(restarts, f.c.killForRestart(fmt.Sprintf("%s-%d", kind, i+1)))
-	}
-	for _, restart := range restarts {
-		restart()
-	}
-	f.c.await(time.Minute, "all to be back", func() error {
-		if kind == "agent" {
-			for name, h := range f.c.hosts() {
-				if !h.Online {
-					return fmt.Errorf("%s is offline", name)
-				}
-			}
-			return nil
-		}
-		servers, err := f.c.client.servers(context.Background())
-		if err != nil {
-			return err
-		}
-		if i := slices.IndexFunc(servers, func(s apiServer) bool { return !s.Healthy }); i >= 0 || len(servers) < n {
-			return fmt.Errorf("%d servers, %v", len(servers), servers)
-		}
-		return nil
-	})
-}
-
 // ackedWriter makes API tokens, one after the other and through one server after
 // the other, and notes those whose making was acknowledged.
 type ackedWriter struct {
 	c      *testCluster
 	next   int
-	acked  []string
-	total  int
 	gap    time.Duration
 	ended  chan struct{}
 	cancel context.CancelFunc
+
+	mu    sync.Mutex
+	acked []ackedWrite
+}
+
+// sofar are the writes that were acknowledged in this cycle.
+func (w *ackedWriter) sofar() []ackedWrite {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.acked)
+}
+
+// ackedWrite is one: whose making was asked of a server at a time.
+type ackedWrite struct {
+	name, addr   string
+	begun, ended time.Time
 }
 
 const (
@@ -492,11 +478,15 @@ func (w *ackedWriter) start() {
 			addr := w.c.client.addrs[w.next%len(w.c.client.addrs)]
 			one := &client{addrs: []string{addr}, token: w.c.client.token, http: w.c.client.http}
 			call, done := context.WithTimeout(ctx, writeTimeout)
+			begun := time.Now()
 			err := one.call(call, "POST", "/api/tokens", map[string]string{"name": name, "role": "viewer"}, nil)
 			done()
 			if err == nil {
-				w.acked = append(w.acked, name)
-				w.gap, last = max(w.gap, time.Since(last)), time.Now()
+				now := time.Now()
+				w.mu.Lock()
+				w.acked = append(w.acked, ackedWrite{name, addr, begun, now})
+				w.mu.Unlock()
+				w.gap, last = max(w.gap, now.Sub(last)), now
 			}
 			select {
 			case <-ctx.Done():
@@ -511,17 +501,25 @@ func (w *ackedWriter) start() {
 func (w *ackedWriter) stop() time.Duration {
 	w.cancel()
 	<-w.ended
-	w.total += len(w.acked)
 	return w.gap
 }
 
-// forget revokes the tokens: the state takes only so many.
+// forget revokes the tokens of the cycle: the state takes only so many.
 func (w *ackedWriter) forget() {
 	w.acked = nil
+	w.revokeAll(func(string) bool { return true })
+}
+
+// revoke revokes the tokens that others than the writer made meanwhile.
+func (w *ackedWriter) revoke() {
+	w.revokeAll(func(name string) bool { return strings.Trim(name, "w-0123456789") != "" })
+}
+
+func (w *ackedWriter) revokeAll(of func(name string) bool) {
 	var got struct{ Tokens []struct{ ID, Name string } }
 	w.c.get("/api/tokens", &got)
 	for _, tok := range got.Tokens {
-		if strings.HasPrefix(tok.Name, "w-") {
+		if strings.HasPrefix(tok.Name, "w-") && of(tok.Name) {
 			w.c.await(30*time.Second, "revoke "+tok.Name, func() error {
 				err := w.c.try("DELETE", "/api/tokens/"+tok.ID, nil, nil)
 				var refused *apiError
