@@ -51,6 +51,30 @@ func TestProposalOfAnEarlierTermIsVoid(t *testing.T) {
 	}
 }
 
+// Nor may an ordinary proposal of such a moment be applied: it was stamped by a
+// state that lacks what the other leader wrote, so times would go back. It is void,
+// and made anew.
+func TestOrdinaryProposalOfAnEarlierTermIsMadeAnew(t *testing.T) {
+	c := startCluster(t, 1, nil)
+	s := c.all()[0]
+	office, _ := s.term.get()
+	s.term.begin(context.WithValue(office, termNumber{}, s.raft.CurrentTerm()-1)) // it has not noticed yet
+	before := s.AppliedIndex()
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Propose(c.within(patience), "user:test", user("ann"))
+		done <- err
+	}()
+	awaitSoon(t, "an entry is appended", func() bool { return s.AppliedIndex() > before })
+	if hasUser(s, "ann") {
+		t.Error("what was stamped in an earlier term is applied")
+	}
+	s.term.begin(office)
+	if err := <-done; err != nil || !hasUser(s, "ann") {
+		t.Errorf("the proposal was not made anew: %v", err)
+	}
+}
+
 // A server with a clock years ahead must not take the whole cluster there: no
 // join token would be good until then.
 func TestTimesOfAWrongClockAreLeftBehind(t *testing.T) {

@@ -50,13 +50,16 @@ func (f *fsm) Apply(l *raft.Log) any {
 	if fence := l.Extensions; len(fence) == 8 && binary.BigEndian.Uint64(fence) != l.Term {
 		result := f.state.Pass(l.Index, "the leader that proposed this was deposed; look again before you repeat it")
 		f.reached(l.Index, time.Time{})
-		return result
+		return void{result}
 	}
 	e, _ := fleet.DecodeEntry(l.Data) // the zero entry when it is none
 	result := f.state.Apply(l.Index, e)
 	f.reached(l.Index, e.At)
 	return result
 }
+
+// void is the answer to an entry that no server applies.
+type void struct{ fleet.Result }
 
 // Snapshot takes a view, which costs nothing and does not change while Raft
 // applies further entries: what Persist writes later is the state at this index.

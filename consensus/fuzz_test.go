@@ -37,7 +37,11 @@ func FuzzApply(f *testing.F) {
 		apply := func() *fsm {
 			m := newFSM()
 			m.Apply(&raft.Log{Index: 1, Term: 3, Data: first})
-			if r, ok := m.Apply(&raft.Log{Index: 2, Term: 3, Data: data, Extensions: extensions}).(fleet.Result); !ok || r.Index != 2 && r.Index != 1 {
+			answer := m.Apply(&raft.Log{Index: 2, Term: 3, Data: data, Extensions: extensions})
+			if v, passed := answer.(void); passed {
+				answer = v.Result
+			}
+			if r, ok := answer.(fleet.Result); !ok || r.Index != 2 && r.Index != 1 {
 				t.Fatalf("the result is %+v", r)
 			}
 			return m

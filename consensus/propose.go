@@ -95,11 +95,17 @@ func (n *Node) servePropose(ctx context.Context, e fleet.Entry) response {
 	if err := await(ctx, future.Error); err != nil {
 		return n.outcome(err)
 	}
-	result, ok := future.Response().(fleet.Result)
-	if !ok {
-		return response{Unknown: fmt.Sprintf("the state machine answered %T", future.Response())}
+	switch answer := future.Response().(type) {
+	case fleet.Result:
+		return response{Result: &answer}
+	case void:
+		if _, fenced := ctx.Value(termKey{}).(context.Context); fenced {
+			return response{Result: &answer.Result}
+		}
+		return n.notLeader() // nobody applied it: it is to be proposed anew, with another time
+	default:
+		return response{Unknown: fmt.Sprintf("the state machine answered %T", answer)}
 	}
-	return response{Result: &result}
 }
 
 // outcome turns Raft's errors into what they say about the request.
@@ -117,21 +123,24 @@ func (n *Node) outcome(err error) response {
 var errNotAppended = errors.New("not appended")
 
 // appendEntry stamps the entry and hands it to Raft. Entries are handed over
-// one at a time, so their times never go back along the log.
+// one at a time, so their times never go back along the log. Each carries the
+// number of the term that it was stamped in: a leader that lost its office and won
+// it again before it noticed would stamp by a state that lacks what was decided in
+// between.
 func (n *Node) appendEntry(ctx context.Context, e fleet.Entry) (raft.ApplyFuture, error) {
 	if err := n.acquire(ctx, n.append); err != nil {
 		return nil, fmt.Errorf("%w: %w", errNotAppended, err)
 	}
 	defer func() { <-n.append }()
 	term, fenced := ctx.Value(termKey{}).(context.Context)
-	if fenced && term.Err() != nil || ctx.Err() != nil || n.barred() != nil {
+	if !fenced {
+		term, _ = n.term.get()
+	}
+	if term == nil || term.Err() != nil || ctx.Err() != nil || n.barred() != nil {
 		return nil, errNotAppended
 	}
-	var fence []byte
-	if fenced {
-		number, _ := term.Value(termNumber{}).(uint64)
-		fence = binary.BigEndian.AppendUint64(nil, number)
-	}
+	number, _ := term.Value(termNumber{}).(uint64)
+	fence := binary.BigEndian.AppendUint64(nil, number)
 	e.At = n.stamp()
 	data, err := json.Marshal(e)
 	if err != nil {

@@ -186,11 +186,15 @@ func TestEntryTimesNeverGoBack(t *testing.T) {
 		behind := opened
 		opened += time.Hour
 		cfg.now = func() time.Time { return time.Now().Add(-behind) }
+		cfg.Timing = DefaultTiming // a transfer waits for no timer; short ones cost elections on a busy machine
+		cfg.Timing.Probe, cfg.Timing.Promote = fast.Probe, fast.Promote
 	})
 	for i := range 6 {
-		mustPropose(t, c.all()[i%3], user(fmt.Sprintf("u%d", i)))
+		if _, err := c.all()[i%3].Propose(c.within(patience), "user:test", user(fmt.Sprintf("u%d", i))); err != nil {
+			t.Fatal(err)
+		}
 		old := c.AwaitLeader()
-		if err := old.TransferLeadership(c.within(5 * time.Second)); err != nil {
+		if err := old.TransferLeadership(c.within(patience)); err != nil {
 			t.Fatal(err)
 		}
 		awaitSoon(t, "another leader", func() bool { return c.AwaitLeader() != old })
