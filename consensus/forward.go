@@ -17,7 +17,8 @@ const (
 	opRemoveServer = "remove_server"
 	opDemoteServer = "demote_server"
 	opTransfer     = "transfer_leadership"
-	opIndex        = "index" // how far is the leader's state?
+	opIndex        = "index"      // how far is the leader's state?
+	opReadIndex    = "read_index" // an index with all that was committed when this was asked
 )
 
 // request is what Forward carries. Which fields count depends on Op.
@@ -73,6 +74,8 @@ func (n *Node) serve(ctx context.Context, r request) response {
 		return n.serveTransfer(ctx)
 	case r.Op == opIndex:
 		return response{Index: n.AppliedIndex()}
+	case r.Op == opReadIndex:
+		return n.serveReadIndex(ctx)
 	}
 	return response{Refused: fmt.Sprintf("this server does not know the request %q; bring all servers to the same version", r.Op)}
 }

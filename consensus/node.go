@@ -45,6 +45,7 @@ type Node struct {
 	lastAt   time.Time     // owned by the token's holder
 	members  chan struct{} // one token: who holds it changes the servers
 	caughtUp caughtUp
+	barriers shared // of reads
 	vouched  vouched
 
 	ctx     context.Context // ends when Close begins to stop things

@@ -45,6 +45,12 @@ func (u *ui) guard(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, known := u.authenticate(r)
 		err := func() error {
+			if asks := r.Header.Get(readHeader); role != public && known && asks != "" {
+				if err := u.catchUp(r, asks); err != nil {
+					return err
+				}
+				who, known = u.authenticate(r) // by the same state as all else
+			}
 			if role != public && !known && offersLogin(r) {
 				// Who that is may stand in what this server has not read yet.
 				if err := u.Ready(); err != nil {
@@ -73,6 +79,27 @@ func (u *ui) guard(rt route) http.Handler {
 			u.render(w, r, err)
 		}
 	})
+}
+
+// readHeader has a read wait until this server's state contains everything that was
+// acknowledged before the request, whichever server took it.
+const (
+	readHeader     = "Moult-Read"
+	readLatest     = "latest"
+	catchUpTimeout = 5 * time.Second
+)
+
+// catchUp does what a request's readHeader asks for.
+func (u *ui) catchUp(r *http.Request, asks string) error {
+	if asks != readLatest {
+		return badRequest("%s: %s is not %s; leave the header out to read what this server has", readHeader, quoted(asks), readLatest)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), catchUpTimeout)
+	defer cancel()
+	if err := u.CatchUp(ctx); err != nil {
+		return refuse(codeNotReady, err.Error()+"; without the header "+readHeader+" this server answers what it has")
+	}
+	return nil
 }
 
 // loginFor is the login page that leads back to where a request was for.

@@ -84,6 +84,9 @@ type Config struct {
 	Webhooks     WebhookTester
 	Backups      Backups
 	Ready        func() error // nil when this server has a leader and is caught up
+	// CatchUp returns once View shows everything that was acknowledged before, by
+	// any server.
+	CatchUp func(ctx context.Context) error
 
 	Metrics []prometheus.Collector // of the server's other parts, for /metrics; may be empty
 
@@ -183,7 +186,7 @@ func (c *Config) validate() error {
 		"Version": c.Version == "", "View": c.View == nil, "Subscribe": c.Subscribe == nil,
 		"Proposer": c.Proposer == nil, "Observed": c.Observed == nil, "Changed": c.Changed == nil,
 		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Binaries": c.Binaries == nil,
-		"Webhooks": c.Webhooks == nil, "Backups": c.Backups == nil, "Ready": c.Ready == nil, "Logger": c.Logger == nil,
+		"Webhooks": c.Webhooks == nil, "Backups": c.Backups == nil, "Ready": c.Ready == nil, "CatchUp": c.CatchUp == nil, "Logger": c.Logger == nil,
 	} {
 		if missing {
 			return fmt.Errorf("webui: Config.%s is not set", name)

@@ -43,6 +43,7 @@ type world struct {
 	store   *store
 	clock   *clockwork
 	ready   error
+	catchUp func(context.Context) error
 	config  Config
 	handler http.Handler
 	agents  map[string]string // id by name
@@ -75,14 +76,16 @@ func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
 		roster:  &roster{seen: map[string]Observation{}, changed: make(chan struct{})},
 		servers: &servers{}, tester: &tester{status: 200}, backups: &backups{},
 	}
+	w.catchUp = func(context.Context) error { return nil }
 	w.store = newStore(tb, w)
 	w.config = Config{
 		Version: ownVersion, Commit: "abc123",
 		View: state.View, Subscribe: state.Subscribe, Proposer: w.log,
 		Observed: w.roster.observed, Changed: w.roster.Changed,
 		Servers: w.servers, Publisher: w.store, Binaries: w.store, Webhooks: w.tester, Backups: w.backups,
-		Ready:  func() error { return w.ready },
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: clock.Now,
+		Ready:   func() error { return w.ready },
+		CatchUp: func(ctx context.Context) error { return w.catchUp(ctx) },
+		Logger:  slog.New(slog.NewTextHandler(io.Discard, nil)), Now: clock.Now,
 	}
 	var err error
 	if w.handler, err = New(w.config); err != nil {

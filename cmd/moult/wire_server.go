@@ -171,9 +171,9 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		Proposer: raft, Observed: observer.observed, Changed: observer.Changed,
 		Servers: members, Publisher: publisher, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
-		Ready:    raft.Ready,
-		Metrics:  []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.store, held.served}},
-		Logger:   logger.With("component", "webui"),
+		Ready:    raft.Ready, CatchUp: raft.CatchUp,
+		Metrics: []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.store, held.served}},
+		Logger:  logger.With("component", "webui"),
 	})
 	if err != nil {
 		return err
