@@ -231,3 +231,16 @@ func TestCatchUpWithoutALeaderSaysSo(t *testing.T) {
 		t.Errorf("CatchUp of a leader without followers: %v", err)
 	}
 }
+
+// A leader that was deposed and has not noticed must not say how far a read has to
+// go: it does not know.
+func TestDeposedLeaderNamesNoIndexToReadAt(t *testing.T) {
+	c := startCluster(t, 3, nil)
+	old := c.AwaitLeader()
+	c.Cut(old)
+	awaitSoon(t, "another leader", func() bool { return c.AwaitLeader() != old })
+	mustPropose(t, c.AwaitLeader(), user("ann"))
+	if resp := old.serveReadIndex(c.within(300 * time.Millisecond)); !resp.NotLeader {
+		t.Errorf("the deposed leader answers %+v", resp)
+	}
+}

@@ -28,6 +28,7 @@ const (
 	codeHostOffline      = "host_offline"
 	codeUpToDate         = "already_up_to_date"
 	codeHostsChanged     = "hosts_changed"
+	codeHostsUnheard     = "hosts_unheard"
 	codeNoAccount        = "no_account"
 	codeInternal         = "internal"
 	codeUnavailable      = "unavailable"
@@ -58,6 +59,7 @@ var statuses = map[string]int{
 	codeNoMajority:          http.StatusServiceUnavailable,
 	codeNotReady:            http.StatusServiceUnavailable,
 	codeBusy:                http.StatusServiceUnavailable,
+	codeHostsUnheard:        http.StatusServiceUnavailable,
 	codeReceiverFailed:      http.StatusBadGateway,
 	fleet.CodeUnknownChange: http.StatusServiceUnavailable,
 }

@@ -28,8 +28,10 @@ func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upTo
 		switch {
 		case o.Version == target:
 			upToDate++
-		case p.status(h) == statusUnreachable:
+		case p.status(h) == statusUnreachable && !p.unheard[h.ID]:
 			left = append(left, leftOut{h, p.whyUnreachable(h, relays)})
+		case p.unheard[h.ID]:
+			left = append(left, leftOut{h, "this server was just started and has not heard of it yet"})
 		case !o.Online && o.Version == "":
 			left = append(left, leftOut{h, "it was never seen"})
 		case !o.Online:
@@ -71,13 +73,16 @@ func (p picture) spread(hosts []*fleet.Host) []*fleet.Host {
 }
 
 // warnings tells which segments are out of reach while one of the hosts restarts,
-// because nobody can stand in for it.
+// because nobody can stand in for it, and that hosts may be missing.
 func (p picture) warnings(hosts []*fleet.Host) []string {
 	names := map[string]bool{}
 	for _, h := range hosts {
 		names[h.Name] = true
 	}
 	warnings := []string{}
+	if len(p.unheard) > 0 {
+		warnings = append(warnings, p.whyUnheard())
+	}
 	for _, s := range p.segmentMap() {
 		for _, relay := range s.OnlyWay {
 			if names[relay] {
@@ -162,6 +167,10 @@ func (u *ui) retryFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 		return refuse(fleet.CodeFleetUpdateNotFound, "no fleet update has the id "+quoted(id)+"; GET /api/fleet-updates lists them")
 	}
 	if err := p.refuseSecond(); err != nil {
+		return err
+	}
+	p, err := u.awaitHeard(r, "")
+	if err != nil {
 		return err
 	}
 	left, _ := p.leftOf(f)

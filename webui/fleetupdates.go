@@ -78,6 +78,12 @@ func (u *ui) startFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err := p.refuseSecond(); err != nil {
 		return err
 	}
+	if in.HostIDs == nil { // a host that was named gets its turn, heard of or not
+		var err error
+		if p, err = u.awaitHeard(r, ""); err != nil {
+			return err
+		}
+	}
 	target := p.target
 	if in.TargetVersion != "" {
 		if err := p.requireRelease(in.TargetVersion); err != nil {

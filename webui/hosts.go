@@ -67,7 +67,10 @@ func (u *ui) updateHost(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &in); err != nil {
 		return err
 	}
-	p := u.picture()
+	p, err := u.awaitHeard(r, chi.URLParam(r, "id"))
+	if err != nil {
+		return err
+	}
 	h, err := p.agent(chi.URLParam(r, "id"))
 	if err != nil {
 		return err

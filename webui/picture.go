@@ -13,16 +13,20 @@ type picture struct {
 	target     string          // the version that hosts are meant to run
 	inProgress map[string]bool // hosts with an unfinished job or a turn to come, by id
 	looksInto  map[string]bool // segments that a server or a relay that is online is in
-	version    string          // of this server
+	unheard    map[string]bool // agents that this server was not up for long enough to have heard of, by id
+	now        time.Time
+	started    time.Time // this server
+	version    string    // of this server
 	hosts      *hostCache
 }
 
 func (u *ui) picture() picture {
-	p := picture{View: u.View(), observed: u.Observed(), target: u.Version, inProgress: map[string]bool{}, version: u.Version, hosts: &u.hosts}
+	p := picture{View: u.View(), observed: u.Observed(), target: u.Version, inProgress: map[string]bool{}, version: u.Version, hosts: &u.hosts, now: u.Now(), started: u.Started}
 	if newest, exists := p.NewestRelease(); exists {
 		p.target = newest.Version
 	}
 	p.looksInto = p.lookedInto()
+	p.unheard = p.notHeardOf()
 	for _, j := range p.OpenJobs() {
 		p.inProgress[j.HostID] = true
 	}

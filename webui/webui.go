@@ -72,6 +72,7 @@ type Config struct {
 	Subscribe func() (events <-chan fleet.Event, end func())
 	Proposer  Proposer
 
+	Started  time.Time                     // when this server began to hear of hosts
 	Observed func() map[string]Observation // by host id
 	Changed  func() <-chan struct{}        // closed at the next change of what Observed returns
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -127,7 +128,9 @@ target one after the other; the first failure halts it.`,
 			var out struct {
 				ID string `json:"fleet_update_id"`
 			}
-			if err := c.call(cmd.Context(), http.MethodPost, "/api/fleet/update", in, &out); err != nil {
+			if err := c.untilHeard(cmd, func(ctx context.Context) error {
+				return c.call(ctx, http.MethodPost, "/api/fleet/update", in, &out)
+			}); err != nil {
 				return err
 			}
 			if f.json {
@@ -152,6 +155,29 @@ target one after the other; the first failure halts it.`,
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "host")
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "watch")
 	return cmd
+}
+
+// unheardPatience is longer than any server needs to have heard of its hosts.
+const unheardPatience = time.Minute
+
+// untilHeard repeats a call that a server refuses because it was just started and has
+// not heard of all hosts.
+func (c *client) untilHeard(cmd *cobra.Command, call func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), unheardPatience)
+	defer cancel()
+	for {
+		err := call(ctx)
+		var refused *apiError
+		if !errors.As(err, &refused) || refused.Code != "hosts_unheard" {
+			return err
+		}
+		fmt.Fprintln(cmd.ErrOrStderr(), printable(refused.Message))
+		select {
+		case <-time.After(statusInterval):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 func hostIDs(ctx context.Context, c *client, names []string) ([]string, error) {

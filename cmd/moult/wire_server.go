@@ -138,7 +138,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	defer leaveAndClose(node, logger)
-	observer := newObserver(node.Roster())
+	observer, started := newObserver(node.Roster()), time.Now()
 	inbox := &reportInbox{node: node, raft: raft, observer: observer, logger: logger.With("component", "reports")}
 	node.Handle(topicReport, inbox.handle)
 	keys := &keyDistributor{raft: raft, roster: node.Roster(), send: node.Send, logger: logger.With("component", "release-keys"), follows: map[string]uint64{}}
@@ -168,7 +168,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	ui, err := webui.New(webui.Config{
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
-		Proposer: raft, Observed: observer.observed, Changed: observer.Changed,
+		Proposer: raft, Started: started, Observed: observer.observed, Changed: observer.Changed,
 		Servers: members, Publisher: publisher, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Ready:    raft.Ready, CatchUp: raft.CatchUp,
