@@ -62,8 +62,18 @@ var (
 	ErrTooLarge = errors.New("the change is too large for the log")
 	// ErrDiskStalled: a write to the log has not returned for Timing.DiskStall.
 	ErrDiskStalled = errors.New("the disk that holds the Raft log does not answer")
+	// ErrDiskFailed: the last write to the log failed.
+	ErrDiskFailed = errors.New("the Raft log cannot be written")
 	// ErrClosed: the node was closed.
 	ErrClosed = errors.New("the raft node is closed")
+)
+
+// What Ready finds missing, besides ErrClosed, ErrDiskStalled and ErrDiskFailed.
+var (
+	ErrNotMember  = errors.New("this server does not belong to a cluster yet")
+	ErrRemoved    = errors.New("this server was removed from the cluster")
+	ErrLeaderless = errors.New("no leader")
+	ErrBehind     = errors.New("catching up with the leader")
 )
 
 // MaxEntry is the largest log entry, in bytes of JSON.

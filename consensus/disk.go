@@ -16,6 +16,7 @@ type diskWatch struct {
 
 	mu     sync.Mutex
 	writes int       // unfinished
+	last   error     // of the last one that ended
 	since  time.Time // when writes last rose from 0
 }
 
@@ -32,6 +33,16 @@ func (d *diskWatch) stalled() error {
 	return nil
 }
 
+// failed returns ErrDiskFailed when the last write failed.
+func (d *diskWatch) failed() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.last == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrDiskFailed, d.last)
+}
+
 func (d *diskWatch) begin() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -41,13 +52,21 @@ func (d *diskWatch) begin() {
 	d.writes++
 }
 
-func (d *diskWatch) end() {
+func (d *diskWatch) end(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.last = err
 	d.writes--
 	if d.writes > 0 {
 		d.since = time.Now() // one of them came through: the disk answers
 	}
+}
+
+// timed does one write.
+func (d *diskWatch) timed(write func() error) (err error) {
+	d.begin()
+	defer func() { d.end(err) }()
+	return write()
 }
 
 // watchedLog is a raft.LogStore whose appends are watched.
@@ -57,15 +76,11 @@ type watchedLog struct {
 }
 
 func (w watchedLog) StoreLog(l *raft.Log) error {
-	w.watch.begin()
-	defer w.watch.end()
-	return w.LogStore.StoreLog(l)
+	return w.watch.timed(func() error { return w.LogStore.StoreLog(l) })
 }
 
 func (w watchedLog) StoreLogs(ls []*raft.Log) error {
-	w.watch.begin()
-	defer w.watch.end()
-	return w.LogStore.StoreLogs(ls)
+	return w.watch.timed(func() error { return w.LogStore.StoreLogs(ls) })
 }
 
 // watchedStable is a raft.StableStore (term and vote) whose writes are watched.
@@ -75,13 +90,9 @@ type watchedStable struct {
 }
 
 func (w watchedStable) Set(key, val []byte) error {
-	w.watch.begin()
-	defer w.watch.end()
-	return w.StableStore.Set(key, val)
+	return w.watch.timed(func() error { return w.StableStore.Set(key, val) })
 }
 
 func (w watchedStable) SetUint64(key []byte, val uint64) error {
-	w.watch.begin()
-	defer w.watch.end()
-	return w.StableStore.SetUint64(key, val)
+	return w.watch.timed(func() error { return w.StableStore.SetUint64(key, val) })
 }

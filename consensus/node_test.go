@@ -10,6 +10,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,6 +51,37 @@ func (h *hangingLog) StoreLogs(ls []*raft.Log) error {
 		<-gate
 	}
 	return h.LogStore.StoreLogs(ls)
+}
+
+// failingLog is a log on a disk that can be full.
+type failingLog struct {
+	raft.LogStore
+	full atomic.Bool
+}
+
+func (f *failingLog) StoreLogs(ls []*raft.Log) error {
+	if f.full.Load() {
+		return syscall.ENOSPC
+	}
+	return f.LogStore.StoreLogs(ls)
+}
+
+func TestServerThatCannotWriteSaysSo(t *testing.T) {
+	disks := make(map[string]*failingLog)
+	c := startCluster(t, 3, func(cfg *Config) {
+		d := &failingLog{}
+		disks[cfg.ServerID] = d
+		cfg.wrapLog = func(l raft.LogStore) raft.LogStore { d.LogStore = l; return d }
+	})
+	s := c.Followers(c.AwaitLeader())[0]
+	disks[s.id].full.Store(true)
+	mustPropose(t, c.AwaitLeader(), user("ann"))
+	awaitSoon(t, "it says that its disk is full", func() bool {
+		return errors.Is(s.Ready(), ErrDiskFailed) && errors.Is(s.Ready(), syscall.ENOSPC)
+	})
+	disks[s.id].full.Store(false)
+	awaitSoon(t, "it is well again", func() bool { return s.Ready() == nil })
+	c.AwaitEqual()
 }
 
 func TestBootstrapHappensOnce(t *testing.T) {

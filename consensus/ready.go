@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 	"time"
 )
@@ -15,19 +14,24 @@ type caughtUp struct{ atomic.Bool }
 // leader, hears from it, and its state has caught up. The error says what is
 // missing. It asks nobody and does not block.
 func (n *Node) Ready() error {
-	switch {
-	case n.ctx.Err() != nil:
+	if n.ctx.Err() != nil {
 		return ErrClosed
-	case n.barred() != nil:
-		return n.barred()
+	}
+	if err := n.barred(); err != nil {
+		return err
+	}
+	if err := n.disk.failed(); err != nil {
+		return err
+	}
+	switch {
 	case !n.Configured():
-		return errors.New("this server does not belong to a cluster yet")
+		return ErrNotMember
 	case !n.IsMember(n.cfg.ServerID):
-		return errors.New("this server was removed from the cluster")
+		return ErrRemoved
 	case !n.HasLeader():
-		return errors.New("no leader; a majority of the servers must be up")
+		return ErrLeaderless
 	case !n.caughtUp.Load():
-		return errors.New("catching up with the leader")
+		return ErrBehind
 	}
 	return nil
 }

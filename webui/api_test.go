@@ -353,7 +353,7 @@ func TestReadiness(t *testing.T) {
 	w := StartWorld(t)
 	w.Call("", "GET", "/readyz", "").OK()
 	w.ready = errors.New("no leader")
-	if msg := w.Call("", "GET", "/readyz", "").Refused(503, "not_ready"); msg != "no leader" {
+	if msg := w.Call("", "GET", "/readyz", "").Refused(503, "not_ready"); msg != "no leader; wait" {
 		t.Error(msg)
 	}
 	w.Call("", "GET", "/healthz", "").OK()

@@ -53,8 +53,8 @@ func (u *ui) guard(rt route) http.Handler {
 			}
 			if role != public && !known && offersLogin(r) {
 				// Who that is may stand in what this server has not read yet.
-				if err := u.Ready(); err != nil {
-					return refuse(codeNotReady, err.Error()+"; ask another server, or wait until this one is ready")
+				if err := u.readyOrElse(); err != nil {
+					return err
 				}
 			}
 			switch {

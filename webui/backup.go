@@ -35,8 +35,8 @@ func (u *ui) getBackup(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := u.Ready(); err != nil {
-		return refuse(codeNotReady, err.Error()+"; ask another server, or wait until this one is ready")
+	if err := u.readyOrElse(); err != nil {
+		return err
 	}
 	if !u.backups.take() {
 		return refuse(codeBusy, "this server writes as many backups as it does at a time; try again, or ask another one")

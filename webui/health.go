@@ -1,6 +1,9 @@
 package webui
 
-import "net/http"
+import (
+	"net/http"
+	"slices"
+)
 
 func (u *ui) getVersion(w http.ResponseWriter, _ *http.Request) error {
 	return ok(w, map[string]string{"version": u.Version, "commit": u.Commit})
@@ -11,10 +14,28 @@ func getHealth(w http.ResponseWriter, _ *http.Request) error {
 }
 
 func (u *ui) getReady(w http.ResponseWriter, _ *http.Request) error {
-	if err := u.Ready(); err != nil {
-		return refuse(codeNotReady, err.Error())
+	problems := u.Problems()
+	if p, failing := firstFailing(problems); failing {
+		return refuse(codeNotReady, p.String())
 	}
-	return ok(w, map[string]string{"status": "ready"})
+	return ok(w, map[string]any{"status": "ready", "problems": list(problems)})
+}
+
+// readyOrElse refuses what only a server can do that has all that was decided.
+func (u *ui) readyOrElse() error {
+	if p, failing := firstFailing(u.Problems()); failing {
+		return refuse(codeNotReady, p.String()+"; ask another server, or wait until this one is ready")
+	}
+	return nil
+}
+
+// firstFailing returns the first problem that keeps a server from serving.
+func firstFailing(problems []Problem) (Problem, bool) {
+	i := slices.IndexFunc(problems, func(p Problem) bool { return p.Failing })
+	if i < 0 {
+		return Problem{}, false
+	}
+	return problems[i], true
 }
 
 // hostCounts are the numbers on the dashboard.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -50,6 +51,7 @@ func (u *ui) metrics(w http.ResponseWriter, r *http.Request) error {
 var (
 	descBuild       = prometheus.NewDesc("moult_build_info", "The running program; always 1.", []string{"version", "commit"}, nil)
 	descReady       = prometheus.NewDesc("moult_ready", "1 when this server has a leader and is caught up.", nil, nil)
+	descProblem     = prometheus.NewDesc("moult_server_problem", "1 while this is wrong with this server, else 0; failing: it keeps it from serving.", []string{"code", "failing"}, nil)
 	descIndex       = prometheus.NewDesc("moult_state_index", "Index of the last log entry applied here.", nil, nil)
 	descUnknown     = prometheus.NewDesc("moult_state_unknown_entries", "Log entries passed over because a newer server wrote them.", nil, nil)
 	descHosts       = prometheus.NewDesc("moult_hosts", "Agents by state, as observed here.", []string{"state"}, nil)
@@ -67,7 +69,7 @@ type fleetCollector struct{ u *ui }
 // Describe tells what there is.
 func (c fleetCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descBuild, descReady, descIndex, descUnknown, descHosts, descVersions, descBehind, descJobs,
+		descBuild, descReady, descProblem, descIndex, descUnknown, descHosts, descVersions, descBehind, descJobs,
 		descFleetUpdate, descTurns, descAlerts, descStreams,
 	} {
 		ch <- d
@@ -81,11 +83,18 @@ func (c fleetCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	p := c.u.picture()
 	gauge(descBuild, 1, c.u.Version, c.u.Commit)
-	ready := 0
-	if c.u.Ready() == nil {
-		ready = 1
+	problems, ready := c.u.Problems(), 1
+	if _, failing := firstFailing(problems); failing {
+		ready = 0
 	}
 	gauge(descReady, ready)
+	for code, failing := range c.u.ProblemCodes {
+		there := 0
+		if slices.ContainsFunc(problems, func(p Problem) bool { return p.Code == code }) {
+			there = 1
+		}
+		gauge(descProblem, there, code, strconv.FormatBool(failing))
+	}
 	ch <- prometheus.MustNewConstMetric(descIndex, prometheus.GaugeValue, float64(p.Index()))
 	ch <- prometheus.MustNewConstMetric(descUnknown, prometheus.GaugeValue, float64(p.Unknown()))
 

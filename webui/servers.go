@@ -17,7 +17,11 @@ import (
 const serversTimeout = 15 * time.Second
 
 func (u *ui) listServers(w http.ResponseWriter, r *http.Request) error {
-	return ok(w, map[string]any{"servers": list(u.Servers.Servers(r.Context()))})
+	servers := u.Servers.Servers(r.Context())
+	for i := range servers {
+		servers[i].Problems = list(servers[i].Problems)
+	}
+	return ok(w, map[string]any{"servers": list(servers)})
 }
 
 // removeServer takes a server out of the Raft group first and out of the state

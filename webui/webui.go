@@ -84,7 +84,10 @@ type Config struct {
 	Binaries     Binaries
 	Webhooks     WebhookTester
 	Backups      Backups
-	Ready        func() error // nil when this server has a leader and is caught up
+	// Problems tells what is wrong with this server. It asks nobody and does not block.
+	Problems func() []Problem
+	// ProblemCodes says of each code that Problems may return whether it is failing.
+	ProblemCodes map[string]bool
 	// CatchUp returns once View shows everything that was acknowledged before, by
 	// any server.
 	CatchUp func(ctx context.Context) error
@@ -137,8 +140,22 @@ type ServerStatus struct {
 	Voter        bool   `json:"voter"`
 	Standby      bool   `json:"standby"` // it shall not vote
 	AppliedIndex uint64 `json:"applied_index"`
-	Healthy      bool   `json:"healthy"`
+	Healthy      bool   `json:"healthy"` // it answers, and none of its problems is failing
+	// Problems are in its own words, those that keep it from working first.
+	Problems []Problem `json:"problems"`
 }
+
+// Problem is one thing that is wrong with a server.
+type Problem struct {
+	Code    string `json:"code"`
+	Message string `json:"message"` // what is wrong
+	Next    string `json:"next"`    // what to do about it
+	// Failing: it keeps the server from serving. Else it will, or something else.
+	Failing bool `json:"failing"`
+}
+
+// String is the problem as a sentence.
+func (p Problem) String() string { return p.Message + "; " + p.Next }
 
 // WebhookTester tries webhooks.
 type WebhookTester interface {
@@ -187,7 +204,7 @@ func (c *Config) validate() error {
 		"Version": c.Version == "", "View": c.View == nil, "Subscribe": c.Subscribe == nil,
 		"Proposer": c.Proposer == nil, "Observed": c.Observed == nil, "Changed": c.Changed == nil,
 		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Binaries": c.Binaries == nil,
-		"Webhooks": c.Webhooks == nil, "Backups": c.Backups == nil, "Ready": c.Ready == nil, "CatchUp": c.CatchUp == nil, "Logger": c.Logger == nil,
+		"Webhooks": c.Webhooks == nil, "Backups": c.Backups == nil, "Problems": c.Problems == nil, "CatchUp": c.CatchUp == nil, "Logger": c.Logger == nil,
 	} {
 		if missing {
 			return fmt.Errorf("webui: Config.%s is not set", name)

@@ -83,7 +83,12 @@ func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
 		View: state.View, Subscribe: state.Subscribe, Proposer: w.log,
 		Observed: w.roster.observed, Changed: w.roster.Changed,
 		Servers: w.servers, Publisher: w.store, Binaries: w.store, Webhooks: w.tester, Backups: w.backups,
-		Ready:   func() error { return w.ready },
+		Problems: func() []Problem {
+			if w.ready != nil {
+				return []Problem{{Code: "no_leader", Message: w.ready.Error(), Next: "wait", Failing: true}}
+			}
+			return nil
+		},
 		CatchUp: func(ctx context.Context) error { return w.catchUp(ctx) },
 		Logger:  slog.New(slog.NewTextHandler(io.Discard, nil)), Now: clock.Now,
 	}

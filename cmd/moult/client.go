@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"moult/webui"
 )
 
 // defaultAddr is where a server's UI and API listen when nothing else is said.
@@ -290,15 +292,16 @@ type (
 		ResolvedAt    *time.Time `json:"resolved_at"`
 	}
 	apiServer struct {
-		ID           string `json:"id"`
-		Name         string `json:"name"`
-		Address      string `json:"address"`
-		Version      string `json:"version"`
-		Leader       bool   `json:"leader"`
-		Voter        bool   `json:"voter"`
-		Standby      bool   `json:"standby"`
-		AppliedIndex uint64 `json:"applied_index"`
-		Healthy      bool   `json:"healthy"`
+		ID           string          `json:"id"`
+		Name         string          `json:"name"`
+		Address      string          `json:"address"`
+		Version      string          `json:"version"`
+		Leader       bool            `json:"leader"`
+		Voter        bool            `json:"voter"`
+		Standby      bool            `json:"standby"`
+		AppliedIndex uint64          `json:"applied_index"`
+		Healthy      bool            `json:"healthy"`
+		Problems     []webui.Problem `json:"problems"`
 	}
 )
 

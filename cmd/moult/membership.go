@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"runtime"
 	"strings"
@@ -22,6 +23,7 @@ import (
 type membership struct {
 	raft    *consensus.Node
 	servers *serverClient
+	health  *healthWatch
 	self    string
 }
 
@@ -39,7 +41,11 @@ func (m *membership) status(context.Context, identity.Identity, struct{}) (nodeS
 }
 
 func (m *membership) own() nodeStatus {
-	return nodeStatus{Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: m.raft.Ready() == nil, Now: time.Now(), Kinds: fleet.Kinds()}
+	problems := m.health.problems()
+	return nodeStatus{
+		Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: !isFailing(problems), Problems: problems,
+		Kinds: fleet.Kinds(), Now: time.Now(),
+	}
 }
 
 // Servers asks every server how it is, all at once.
@@ -58,12 +64,26 @@ func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
 			if s.ID != m.self {
 				answer, err = m.servers.status(ctx, s.Address)
 			}
-			st.Version, st.AppliedIndex, st.Healthy = answer.Version, answer.AppliedIndex, err == nil && answer.Ready
-			out[i] = st
+			out[i] = answer.show(st, err)
 		})
 	}
 	asked.Wait()
 	return out
+}
+
+// show completes what is told of a server by what it answered.
+func (a nodeStatus) show(st webui.ServerStatus, err error) webui.ServerStatus {
+	st.Version, st.AppliedIndex, st.Healthy, st.Problems = a.Version, a.AppliedIndex, err == nil && a.Ready, a.Problems
+	switch {
+	case err != nil:
+		if wrapped := new(url.Error); errors.As(err, &wrapped) {
+			err = wrapped.Err // whom it asked is told beside
+		}
+		st.Problems = judge(serverFacts{Silent: err})
+	case !a.Ready && len(a.Problems) == 0: // an older server, which does not tell why
+		st.Problems = []webui.Problem{{Code: problemNoLeader, Message: "it is not ready", Next: "its /readyz tells why", Failing: true}}
+	}
+	return st
 }
 
 // RemoveServer takes a server out of the Raft group.

@@ -13,6 +13,7 @@ import (
 	"moult/consensus"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
+	"moult/webui"
 )
 
 // The servers' own protocol on the node port (HTTP over mutual TLS). All paths
@@ -40,6 +41,8 @@ type nodeStatus struct {
 	Ready        bool   `json:"ready"`
 	// Now is what its clock says; missing: it does not tell.
 	Now time.Time `json:"now,omitzero"`
+	// Problems are missing where an older server answers.
+	Problems []webui.Problem `json:"problems,omitempty"`
 	// Kinds are those of changes that it knows; missing: fleet.FirstKinds.
 	Kinds []string `json:"kinds,omitempty"`
 }

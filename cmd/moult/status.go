@@ -21,8 +21,8 @@ func newStatusCommand() *cobra.Command {
 		Short: "Tell whether the cluster is healthy",
 		Long: `Tell whether the cluster is healthy.
 
-Exit code 0: healthy. 1: degraded (a server down or no leader, hosts offline or
-unreachable, open alerts). 2: no server answers.`,
+Exit code 0: healthy. 1: degraded (something is wrong with a server, no leader,
+hosts offline or unreachable, open alerts). 2: no server answers.`,
 		Args: cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			s, err := clusterStatus(cmd, c)
@@ -84,8 +84,11 @@ func clusterStatus(cmd *cobra.Command, c *client) (statusReport, error) {
 		s.Servers++
 		if srv.Healthy {
 			s.ServersHealthy++
-		} else {
+		} else if len(srv.Problems) == 0 { // an older server answers for all
 			s.Problems = append(s.Problems, fmt.Sprintf("server %s does not answer, or is not ready; look at its log, or start it again", srv.Name))
+		}
+		for _, p := range srv.Problems {
+			s.Problems = append(s.Problems, fmt.Sprintf("server %s: %s", srv.Name, p))
 		}
 		if srv.Leader {
 			s.Leader = srv.Name

@@ -155,6 +155,8 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	defer puller.Close()
+	health := &healthWatch{raft: raft, roster: node.Roster(), store: held.store, others: others, current: current, self: creds.HostID, started: started}
+	members.health = health
 	api := nodeAPI(node, held, puller)
 	addServerAPI(api, raft, members, publisher)
 	enrolment.roster = node.Roster()
@@ -171,7 +173,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		Proposer: raft, Started: started, Observed: observer.observed, Changed: observer.Changed,
 		Servers: members, Publisher: publisher, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
-		Ready:    raft.Ready, CatchUp: raft.CatchUp,
+		Problems: health.problems, ProblemCodes: problemCodes, CatchUp: raft.CatchUp,
 		Metrics: []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.store, held.served}},
 		Logger:  logger.With("component", "webui"),
 	})
@@ -186,6 +188,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	defer stop()
 	tasks.Go(func() { clock.run(ctx) })
 	tasks.Go(func() { observer.run(ctx) })
+	tasks.Go(func() { health.run(ctx) })
 	tasks.Go(func() {
 		(&renewal{current: current, ask: ask, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal")}).run(ctx)
 	})
