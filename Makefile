@@ -23,7 +23,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench screenshots clean
+.PHONY: help build sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -93,6 +93,9 @@ demo: ## a cluster on loopback updates itself from A to B while its leader is ki
 bench: ## the benchmarks whose figures the README quotes
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./consensus/... ./updater/artifact ./webui ./cmd/moult
 	MOULT_HOSTS=300 $(GO) test -count=1 -v -timeout 60m -run TestRosterConvergence ./mesh
+
+bench-failover: ## from kill -9 of the leader to the next coordinator's first action, 30 times
+	$(GO) test -run '^$$' -bench BenchmarkFailover -benchtime 1x -timeout 30m -v ./cmd/moult
 
 screenshots: ## each page in light, dark and phone width, into build/screenshots
 	MOULT_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count=1 -run 'TestEveryPageIsAccessible' ./webui

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -70,18 +71,20 @@ func sendable(entries []*raft.Log) error {
 	return nil
 }
 
-// boundarySnapshots is a raft.SnapshotStore that keeps the boundary.
+// boundarySnapshots is a raft.SnapshotStore that keeps the boundary, and a log in
+// step with it.
 type boundarySnapshots struct {
 	raft.SnapshotStore
 	boundary *boundary
+	logs     raft.LogStore
 }
 
-func keepBoundary(s raft.SnapshotStore, b *boundary) (boundarySnapshots, error) {
+func keepBoundary(s raft.SnapshotStore, b *boundary, logs raft.LogStore) (boundarySnapshots, error) {
 	kept, err := s.List()
 	if err == nil && len(kept) > 0 {
 		b.set(kept[0].Index, kept[0].Term)
 	}
-	return boundarySnapshots{s, b}, err
+	return boundarySnapshots{s, b, logs}, err
 }
 
 func (s boundarySnapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, t raft.Transport) (raft.SnapshotSink, error) {
@@ -89,19 +92,44 @@ func (s boundarySnapshots) Create(version raft.SnapshotVersion, index, term uint
 	if err != nil {
 		return nil, err
 	}
-	return &boundarySink{SnapshotSink: sink, boundary: s.boundary, index: index, term: term}, nil
+	return &boundarySink{SnapshotSink: sink, snapshots: s, index: index, term: term}, nil
 }
 
 type boundarySink struct {
 	raft.SnapshotSink
-	boundary    *boundary
+	snapshots   boundarySnapshots
 	index, term uint64
 }
+
+// Close puts the snapshot in place of what the log holds up to its end, if that is
+// another story: entries of a leader that could not commit them. Raft keeps the
+// newest TrailingLogs of them, and finds the wrong term where its leader begins
+// again after the snapshot.
 
 func (s *boundarySink) Close() error {
 	if err := s.SnapshotSink.Close(); err != nil {
 		return err
 	}
-	s.boundary.set(s.index, s.term)
+	s.snapshots.boundary.set(s.index, s.term)
+	return dropDiverged(s.snapshots.logs, s.index, s.term)
+}
+
+// dropDiverged deletes the log up to an index where it does not hold the entry of
+// that term. What it holds beyond, Raft deletes when the next entry comes.
+func dropDiverged(logs raft.LogStore, index, term uint64) error {
+	var l raft.Log
+	switch err := logs.GetLog(index, &l); {
+	case errors.Is(err, raft.ErrLogNotFound), err == nil && l.Term == term:
+		return nil
+	case err != nil:
+		return fmt.Errorf("read the log where the snapshot ends: %w", err)
+	}
+	first, err := logs.FirstIndex()
+	if err == nil {
+		err = logs.DeleteRange(first, index)
+	}
+	if err != nil {
+		return fmt.Errorf("delete what the log holds instead of the snapshot: %w", err)
+	}
 	return nil
 }

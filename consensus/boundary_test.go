@@ -124,3 +124,60 @@ func TestBoundaryIsNoEntry(t *testing.T) {
 		t.Errorf("the entry itself is %+v, %v", l, err)
 	}
 }
+
+// A server whose log went another way for longer than the snapshot that it is sent:
+// it wrote down more than others committed since. It must give that up at the end of
+// the snapshot, too, or it gets the snapshot again for ever.
+func TestDivergedFollowerTakesASnapshot(t *testing.T) {
+	c := startCluster(t, 3, func(cfg *Config) {
+		cfg.Snapshots = Snapshots{Interval: 20 * time.Millisecond, Threshold: 20, Trailing: 1}
+		if cfg.ServerID == "s1" {
+			cfg.Snapshots = Snapshots{Interval: time.Hour, Threshold: 10_000, Trailing: 10_000} // it keeps all it has
+		}
+	})
+	mustPropose(t, c.AwaitLeader(), user("common"))
+	c.AwaitEqual()
+	var s1 *server
+	for _, s := range c.all() {
+		if s.id == "s1" {
+			s1 = s
+		}
+	}
+	last, term := s1.raft.LastIndex(), s1.raft.CurrentTerm()
+	c.Stop(s1)
+	store, err := openStore(s1.cfg.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const more = 200 // entries that nobody else has
+	var entries []*raft.Log
+	for i := uint64(1); i <= more; i++ {
+		entries = append(entries, &raft.Log{Index: last + i, Term: term, Type: raft.LogCommand, Data: []byte("{}")})
+	}
+	if err := errors.Join(store.StoreLogs(entries), store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	leader := c.AwaitLeader()
+	if err := leader.TransferLeadership(c.within(patience)); err != nil { // another term
+		t.Fatal(err)
+	}
+	leader = c.AwaitLeader()
+	for i := range 60 {
+		mustPropose(t, leader, user(fmt.Sprint("other-", i)))
+	}
+	awaitSoon(t, "the others have compacted their logs", func() bool {
+		for _, s := range c.all() {
+			if first, err := s.store.FirstIndex(); err != nil || first <= last+1 {
+				return false
+			}
+		}
+		return true
+	})
+	if end := c.AwaitLeader().raft.LastIndex(); end >= last+more {
+		t.Fatalf("the others are at %d: the stray entries end before that, at %d", end, last+more)
+	}
+	back := c.open(s1.id, s1.addr)
+	awaitSoon(t, "it has caught up", func() bool { return back.Ready() == nil && hasUser(back, "other-59") })
+	mustPropose(t, back, user("after"))
+	c.AwaitEqual()
+}

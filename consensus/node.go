@@ -107,7 +107,7 @@ func (n *Node) startRaft(logs raft.LogStore, stable raft.StableStore) error {
 		r := running.Load()
 		return r != nil && r.State() == raft.Leader
 	}}
-	if n.snaps, err = keepBoundary(snaps, end); err != nil {
+	if n.snaps, err = keepBoundary(snaps, end, cached); err != nil {
 		return fmt.Errorf("list the snapshots in %s: %w", n.cfg.Dir, err)
 	}
 	n.logs, n.stable = boundaryLog{cached, end}, stable

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -93,7 +92,7 @@ func (w *healthWatch) look(ctx context.Context) {
 // median of an even number is the lower one in the middle that is further off: of
 // two servers whose clocks differ each says so.
 func median(d []time.Duration) time.Duration {
-	slices.SortFunc(d, func(a, b time.Duration) int { return cmp.Compare(a, b) })
+	slices.Sort(d)
 	a, b := d[(len(d)-1)/2], d[len(d)/2]
 	if b.Abs() > a.Abs() {
 		return b

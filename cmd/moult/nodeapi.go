@@ -29,9 +29,9 @@ const (
 
 // Limits of the node protocol.
 const (
-	maxNodeBody     = 4 << 20 // bytes
-	nodeCallTimeout = 15 * time.Second
-	statusTimeout   = 700 * time.Millisecond
+	maxNodeBody      = 4 << 20 // bytes
+	nodeCallTimeout  = 15 * time.Second
+	minStatusTimeout = 700 * time.Millisecond // more with a longer heartbeat
 )
 
 // nodeStatus is what a server tells the others about itself.
@@ -108,10 +108,13 @@ func bytesEndpoint(f func(ctx context.Context, body []byte) ([]byte, error)) htt
 }
 
 // serverClient calls the other servers' node ports.
-type serverClient struct{ http *http.Client }
+type serverClient struct {
+	http          *http.Client
+	statusTimeout time.Duration
+}
 
-func newServerClient(creds func() identity.Credentials) *serverClient {
-	return &serverClient{http: nodeport.Client(creds, func(id identity.Identity) error {
+func newServerClient(creds func() identity.Credentials, statusTimeout time.Duration) *serverClient {
+	return &serverClient{statusTimeout: statusTimeout, http: nodeport.Client(creds, func(id identity.Identity) error {
 		if id.Role != identity.RoleServer {
 			return errors.New("the other side is not a server")
 		}
@@ -180,7 +183,7 @@ func (c *serverClient) getJSON(ctx context.Context, addr, path string, out any) 
 
 // status asks a server how it is.
 func (c *serverClient) status(ctx context.Context, addr string) (nodeStatus, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.statusTimeout)
 	defer cancel()
 	var st nodeStatus
 	err := c.getJSON(ctx, addr, pathStatus, &st)

@@ -130,7 +130,7 @@ func (r *recovery) ask(ctx context.Context) {
 	var mu sync.Mutex
 	var asked sync.WaitGroup
 	r.up = map[string]nodeStatus{}
-	client := newServerClient(func() identity.Credentials { return r.creds })
+	client := newServerClient(func() identity.Credentials { return r.creds }, minStatusTimeout)
 	for _, s := range r.stopped.Servers {
 		if s.ID == r.self.ID {
 			continue

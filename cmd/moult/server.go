@@ -191,6 +191,7 @@ type serverOptions struct {
 	releaseKeyFile   []string
 	certLifetime     time.Duration
 	timeouts         coordinatorTimeouts
+	raft             raftTimes
 	unreachable      string
 	releaseThreshold int
 	snapshots        consensus.Snapshots
@@ -231,6 +232,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	cmd.Flags().Uint64Var(&o.snapshots.Threshold, "snapshot-entries", d.Threshold, "log entries since the last snapshot of the state that make the next one due")
 	cmd.Flags().Uint64Var(&o.snapshots.Trailing, "snapshot-trailing", d.Trailing, "log entries kept behind a snapshot; a server that lacks older ones gets the snapshot")
 	cmd.Flags().DurationVar(&o.snapshots.Interval, "snapshot-interval", d.Interval, "how often to look whether a snapshot is due")
+	o.raft.register(cmd)
 	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
 		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
 	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand(), newServerRecoverCommand())
@@ -257,6 +259,9 @@ func (o *serverOptions) validate() error {
 		return fmt.Errorf("--certificate-lifetime is %v; give %v to %v", o.certLifetime, minCertificateLifetime, maxCertificateLifetime)
 	}
 	if err := o.validateSnapshots(); err != nil {
+		return err
+	}
+	if err := o.raft.validate(); err != nil {
 		return err
 	}
 	return o.timeouts.validate()

@@ -46,6 +46,7 @@ func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *iden
 		Unfit:     unfit,
 		Snapshots: o.snapshots,
 		Logger:    logger,
+		Timing:    o.raft.timing(),
 	})
 }
 

@@ -103,7 +103,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	if err := libraries.Install(); err != nil {
 		return err
 	}
-	others := newServerClient(current.Get)
+	others := newServerClient(current.Get, o.raft.statusTimeout())
 	members := &membership{servers: others, self: creds.HostID}
 	clock := newClockGuard(members.otherClocks, logger.With("component", "clock"))
 	raft, err := openRaft(o, creds.HostID, port, current, others, clock.unfit, logger.With("component", "raft"))
