@@ -17,7 +17,7 @@ const (
 	// who lost touch look for the others.
 	heardBy = 30 * time.Second
 	// unheardPatience is how long a request waits for hosts to be heard of.
-	unheardPatience = 10 * time.Second
+	unheardPatience = 12 * time.Second
 	// unheardNames is how many of them are named.
 	unheardNames = 5
 )
@@ -43,18 +43,21 @@ func (p picture) notHeardOf() map[string]bool {
 func (u *ui) awaitHeard(r *http.Request, id string) (picture, error) {
 	patience := time.NewTimer(unheardPatience)
 	defer patience.Stop()
-	for {
+	for waited := false; ; {
 		changed := u.Changed() // before looking
 		p := u.picture()
 		if len(p.unheard) == 0 || id != "" && !p.unheard[id] {
 			return p, nil
+		}
+		if waited {
+			return p, refuse(codeHostsUnheard, p.whyUnheard())
 		}
 		over := time.NewTimer(p.started.Add(heardBy).Sub(p.now))
 		select {
 		case <-changed:
 		case <-over.C:
 		case <-patience.C:
-			return p, refuse(codeHostsUnheard, p.whyUnheard())
+			waited = true // one more look
 		case <-r.Context().Done():
 			return p, r.Context().Err()
 		}

@@ -307,9 +307,16 @@ func (c *testCluster) startFleetUpdate(body map[string]any) string {
 	var out struct {
 		ID string `json:"fleet_update_id"`
 	}
-	if err := c.try(http.MethodPost, "/api/fleet/update", body, &out); err != nil {
-		c.t.Fatalf("start fleet update: %v", err)
-	}
+	c.await(time.Minute, "a server to have heard of all hosts", func() error {
+		err := c.try(http.MethodPost, "/api/fleet/update", body, &out)
+		if refused := new(apiError); errors.As(err, &refused) && refused.Code == "hosts_unheard" {
+			return err // it was just started; it says to try again
+		}
+		if err != nil {
+			c.t.Fatalf("start fleet update: %v", err)
+		}
+		return nil
+	})
 	return out.ID
 }
 
