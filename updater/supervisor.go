@@ -87,19 +87,24 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	side := &sideline{to: cfg.Output}
-	defer side.flush(flushOutput)
-	cfg.Output = side
-	s := &supervisor{
-		SupervisorConfig: cfg, side: side, delay: cfg.RestartDelay,
-		log: slog.New(sidelinedHandler{cfg.Logger.Handler(), side}).With("component", "supervisor"),
-	}
+	s := supervisorOf(cfg)
+	defer s.side.flush(flushOutput)
 	c := s.adopt()
 	if c == nil {
 		// Not after adopting: the child may have staged the next trial already.
 		s.recover()
 	}
 	return s.run(ctx, c)
+}
+
+// supervisorOf makes a supervisor that prints past what blocks.
+func supervisorOf(cfg SupervisorConfig) *supervisor {
+	side := &sideline{to: cfg.Output}
+	cfg.Output = side
+	return &supervisor{
+		SupervisorConfig: cfg, side: side, delay: cfg.RestartDelay,
+		log: slog.New(sidelinedHandler{cfg.Logger.Handler(), side}).With("component", "supervisor"),
+	}
 }
 
 // supervisor is the state of RunSupervisor, owned by its goroutine.

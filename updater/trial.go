@@ -21,6 +21,15 @@ var (
 // the child to go on with: the new one after a commit, nil (start the installed
 // one) after a roll back.
 func (s *supervisor) trial(ctx context.Context) *child {
+	if c := s.tryStaged(ctx); c != nil {
+		return s.handOver(c)
+	}
+	return nil
+}
+
+// tryStaged is trial up to the commit: it returns the running child that was
+// committed, or nil.
+func (s *supervisor) tryStaged(ctx context.Context) *child {
 	m, err := s.loadMarker()
 	if errors.Is(err, install.ErrNoMarker) {
 		s.log.Error("the agent asked for a trial but left no marker; running the installed binary")
@@ -47,7 +56,7 @@ func (s *supervisor) trial(ctx context.Context) *child {
 		}
 		c, err := s.tryOnce(ctx, m, deadline)
 		if err == nil {
-			return s.handOver(c)
+			return c
 		}
 		reason = trimReason(err)
 		if c != nil {

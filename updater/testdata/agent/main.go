@@ -46,7 +46,11 @@ func main() {
 		return
 	}
 	link, supervised := updater.Supervised()
-	if !supervised {
+	switch {
+	case !supervised && os.Getenv("TEST_ALONE") != "":
+		alone(p)
+		return
+	case !supervised:
 		supervise(p)
 		return
 	}
@@ -54,12 +58,46 @@ func main() {
 	agent(p, link, hex.EncodeToString(sum[:]))
 }
 
+// alone works without a supervisor, except while a trial runs.
+func alone(p part) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	data := os.Getenv("TEST_DATA")
+	if err := updater.SettleTrial(config(data)); err != nil {
+		fatal(err)
+	}
+	note(data, "agent "+p.Version+" pid "+strconv.Itoa(os.Getpid())+" alone")
+	for ctx.Err() == nil {
+		if os.Remove(filepath.Join(data, "restart")) != nil {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		committed, err := updater.RunTrial(ctx, config(data))
+		note(data, fmt.Sprintf("trial ended: committed %v, error %v", committed, err))
+		if ctx.Err() == nil {
+			fatal(updater.ReplaceSelf(os.Getenv("TEST_INSTALLED")))
+		}
+	}
+	note(data, "agent "+p.Version+" stopped")
+}
+
 func supervise(p part) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	data := os.Getenv("TEST_DATA")
 	note(data, "supervisor "+p.Version)
-	err := updater.RunSupervisor(ctx, updater.SupervisorConfig{
+	err := updater.RunSupervisor(ctx, config(data))
+	note(data, "supervisor ended")
+	switch {
+	case errors.Is(err, updater.ErrGaveUp):
+		os.Exit(updater.ExitGiveUp)
+	case err != nil:
+		fatal(err)
+	}
+}
+
+func config(data string) updater.SupervisorConfig {
+	return updater.SupervisorConfig{
 		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Args: []string{"agent"},
 		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", 20*time.Second), Soak: duration("TEST_SOAK", 100*time.Millisecond),
 		RestartDelay: duration("TEST_RESTART_DELAY", 20*time.Millisecond), MaxRestartDelay: 400 * time.Millisecond, StopTimeout: 3 * time.Second,
@@ -71,13 +109,6 @@ func supervise(p part) {
 			}
 			return nil
 		},
-	})
-	note(data, "supervisor ended")
-	switch {
-	case errors.Is(err, updater.ErrGaveUp):
-		os.Exit(updater.ExitGiveUp)
-	case err != nil:
-		fatal(err)
 	}
 }
 
