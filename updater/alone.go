@@ -23,6 +23,10 @@ func SettleTrial(cfg SupervisorConfig) error {
 // installed one now. Either way the caller goes on by executing the installed
 // binary in its own place. When ctx ends, the trial does.
 //
+// The trial is not told of its commit, so it shows itself on trial to its end:
+// who takes its place says how the job ended. Otherwise others would take the
+// host for done while it is about to restart once more.
+//
 // Call it once what the program holds (ports, files) is free: the trial needs
 // the same.
 func RunTrial(ctx context.Context, cfg SupervisorConfig) (committed bool, err error) {
@@ -32,6 +36,7 @@ func RunTrial(ctx context.Context, cfg SupervisorConfig) (committed bool, err er
 	runtime.LockOSThread() // see RunSupervisor
 	defer runtime.UnlockOSThread()
 	s := supervisorOf(cfg)
+	s.alone = true
 	defer s.side.flush(flushOutput)
 	c := s.tryStaged(ctx)
 	if c == nil {

@@ -30,6 +30,9 @@ func TestAloneBecomesTheCommittedBinary(t *testing.T) {
 	if !strings.Contains(s.events(), "agent 1.1.0 stopped") {
 		t.Errorf("the trial was not stopped before its place was taken:\n%s", s.events())
 	}
+	if strings.Contains(s.events(), "agent 1.1.0 committed") {
+		t.Errorf("the trial was told of its commit, and would have shown itself as done before it was replaced:\n%s", s.events())
+	}
 	// And again, from the new one.
 	s.stage("1.2.0", "good")
 	s.await("1.2.0 to run by itself", func() bool { return s.agentPID("1.2.0") == pid && strings.Count(s.events(), "alone") == 3 })

@@ -2,6 +2,7 @@ package updater
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -44,8 +45,11 @@ type Config struct {
 	HTTP       *http.Client                        // reaches peers' node ports
 	Limiter    *rate.Limiter                       // of what is fetched; nil: none
 	// Spare is how many artifacts are kept besides the one that runs and the one
-	// that is to run; 0: 2.
+	// that is to run; 0: 2, negative: all, where somebody else prunes the store.
 	Spare int
+	// MayRestart is asked when nothing but the restart on trial is left to do. An
+	// error fails the job with its text. It may wait; nil: always.
+	MayRestart func(context.Context) error
 
 	Mesh Mesh
 	// Link is the line to the supervisor; nil when there is none.

@@ -107,6 +107,11 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 		return nil, err
 	}
 	u.note("preflight passed")
+	if u.cfg.MayRestart != nil {
+		if err := u.cfg.MayRestart(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return &install.Marker{
 		JobID: o.JobID, Attempt: o.Attempt, Index: o.Index, Version: off.Version, Digest: off.Digest,
 		Number: off.Number, Floor: off.Floor, Expires: off.Expires, StagedPath: path,
@@ -142,8 +147,10 @@ func (u *Updater) verify(o order.Order) (offer, error) {
 func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, error) {
 	u.cfg.Store.Pin(off.Digest)
 	// Before the fetch, which needs the room.
-	if err := u.cfg.Store.Prune(u.cfg.Spare, off.Digest); err != nil {
-		u.slog.Warn("prune old artifacts", "error", err)
+	if u.cfg.Spare >= 0 {
+		if err := u.cfg.Store.Prune(u.cfg.Spare, off.Digest); err != nil {
+			u.slog.Warn("prune old artifacts", "error", err)
+		}
 	}
 	u.mu.Lock()
 	job := u.status.job

@@ -113,6 +113,7 @@ type supervisor struct {
 	side  *sideline // what log and Output are printed by
 	log   *slog.Logger
 	delay time.Duration // before the next start of a crashed child
+	alone bool          // RunTrial: this process takes the place of what it commits
 }
 
 // run keeps a child running; c is the one to begin with, or nil.

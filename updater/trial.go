@@ -191,6 +191,9 @@ func (s *supervisor) commit(c *child, m install.Marker) error {
 	s.settle(m, install.OutcomeOf(m, install.Committed, time.Now()))
 	s.log.Info("committed", "job", m.JobID, "release", m.Version)
 	c.trial = false
+	if s.alone {
+		return nil
+	}
 	if err := c.say(message{Event: eventCommitted}); err != nil {
 		s.log.Warn("tell the agent that it is committed", "error", err)
 	}

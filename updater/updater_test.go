@@ -281,6 +281,34 @@ func TestJobEndsInAStagedTrial(t *testing.T) {
 	}
 }
 
+// A host that may not restart yet stays as it is, and says why.
+func TestJobOfAHostThatMayNotRestart(t *testing.T) {
+	h := newHost(t)
+	h.cfg.MayRestart = func(context.Context) error { return errors.New("the other servers are no majority") }
+	h.run()
+	p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("1.1.0"))
+	h.mustFail("job-1", "1.1.0", p, "the other servers are no majority")
+}
+
+// Where somebody else prunes the store, the updater deletes nothing in it.
+func TestJobKeepsAllArtifacts(t *testing.T) {
+	h := newHost(t)
+	h.cfg.Spare = -1
+	var digests []string
+	for i := range 2 * spareArtifacts {
+		digest, err := h.cfg.Store.Import(strings.NewReader(fmt.Sprint("release ", i)), 1<<20, func(string, int64) bool { return true })
+		must(t, err)
+		digests = append(digests, digest)
+	}
+	h.run()
+	h.ordered("job-1", "1.1.0", h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("1.1.0")), PhaseRestarting)
+	for _, digest := range digests {
+		if !h.cfg.Store.Has(digest) {
+			t.Errorf("artifact %.12s was deleted", digest)
+		}
+	}
+}
+
 func TestRunReturnsErrRestart(t *testing.T) {
 	h := newHost(t)
 	u, err := New(h.cfg)
