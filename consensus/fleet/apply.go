@@ -192,4 +192,6 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	EpochBegun{}.Kind():             on(applyEpochBegun),
 	BackupTaken{}.Kind():            on(applyBackupTaken),
 	ServerStandbyChanged{}.Kind():   on(applyServerStandbyChanged),
+
+	FleetUpdateWithServersStarted{}.Kind(): on(applyFleetUpdateWithServersStarted),
 }

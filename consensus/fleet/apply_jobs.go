@@ -13,6 +13,14 @@ func (t *tx) agent(id string) (Host, *Error) {
 	return h, nil
 }
 
+// updatable is agent for a host of a fleet update: one with servers takes those too.
+func (t *tx) updatable(id string, u FleetUpdate) (Host, *Error) {
+	if h, ok := t.view().Host(id); ok && h.Role == RoleServer && u.Servers {
+		return h, nil
+	}
+	return t.agent(id)
+}
+
 // newID refuses the ID of a new row that is malformed or taken.
 func (t *tx) newID(field, id, table string) *Error {
 	if !validID(id) {
@@ -71,7 +79,12 @@ func applyJobDispatched(t *tx, c JobDispatched) *Error {
 	if running := all[jobRow](t.Txn, false, tableJobs, "status", string(JobRunning)); len(running) >= MaxInFlight {
 		return refuse(CodeConflict, "job %s is running and one host is updated at a time; wait for its end", running[0].ID)
 	}
-	h, refused := t.agent(c.HostID)
+	var u fleetUpdateRow
+	if c.FleetUpdateID != "" {
+		// Before the host: which may be one depends on it.
+		u, _ = t.fleetUpdate(c.FleetUpdateID)
+	}
+	h, refused := t.updatable(c.HostID, u.FleetUpdate)
 	if refused != nil {
 		return refused
 	}
@@ -88,7 +101,7 @@ func applyJobDispatched(t *tx, c JobDispatched) *Error {
 			return refuse(CodeConflict, "job %s is %s; only a queued one is dispatched", c.JobID, row.Status)
 		}
 	} else {
-		u, refused := t.runningFleetUpdate(c.FleetUpdateID)
+		u, refused = t.runningFleetUpdate(c.FleetUpdateID)
 		if refused != nil {
 			return refused
 		}

@@ -65,6 +65,14 @@ func (t *tx) runningFleetUpdate(id string) (fleetUpdateRow, *Error) {
 }
 
 func applyFleetUpdateStarted(t *tx, c FleetUpdateStarted) *Error {
+	return t.startFleetUpdate(c, false)
+}
+
+func applyFleetUpdateWithServersStarted(t *tx, c FleetUpdateWithServersStarted) *Error {
+	return t.startFleetUpdate(FleetUpdateStarted(c), true)
+}
+
+func (t *tx) startFleetUpdate(c FleetUpdateStarted, servers bool) *Error {
 	v := t.view()
 	if u, active := v.ActiveFleetUpdate(); active {
 		return refuse(CodeFleetUpdateRunning, "a fleet update to %s is %s already, started by %s at %s; wait for its end or cancel it with: moult fleet cancel",
@@ -83,11 +91,11 @@ func applyFleetUpdateStarted(t *tx, c FleetUpdateStarted) *Error {
 		return refused
 	}
 	u := fleetUpdateRow{CreatedIndex: t.index, FleetUpdate: FleetUpdate{
-		ID: c.ID, TargetVersion: c.TargetVersion, Status: FleetRunning, StartedAt: t.at, StartedBy: t.actor,
+		ID: c.ID, TargetVersion: c.TargetVersion, Status: FleetRunning, StartedAt: t.at, StartedBy: t.actor, Servers: servers,
 	}}
 	seen := map[string]bool{}
 	for i, id := range c.HostIDs {
-		h, refused := t.agent(id)
+		h, refused := t.updatable(id, u.FleetUpdate)
 		if refused != nil {
 			return refused
 		}
@@ -101,7 +109,11 @@ func applyFleetUpdateStarted(t *tx, c FleetUpdateStarted) *Error {
 	t.added.turns += len(u.Hosts)
 	t.put(tableFleetUpdates, u)
 	t.touch("fleet-updates", "fleet-update:"+u.ID, "hosts")
-	t.audit("fleet update "+u.ID, fmt.Sprintf("to %s, %d hosts", u.TargetVersion, len(u.Hosts)))
+	detail := fmt.Sprintf("to %s, %d hosts", u.TargetVersion, len(u.Hosts))
+	if servers {
+		detail += ", servers among them"
+	}
+	t.audit("fleet update "+u.ID, detail)
 	return nil
 }
 

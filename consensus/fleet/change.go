@@ -188,6 +188,9 @@ type (
 		TargetVersion string   `json:"target_version"`
 		HostIDs       []string `json:"host_ids"`
 	}
+	// FleetUpdateWithServersStarted is FleetUpdateStarted for hosts among which are
+	// servers. It is a kind of its own because older servers refuse those.
+	FleetUpdateWithServersStarted FleetUpdateStarted
 	// FleetUpdateHostSkipped passes a pending host over.
 	FleetUpdateHostSkipped struct {
 		ID     string `json:"id"`
@@ -408,3 +411,6 @@ func (LoginsTried) Kind() string            { return "logins_tried" }
 func (EpochBegun) Kind() string             { return "epoch_begun" }
 func (BackupTaken) Kind() string            { return "backup_taken" }
 func (ServerStandbyChanged) Kind() string   { return "server_standby_changed" }
+
+// Kind implements Change.
+func (FleetUpdateWithServersStarted) Kind() string { return "fleet_update_with_servers_started" }

@@ -66,6 +66,7 @@ func anyChange(r *rapid.T, v View) Change {
 		JobLogAppended{JobID: job, First: rapid.Uint64Range(0, 3).Draw(r, "first"), Lines: []LogLine{{Line: "x"}, {Line: strings.Repeat("€", MaxLogLineBytes)}}},
 		FleetUpdateStarted{ID: fleet, TargetVersion: version, HostIDs: []string{"h1", "h2", "h3"}},
 		FleetUpdateStarted{ID: fleet, TargetVersion: version, HostIDs: []string{hostID}},
+		FleetUpdateWithServersStarted{ID: fleet, TargetVersion: version, HostIDs: []string{"h1", "s1"}},
 		FleetUpdateHostSkipped{ID: fleet, HostID: hostID, Reason: "already at target"},
 		FleetUpdateHalted{ID: fleet, HostID: hostID, Reason: "host went offline"},
 		FleetUpdateCompleted{ID: fleet},
