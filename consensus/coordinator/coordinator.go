@@ -57,6 +57,14 @@ type Orders interface {
 	Send(ctx context.Context, j fleet.Job, r fleet.Release, h fleet.Host) error
 }
 
+// Servers are the servers that hold the log. Group asks them how they are and
+// returns within a second; TransferLeadership has another one lead, or tells why
+// that is not possible.
+type Servers interface {
+	Group(ctx context.Context) []fleet.GroupMember
+	TransferLeadership(ctx context.Context) error
+}
+
 // Observation is what this server sees of a host: its signed record, and the
 // last report that it sent about the job in that record. A host without an
 // Observation was never seen by this server.
@@ -134,6 +142,11 @@ const (
 	// RelayWait is how long the update of a relay waits for another one to be back,
 	// when nothing else is left to do.
 	RelayWait = 2 * time.Minute
+	// QuorumWait is how long the update of a server waits for the others to be a
+	// healthy majority without it.
+	QuorumWait = 10 * time.Minute
+	// quorumLook is how often it looks meanwhile.
+	quorumLook = time.Second
 )
 
 // Config is what Run needs. A nil Logger logs nothing; an empty Unreachable is
@@ -142,6 +155,8 @@ type Config struct {
 	Log         Log
 	Roster      Roster
 	Orders      Orders
+	Self        string  // this server's host id
+	Servers     Servers // nil: fleet updates with servers wait at the first one
 	Timeouts    Timeouts
 	Unreachable UnreachablePolicy
 	Logger      *slog.Logger

@@ -38,6 +38,11 @@ type input struct {
 	Unreachable UnreachablePolicy
 	Memory      memory
 	NewJobID    string // for a job that this plan makes
+
+	Self string // the server that plans
+	// Group are the servers that hold the log, looked at only while a server's turn
+	// is next.
+	Group []fleet.GroupMember
 }
 
 // memory is what a leader remembers from plan to plan. It is not replicated: a
@@ -49,6 +54,8 @@ type memory struct {
 	// waits tells since when nothing else is left to do than to wait for a host, by
 	// its ID.
 	waits map[string]time.Time
+	// handover is why the last attempt to hand leadership over was in vain.
+	handover string
 	// back tells since when the host of an open alert, by the alert's ID, has
 	// been seen at the target.
 	back map[string]time.Time
@@ -61,11 +68,14 @@ type step struct {
 	Change fleet.Change // nil: none
 	Send   bool         // the order of JobID
 	Say    string
+	// HandOver: another server is to lead. It is the only step then.
+	HandOver bool
 }
 
 // plan returns what to do now, the memory to keep, and when to look again at the
 // latest (zero: when something changes). The steps are of one class: verdicts
-// and other changes to the run, or an order to send, or alerts to close. Changes
+// and other changes to the run, or an order to send, or leadership to hand over, or
+// alerts to close. Changes
 // are to be committed in their order, up to the first that is refused.
 func plan(in input) (steps []step, mem memory, wake time.Time) {
 	mem = in.Memory

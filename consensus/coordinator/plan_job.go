@@ -196,7 +196,7 @@ func (f *flight) ruling() ruling {
 	}
 	switch {
 	case f.mine && f.seen.Phase == phaseFailed:
-		why := orElse(reason, "the agent gave up without a reason; look at its log")
+		why := orElse(reason, "the "+f.noun()+" gave up without a reason; look at its log")
 		return ruling{"failed", fleet.JobFailed, why, untilReason}
 
 	case f.mine && f.seen.Phase == phaseRolledBack:
@@ -246,7 +246,7 @@ func (f *flight) overdue() (due time.Time, why string) {
 		if f.rebooted && settled(f.seen.Phase) {
 			return from.Add(t.NoSign), f.rejoined("")
 		}
-		return from.Add(t.NoSign), fmt.Sprintf("%s did not acknowledge the order within %v; look at the agent's log", f.host.Name, t.NoSign)
+		return from.Add(t.NoSign), fmt.Sprintf("%s did not acknowledge the order within %v; look at the %s's log", f.host.Name, t.NoSign, f.noun())
 	}
 	phase := f.mem.best.phase
 	wait := t.Rejoin
@@ -269,7 +269,7 @@ func (f *flight) overdue() (due time.Time, why string) {
 		}
 		why = fmt.Sprintf("the download made no progress for %v (%s); look at the peers and the network of %s", wait, have, f.host.Name)
 	default:
-		why = fmt.Sprintf("%s stays in phase %s for %v; look at the agent's log", f.host.Name, orElse(phase, "unknown"), wait)
+		why = fmt.Sprintf("%s stays in phase %s for %v; look at the %s's log", f.host.Name, orElse(phase, "unknown"), wait, f.noun())
 	}
 	return f.mem.movedAt.Add(wait), why
 }
@@ -295,11 +295,14 @@ func (f *flight) order() (steps []step, again time.Time) {
 	return []step{s}, f.Now.Add(f.Timeouts.Resend)
 }
 
+// noun is what runs on the host.
+func (f *flight) noun() string { return string(f.host.Role) }
+
 // rejoined says that the host does not run what it should.
 func (f *flight) rejoined(reason string) string {
-	why := fmt.Sprintf("agent rejoined at %s, expected %s", orElse(f.seen.Version, "an unknown version"), f.job.TargetVersion)
+	why := fmt.Sprintf("%s rejoined at %s, expected %s", f.noun(), orElse(f.seen.Version, "an unknown version"), f.job.TargetVersion)
 	if a, ok := f.rel.Artifact(f.host.OS, f.host.Arch); ok && f.seen.Version == f.job.TargetVersion && !f.atTarget {
-		why = fmt.Sprintf("agent rejoined at %s with sha256 %s…, expected %s…", f.seen.Version, f.seen.Digest, a.SHA256[:min(len(f.seen.Digest), len(a.SHA256))])
+		why = fmt.Sprintf("%s rejoined at %s with sha256 %s…, expected %s…", f.noun(), f.seen.Version, f.seen.Digest, a.SHA256[:min(len(f.seen.Digest), len(a.SHA256))])
 	}
 	if reason != "" {
 		why += ": " + reason

@@ -9,8 +9,10 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -108,13 +110,20 @@ type world struct {
 	hosts int
 
 	unreachable UnreachablePolicy
+
+	leader  string          // the server that plans
+	servers map[string]bool // whether each votes
+	sick    map[string]bool // servers that are not healthy
 }
 
 func newWorld(t testing.TB) *world {
-	w := &world{t: t, state: fleet.New(), now: epoch, seen: map[string]Observation{}, mem: memory{since: epoch.Add(-time.Hour)}}
-	w.seen["server-1"] = Observation{Online: true, Server: true, Segments: []string{fleet.DefaultSegment}}
+	w := &world{
+		t: t, state: fleet.New(), now: epoch, seen: map[string]Observation{}, mem: memory{since: epoch.Add(-time.Hour)},
+		leader: "server-1", servers: map[string]bool{"server-1": true}, sick: map[string]bool{},
+	}
+	w.seen["server-1"] = serverAt("A")
 	w.must(fleet.ClusterInitialized{
-		Cluster: fleet.Cluster{ID: "c"}, Server: fleet.Host{ID: "server-1", Name: "server-1"},
+		Cluster: fleet.Cluster{ID: "c"}, Server: fleet.Host{ID: "server-1", Name: "server-1", OS: "linux", Arch: "amd64"},
 		Admin: fleet.User{ID: "u", Name: "ann"}, Token: fleet.APIToken{ID: "t", Name: "t", Hash: "t"},
 	})
 	return w
@@ -142,22 +151,39 @@ func digest(version, platform string) string {
 	return hex.EncodeToString(sum[:])
 }
 
+func serverAt(version string) Observation {
+	return Observation{
+		Online: true, Server: true, Boot: 1, Version: version, Digest: digest(version, "linux/amd64")[:16],
+		Phase: phaseIdle, Segments: []string{fleet.DefaultSegment},
+	}
+}
+
+// addServer enrols a server, online at version A, healthy and a voter.
+func (w *world) addServer(name string) {
+	w.enrol(name, fleet.RoleServer, "linux/amd64", []string{fleet.DefaultSegment})
+	w.seen[name], w.servers[name] = serverAt("A"), true
+}
+
 // addHost enrols an agent, online at version A. Its ID is its name.
 func (w *world) addHost(name, platform string, segments ...string) {
-	w.hosts++
 	if len(segments) == 0 {
 		segments = []string{fleet.DefaultSegment}
 	}
+	w.enrol(name, fleet.RoleAgent, platform, segments)
+	w.seen[name] = Observation{Online: true, Boot: 1, Version: "A", Digest: digest("A", platform)[:16], Phase: phaseIdle, Segments: segments}
+}
+
+func (w *world) enrol(name string, role fleet.HostRole, platform string, segments []string) {
+	w.hosts++
 	os, arch, _ := strings.Cut(platform, "/")
 	key := make([]byte, 32)
 	key[0], key[1] = byte(w.hosts), byte(w.hosts>>8)
-	w.must(fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: name, Hash: name, Role: fleet.RoleAgent, Segment: segments[0], ExpiresAt: w.now.Add(time.Hour)}})
+	w.must(fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: name, Hash: name, Role: role, Segment: segments[0], ExpiresAt: w.now.Add(time.Hour)}})
 	var also []fleet.HostSegment
 	for _, s := range segments[1:] {
 		also = append(also, fleet.HostSegment{Segment: s, GossipAddr: "10.0.0.1:7946"})
 	}
 	w.must(fleet.HostEnrolled{TokenHash: name, Host: fleet.Host{ID: name, Name: name, OS: os, Arch: arch, PublicKey: key, Also: also}})
-	w.seen[name] = Observation{Online: true, Boot: 1, Version: "A", Digest: digest("A", platform)[:16], Phase: phaseIdle, Segments: segments}
 }
 
 func (w *world) addRelease(version string, platforms ...string) {
@@ -171,13 +197,20 @@ func (w *world) addRelease(version string, platforms ...string) {
 
 func (w *world) startUpdate(version string, hosts ...string) {
 	w.fleet = fmt.Sprintf("f%d", len(w.state.View().FleetUpdates())+1)
-	w.must(fleet.FleetUpdateStarted{ID: w.fleet, TargetVersion: version, HostIDs: hosts})
+	start := fleet.FleetUpdateStarted{ID: w.fleet, TargetVersion: version, HostIDs: hosts}
+	for _, h := range hosts {
+		if _, server := w.servers[h]; server {
+			w.must(fleet.FleetUpdateWithServersStarted(start))
+			return
+		}
+	}
+	w.must(start)
 }
 
 // input is what the loop would gather.
 func (w *world) input() input {
-	c := &coordinator{Config: Config{Log: worldLog{w}, Roster: worldLog{w}, Timeouts: DefaultTimeouts, Unreachable: w.unreachable}, memory: w.mem}
-	in := c.gather(w.now)
+	c := &coordinator{Config: Config{Log: worldLog{w}, Roster: worldLog{w}, Timeouts: DefaultTimeouts, Unreachable: w.unreachable, Self: w.leader, Servers: worldLog{w}}, memory: w.mem}
+	in := c.gather(context.Background(), w.now)
 	in.NewJobID = fmt.Sprintf("j%d", w.jobs+1)
 	return in
 }
@@ -186,7 +219,16 @@ type worldLog struct{ *world }
 
 func (w worldLog) State() *fleet.State                  { return w.state }
 func (w worldLog) Observations() map[string]Observation { return w.seen }
-func (w worldLog) Changed() <-chan struct{}             { return nil }
+func (w worldLog) Group(context.Context) (group []fleet.GroupMember) {
+	for _, name := range slices.Sorted(maps.Keys(w.servers)) {
+		group = append(group, fleet.GroupMember{ID: name, Name: name, Voter: w.servers[name], Healthy: !w.sick[name]})
+	}
+	return group
+}
+
+func (w worldLog) TransferLeadership(context.Context) error { panic("a plan hands nothing over") }
+
+func (w worldLog) Changed() <-chan struct{} { return nil }
 func (w worldLog) Propose(_ context.Context, _ string, _ fleet.Change) (fleet.Result, error) {
 	panic("a plan proposes nothing")
 }
@@ -219,6 +261,9 @@ func (w *world) plan(commit bool) (out []string) {
 				}
 				moved = true
 			}
+			if s.HandOver {
+				return append(out, "hand leadership over")
+			}
 			if s.Say != "" {
 				out = append(out, fmt.Sprintf("say %s: %s", s.JobID, s.Say))
 			}
@@ -249,6 +294,16 @@ func (w *world) command(c []string) []string {
 		for _, name := range args {
 			w.addHost(name, "linux/amd64")
 		}
+	case "servers":
+		for _, name := range args {
+			w.addServer(name)
+		}
+	case "sick", "well":
+		for _, name := range args {
+			w.sick[name] = c[0] == "sick"
+		}
+	case "standby":
+		w.servers[args[0]] = false
 	case "agent":
 		w.addHost(args[0], args[1])
 	case "in": // hosts of a segment, or relays between several
@@ -290,6 +345,9 @@ func (w *world) command(c []string) []string {
 		return w.plan(true)
 	case "new-leader":
 		w.mem = memory{since: w.now}
+		if len(args) > 0 {
+			w.leader = args[0]
+		}
 	case "plan":
 		return w.plan(len(args) == 0)
 	case "show":

@@ -41,22 +41,23 @@ func (w *waits) until(hostID string, now time.Time, limit time.Duration) time.Ti
 }
 
 // planTurn acts on the next pending hosts of a fleet update: passes over those
-// that need nothing, or dispatches, or halts, or ends it. A host whose turn has to
-// wait lets others go before it; when nobody else is left its wait begins.
+// that need nothing, or dispatches, or halts, or ends it. An agent whose turn has to
+// wait lets other agents go before it; when none is left its wait begins. Servers
+// come after the agents and wait in their order: what one waits for concerns all.
 func planTurn(in input, u fleet.FleetUpdate, w *waits) (steps []step, later time.Time) {
 	var heldHost fleet.Host
 	var held obstacle
 	skip := func(turn fleet.FleetUpdateHost, reason string) {
 		steps = append(steps, step{Change: fleet.FleetUpdateHostSkipped{ID: u.ID, HostID: turn.HostID, Reason: reason}})
 	}
-	for _, turn := range u.Hosts {
-		if turn.Status != fleet.TurnPending {
-			continue
-		}
+	for _, turn := range turnsInOrder(in, u) {
 		h, ok := in.Hosts[turn.HostID]
 		if !ok {
 			skip(turn, "host deleted")
 			continue
+		}
+		if held.wait > 0 && h.Role == fleet.RoleServer {
+			break
 		}
 		seen, rel := in.Seen[h.ID], in.Releases[u.TargetVersion]
 		if seen.Online && seen.Phase != phaseTrial && atTarget(seen, rel, h) {
@@ -77,6 +78,8 @@ func planTurn(in input, u fleet.FleetUpdate, w *waits) (steps []step, later time
 			continue
 		case o.why != "":
 			return []step{{Change: fleet.FleetUpdateHalted{ID: u.ID, HostID: h.ID, Reason: o.why}}}, time.Time{}
+		case handsOver(in, h):
+			return planHandover(in, u, h, w)
 		}
 		return []step{{
 			JobID:  in.NewJobID,
@@ -89,6 +92,9 @@ func planTurn(in input, u fleet.FleetUpdate, w *waits) (steps []step, later time
 	}
 	if held.wait > 0 {
 		if due := w.until(heldHost.ID, in.Now, held.wait); in.Now.Before(due) {
+			if held.look > 0 {
+				due = earliest(due, in.Now.Add(held.look))
+			}
 			return nil, due
 		}
 		return []step{{Change: fleet.FleetUpdateHalted{ID: u.ID, HostID: heldHost.ID, Reason: held.why}}}, time.Time{}
@@ -129,6 +135,7 @@ type obstacle struct {
 	why   string
 	later time.Time     // too early to say: ask again then
 	wait  time.Duration // it may go away: wait so long, while others go before
+	look  time.Duration // look again after so long, for nothing tells when it goes away; 0: something does
 }
 
 // cannotDispatch says why a host cannot be sent an order now. A host that this
@@ -142,6 +149,11 @@ func cannotDispatch(in input, h fleet.Host, target string) obstacle {
 	if seen.Online {
 		if why := strands(in, h); why != "" {
 			return obstacle{why: why, wait: RelayWait}
+		}
+		if h.Role == fleet.RoleServer {
+			if why := fleet.HoldsUpRestart(in.Group, h.ID, h.Name); why != "" {
+				return obstacle{why: why, wait: QuorumWait, look: quorumLook}
+			}
 		}
 		return obstacle{}
 	}

@@ -15,8 +15,9 @@ import (
 // people interfere, leaders change and commits get lost. Whatever is planned,
 // no order goes out without a committed dispatch (16), one host is in flight
 // (14), nothing is dispatched after a failure (15), no relay is dispatched while
-// the one that could stand in for it is away, a success is what the host
-// showed, and a job in flight always has a next look.
+// the one that could stand in for it is away, no server while an agent is to come
+// or while the others are no healthy majority, nor the one that leads, a success is
+// what the host showed, and a job in flight always has a next look.
 func TestInvariantsOverRandomObservations(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		w := newWorld(t)
@@ -25,8 +26,12 @@ func TestInvariantsOverRandomObservations(t *testing.T) {
 			w.addHost(h, "linux/amd64", segmentsByName(h)...)
 		}
 		w.unreachable = rapid.SampledFrom([]UnreachablePolicy{UnreachableIsOffline, WaitForUnreachable}).Draw(r, "policy")
+		w.addServer("server-2")
+		w.addServer("server-3")
+		hosts = append([]string{"server-1", "server-2", "server-3"}, hosts...)
 		w.addRelease("B", "linux/amd64")
-		w.startUpdate("B", hosts...)
+		// Servers come last: where all hosts take part, theirs are hardly ever reached.
+		w.startUpdate("B", rapid.Permutation(hosts[:rapid.SampledFrom([]int{1, 3, 4, len(hosts)}).Draw(r, "hosts")]).Draw(r, "order")...)
 		for range rapid.IntRange(1, 60).Draw(r, "steps") {
 			w.interfere(r, hosts)
 			w.now = w.now.Add(time.Duration(rapid.IntRange(0, 40_000).Draw(r, "ms")) * time.Millisecond)
@@ -36,10 +41,18 @@ func TestInvariantsOverRandomObservations(t *testing.T) {
 }
 
 func (w *world) interfere(r *rapid.T, hosts []string) {
+	defer func() { // whoever leads is here
+		o := w.seen[w.leader]
+		o.Server, o.Online, o.Unreachable, o.Segments = true, true, false, segmentsByName(w.leader)
+		w.seen[w.leader] = o
+	}()
 	host := rapid.SampledFrom(hosts).Draw(r, "host")
-	switch rapid.IntRange(0, 9).Draw(r, "what") {
+	switch rapid.IntRange(0, 10).Draw(r, "what") {
 	case 0:
 		w.mem = memory{since: w.now}
+		if next := rapid.SampledFrom([]string{"server-1", "server-2", "server-3"}).Draw(r, "leader"); w.enrolled(next) {
+			w.leader = next
+		}
 	case 1:
 		w.apply(fleet.FleetUpdatePaused{ID: w.fleet})
 	case 2:
@@ -48,11 +61,13 @@ func (w *world) interfere(r *rapid.T, hosts []string) {
 		w.jobs++
 		w.apply(fleet.JobCreated{JobID: fmt.Sprintf("j%d", w.jobs), HostID: host, TargetVersion: "B"})
 	case 4:
-		if rapid.IntRange(0, 5).Draw(r, "remove") == 0 {
+		if rapid.IntRange(0, 5).Draw(r, "remove") == 0 && host != w.leader {
 			w.apply(fleet.HostRemoved{HostID: host})
 		}
 	case 5:
 		delete(w.seen, host)
+	case 6:
+		w.sick[host] = !w.sick[host]
 	default:
 		version := rapid.SampledFrom([]string{"A", "B"}).Draw(r, "version")
 		job := ""
@@ -60,7 +75,7 @@ func (w *world) interfere(r *rapid.T, hosts []string) {
 			job, host = open[0].ID, open[0].HostID
 		}
 		w.seen[host] = Observation{
-			Online: rapid.Bool().Draw(r, "online"), Boot: rapid.Uint64Range(1, 4).Draw(r, "boot"),
+			Server: w.servers[host], Online: rapid.Bool().Draw(r, "online"), Boot: rapid.Uint64Range(1, 4).Draw(r, "boot"),
 			Version: version, Digest: digest(version, "linux/amd64")[:16], JobID: job,
 			Phase: rapid.SampledFrom([]string{
 				phaseIdle, phaseFetching, phaseVerifying, phasePreflight, phaseRestarting, phaseTrial, phaseFailed, phaseRolledBack, "new",
@@ -74,9 +89,17 @@ func (w *world) interfere(r *rapid.T, hosts []string) {
 	}
 }
 
+func (w *world) enrolled(id string) bool {
+	_, ok := w.state.View().Host(id)
+	return ok
+}
+
 func segmentsByName(host string) []string {
-	if strings.HasPrefix(host, "relay") {
+	switch {
+	case strings.HasPrefix(host, "relay"):
 		return []string{fleet.DefaultSegment, "dmz"}
+	case strings.HasPrefix(host, "server"):
+		return []string{fleet.DefaultSegment}
 	}
 	return []string{"dmz"}
 }
@@ -89,6 +112,25 @@ func (w *world) mustNotStrand(r *rapid.T, v fleet.View, hostID string) {
 	_, enrolled := v.Host(other)
 	if enrolled && (!known || !o.Online || o.Phase == phaseTrial || o.Phase == phaseRestarting) {
 		r.Fatalf("%s is dispatched while %s is %+v", hostID, other, o)
+	}
+}
+
+// mustKeepTheServers fails when a server is dispatched that must not restart.
+func (w *world) mustKeepTheServers(r *rapid.T, v fleet.View, u fleet.FleetUpdate, d fleet.JobDispatched) {
+	hostID := d.HostID
+	if !w.servers[hostID] {
+		return
+	}
+	if hostID == w.leader {
+		r.Fatalf("%s is dispatched while it leads", hostID)
+	}
+	if why := fleet.HoldsUpRestart(worldLog{w}.Group(nil), hostID, hostID); why != "" {
+		r.Fatalf("%s is dispatched though %s", hostID, why)
+	}
+	for _, turn := range u.Hosts {
+		if _, enrolled := v.Host(turn.HostID); enrolled && turn.Status == fleet.TurnPending && !w.servers[turn.HostID] {
+			r.Fatalf("%s is dispatched before %s", hostID, turn.HostID)
+		}
 	}
 }
 
@@ -117,6 +159,7 @@ func (w *world) checkedPlan(r *rapid.T) {
 				r.Fatal("a second host is dispatched")
 			}
 			w.mustNotStrand(r, before, c.HostID)
+			w.mustKeepTheServers(r, before, u, c)
 		case fleet.JobFinished:
 			j, _ := before.Job(c.JobID)
 			if o := w.seen[j.HostID]; c.Status == fleet.JobSucceeded && (!o.Online || o.Version != "B" || o.Phase == phaseTrial) {

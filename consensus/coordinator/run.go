@@ -16,6 +16,8 @@ const (
 	proposeTimeout = 10 * time.Second
 	// sendTimeout bounds the sending of one order.
 	sendTimeout = 5 * time.Second
+	// handoverTimeout bounds handing leadership over, after which Run plans anew.
+	handoverTimeout = 15 * time.Second
 	// minRetry and maxRetry bound the pause after a change that was not accepted.
 	minRetry = 200 * time.Millisecond
 	maxRetry = 5 * time.Second
@@ -78,23 +80,44 @@ func (c *coordinator) round(ctx context.Context) (wake time.Time, again bool) {
 		c.memory = memory{since: now}
 	}
 	c.due = time.Time{}
-	steps, mem, wake := plan(c.gather(now))
+	steps, mem, wake := plan(c.gather(ctx, now))
 	c.memory = mem
 	for _, s := range steps {
 		switch {
 		case s.Change != nil:
 			if !c.commit(ctx, s.Change, proposeTimeout) {
-				wake = earliest(wake, time.Now().Add(c.retry))
-				c.retry = min(2*c.retry, maxRetry)
-				return wake, false
+				return c.pause(wake), false
 			}
 			c.retry, again = minRetry, true
 		case s.Send:
 			c.send(ctx, s.JobID)
+		case s.HandOver:
+			c.handOver(ctx)
+			return c.pause(wake), false
 		}
 		c.say(s, now)
 	}
 	return wake, again
+}
+
+// pause returns when the next round is due after something that was in vain; the
+// pauses grow.
+func (c *coordinator) pause(wake time.Time) time.Time {
+	wake = earliest(wake, time.Now().Add(c.retry))
+	c.retry = min(2*c.retry, maxRetry)
+	return wake
+}
+
+// handOver has another server lead. When that succeeds ctx ends soon.
+func (c *coordinator) handOver(ctx context.Context) {
+	c.Logger.Info("handing leadership over before this server is updated")
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	c.memory.handover = ""
+	if err := c.Servers.TransferLeadership(ctx); err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+		c.memory.handover = err.Error()
+		c.Logger.Warn("leadership was not handed over; trying again", "error", err)
+	}
 }
 
 // wait returns when something has changed or wake has come.
@@ -118,15 +141,15 @@ func (c *coordinator) wait(ctx context.Context, wake time.Time, changed <-chan s
 }
 
 // gather copies what plan looks at.
-func (c *coordinator) gather(now time.Time) input {
+func (c *coordinator) gather(ctx context.Context, now time.Time) input {
 	v := c.Log.State().View()
 	in := input{
 		Now: now, Timeouts: c.Timeouts, Memory: c.memory, NewJobID: uuid.NewString(),
 		Hosts: map[string]fleet.Host{}, Releases: map[string]fleet.Release{}, Unreachable: c.Unreachable,
-		Open: v.OpenJobs(), Alerts: v.OpenAlerts(),
+		Open: v.OpenJobs(), Alerts: v.OpenAlerts(), Self: c.Self,
 	}
 	needs := func(hostID, version string) {
-		if h, ok := v.Host(hostID); ok && h.Role == fleet.RoleAgent {
+		if h, ok := v.Host(hostID); ok {
 			in.Hosts[h.ID] = h
 		}
 		if _, have := in.Releases[version]; !have {
@@ -148,6 +171,9 @@ func (c *coordinator) gather(now time.Time) input {
 			if turn.Status == fleet.TurnPending && !busy {
 				needs(turn.HostID, u.TargetVersion)
 			}
+		}
+		if !busy && u.Status == fleet.FleetRunning && c.Servers != nil && serversNext(in.Hosts, u) {
+			in.Group = c.Servers.Group(ctx)
 		}
 	}
 	if len(in.Hosts) > 0 { // an idle fleet costs nothing

@@ -450,3 +450,47 @@ func TestRunRefusesAnIncompleteConfig(t *testing.T) {
 		}
 	}
 }
+
+// serverGroup are three servers, of which this one leads; leadership is handed over at
+// the third attempt.
+type serverGroup struct {
+	mu       sync.Mutex
+	attempts int
+	end      context.CancelFunc // of the term
+}
+
+func (g *serverGroup) Group(context.Context) []fleet.GroupMember {
+	return []fleet.GroupMember{
+		{ID: "server-1", Name: "server-1", Voter: true, Healthy: true},
+		{ID: "server-2", Name: "server-2", Voter: true, Healthy: true},
+		{ID: "server-3", Name: "server-3", Voter: true, Healthy: true},
+	}
+}
+
+func (g *serverGroup) TransferLeadership(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.attempts++; g.attempts < 3 {
+		return errors.New("it came back")
+	}
+	g.end()
+	return nil
+}
+
+// The leader is not dispatched: it hands leadership over, as often as it takes, and
+// its term ends.
+func TestRunHandsLeadershipOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, 0)
+		s.addServer("server-2")
+		s.addServer("server-3")
+		s.startUpdate("B", "server-1")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		g := &serverGroup{end: cancel}
+		err := Run(ctx, Config{Log: s, Roster: s, Orders: s, Timeouts: DefaultTimeouts, Self: "server-1", Servers: g})
+		if !errors.Is(err, context.Canceled) || g.attempts != 3 || s.proposed != 0 || len(s.sent) != 0 {
+			t.Errorf("Run: %v; %d attempts, %d changes, %d orders", err, g.attempts, s.proposed, len(s.sent))
+		}
+	})
+}
