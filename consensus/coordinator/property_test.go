@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -124,7 +125,7 @@ func (w *world) mustKeepTheServers(r *rapid.T, v fleet.View, u fleet.FleetUpdate
 	if hostID == w.leader {
 		r.Fatalf("%s is dispatched while it leads", hostID)
 	}
-	if why := fleet.HoldsUpRestart(worldLog{w}.Group(nil), hostID, hostID); why != "" {
+	if why := fleet.HoldsUpRestart(worldLog{w}.Group(context.Background()), hostID, hostID); why != "" {
 		r.Fatalf("%s is dispatched though %s", hostID, why)
 	}
 	for _, turn := range u.Hosts {
