@@ -44,7 +44,7 @@ func (u *ui) dashboard(w http.ResponseWriter, r *http.Request) error {
 		v.Update = p.updateView(updates[0])
 	}
 	if (v.Update == nil || !v.Update.Active) && p.requireRelease(p.target) == nil {
-		if chosen, err := p.chooseHosts(p.target, nil); err == nil {
+		if chosen, err := p.chooseHosts(p.target, nil, nil); err == nil {
 			v.Startup = len(chosen)
 		}
 	}
@@ -75,7 +75,7 @@ type updateView struct {
 }
 
 func (p picture) updateView(f fleet.FleetUpdate) *updateView {
-	v := &updateView{fleetUpdateJSON: showFleetUpdate(f), Active: f.Status.Active()}
+	v := &updateView{fleetUpdateJSON: p.fleetUpdate(f), Active: f.Status.Active()}
 	for _, t := range f.Hosts {
 		switch t.Status {
 		case fleet.TurnPending:

@@ -20,17 +20,18 @@ const (
 // would do, and those of the past.
 type fleetView struct {
 	shell
-	Shown     *updateView
-	Turns     []turnRow // of the page that is shown
-	Pages     paging
-	Failed    *fleet.FleetUpdateHost // whose failure halted it
-	FailedNow hostJSON               // how that host is now
-	Left      int                    // hosts that a retry would have
-	LeftNot   int                    // hosts that did not get there and that a retry leaves out
-	Asked     bool                   // for this one, by its id
-	Plan      *planView              // nil while one is active, or where another is shown
-	History   []historyRow
-	Older     int
+	Shown        *updateView
+	Turns        []turnRow // of the page that is shown
+	Pages        paging
+	Failed       *fleet.FleetUpdateHost // whose failure halted it
+	FailedNow    hostJSON               // how that host is now
+	FailedServer bool                   // it is a server
+	Left         int                    // hosts that a retry would have
+	LeftNot      int                    // hosts that did not get there and that a retry leaves out
+	Asked        bool                   // for this one, by its id
+	Plan         *planView              // nil while one is active, or where another is shown
+	History      []historyRow
+	Older        int
 }
 
 // turnRow is one host's turn with what is observed of it.
@@ -51,6 +52,9 @@ type planView struct {
 	More      int        // hosts left out that are not listed
 	UpToDate  int
 	Warnings  []string
+	Servers   bool            // they take part
+	IsServer  map[string]bool // by host id
+	Behind    int             // servers that are behind, whether they take part or not
 }
 
 // historyRow is a fleet update of the past.
@@ -68,12 +72,16 @@ func (u *ui) fleetPage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if shown != nil {
-		if err := v.show(p, *shown, r); err != nil {
+		if err := v.show(u, p, *shown, r); err != nil {
 			return err
 		}
 	}
 	if _, active := p.ActiveFleetUpdate(); !active && !v.Asked {
-		v.Plan = p.planView()
+		with, err := queryBool(r, "servers")
+		if err != nil {
+			return err
+		}
+		v.Plan = p.planView(u.serversIf(r.Context(), with))
 	}
 	for i, f := range updates {
 		if i == maxHistoryRows {
@@ -108,8 +116,9 @@ func (v *fleetView) choose(p picture, id string, updates []fleet.FleetUpdate) (*
 	return nil, nil
 }
 
-func (v *fleetView) show(p picture, f fleet.FleetUpdate, r *http.Request) error {
+func (v *fleetView) show(u *ui, p picture, f fleet.FleetUpdate, r *http.Request) error {
 	v.Shown = p.updateView(f)
+	v.Shown.WaitingFor = u.waitingFor(r.Context(), p, f)
 	first := 0 // the first turn that has not ended
 	for first < len(f.Hosts) && f.Hosts[first].Status != fleet.TurnPending && f.Hosts[first].Status != fleet.TurnRunning {
 		first++
@@ -139,6 +148,7 @@ func (v *fleetView) show(p picture, f fleet.FleetUpdate, r *http.Request) error 
 		if t.Status == fleet.TurnFailed {
 			v.Failed = &t
 			if h, exists := p.Host(t.HostID); exists {
+				v.FailedServer = h.Role == fleet.RoleServer
 				v.FailedNow = p.host(&h)
 			}
 		}
@@ -150,9 +160,15 @@ func (v *fleetView) show(p picture, f fleet.FleetUpdate, r *http.Request) error 
 	return nil
 }
 
-func (p picture) planView() *planView {
-	chosen, left, upToDate := p.plan(p.target)
-	v := &planView{Target: p.target, Total: len(chosen), UpToDate: upToDate}
+func (p picture) planView(servers []ServerStatus) *planView {
+	chosen, left, upToDate := p.planWith(p.target, servers)
+	v := &planView{Target: p.target, Total: len(chosen), UpToDate: upToDate, Servers: len(servers) > 0}
+	_, hosts := p.hosts.lists(p.View)
+	behind, _, _ := p.sift(hosts, p.target)
+	v.Behind, v.IsServer = len(behind), map[string]bool{}
+	for _, h := range hosts {
+		v.IsServer[h.ID] = true
+	}
 	if p.requireRelease(p.target) != nil {
 		v.NoRelease = true
 		return v
@@ -160,6 +176,6 @@ func (p picture) planView() *planView {
 	v.Hosts = p.rows(chosen[:min(len(chosen), maxPlanRows)])
 	v.LeftOut = left[:min(len(left), maxPlanRows)]
 	v.More = len(left) - len(v.LeftOut)
-	v.Warnings = p.warnings(chosen)
+	v.Warnings = append(p.warnings(chosen), p.serverWarnings(chosen, servers)...)
 	return v
 }

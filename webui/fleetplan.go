@@ -1,8 +1,11 @@
 package webui
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/google/uuid"
@@ -20,9 +23,39 @@ type leftOut struct {
 // online, behind, and for whose platform there is a binary, by name. It also
 // tells who else is not at that version and why, and how many are.
 func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upToDate int) {
+	chosen, left, upToDate = p.sift(p.agents(), target)
+	return p.spread(chosen), left, upToDate
+}
+
+// planWith is plan, with servers if there are any: they come after the agents, by
+// name, and the leader last.
+func (p picture) planWith(target string, servers []ServerStatus) (chosen []*fleet.Host, left []leftOut, upToDate int) {
+	chosen, left, upToDate = p.plan(target)
+	if len(servers) == 0 {
+		return chosen, left, upToDate
+	}
+	_, hosts := p.hosts.lists(p.View)
+	more, out, done := p.sift(hosts, target)
+	slices.SortStableFunc(more, func(a, b *fleet.Host) int {
+		return cmp.Compare(rankOf(servers, a.ID), rankOf(servers, b.ID))
+	})
+	return append(slices.Clone(chosen), more...), append(left, out...), upToDate + done
+}
+
+// rankOf orders servers: who leads comes last.
+func rankOf(servers []ServerStatus, id string) int {
+	if slices.ContainsFunc(servers, func(s ServerStatus) bool { return s.ID == id && s.Leader }) {
+		return 1
+	}
+	return 0
+}
+
+// sift tells which of some hosts a fleet update to a version would have now, who is
+// left out and why, and how many are there already.
+func (p picture) sift(hosts []*fleet.Host, target string) (chosen []*fleet.Host, left []leftOut, upToDate int) {
 	release, known := p.Release(target)
 	relays := p.relays()
-	for _, h := range p.agents() {
+	for _, h := range hosts {
 		o := p.observed[h.ID]
 		_, built := release.Artifact(h.OS, h.Arch)
 		switch {
@@ -44,7 +77,7 @@ func (p picture) plan(target string) (chosen []*fleet.Host, left []leftOut, upTo
 			chosen = append(chosen, h)
 		}
 	}
-	return p.spread(chosen), left, upToDate
+	return chosen, left, upToDate
 }
 
 // spread puts relays evenly between the other hosts, so that those of one segment
@@ -93,19 +126,53 @@ func (p picture) warnings(hosts []*fleet.Host) []string {
 	return warnings
 }
 
-// chooseHosts returns the ids of the hosts to update, in order.
-func (p picture) chooseHosts(target string, named *[]string) ([]string, error) {
-	var chosen []string
+// serverWarnings tells what the restart of the servers among some hosts costs.
+func (p picture) serverWarnings(hosts []*fleet.Host, servers []ServerStatus) []string {
+	voters := 0
+	for _, s := range servers {
+		if s.Voter {
+			voters++
+		}
+	}
+	votes := slices.ContainsFunc(hosts, func(h *fleet.Host) bool {
+		return slices.ContainsFunc(servers, func(s ServerStatus) bool { return s.ID == h.ID && s.Voter })
+	})
+	switch {
+	case !votes || voters > 2:
+		return nil
+	case voters == 1:
+		return []string{"there is one server: while it restarts nobody can sign in and nothing can be changed; the fleet update goes on when it is back"}
+	default:
+		return []string{"of two servers each is needed for a majority: while one restarts nothing can be changed; the fleet update goes on when it is back"}
+	}
+}
+
+// updatable returns a host that a fleet update may have.
+func (p picture) updatable(id string, servers bool) (*fleet.Host, error) {
+	h, exists := p.Host(id)
+	switch {
+	case exists && h.Role == fleet.RoleServer && servers:
+		return &h, nil
+	case exists && h.Role == fleet.RoleServer:
+		return nil, refuse(fleet.CodeHostNotFound, h.Name+" is a server; those take part where \"servers\" is true: moult fleet update --servers")
+	}
+	return p.agent(id)
+}
+
+// chooseHosts returns the ids of the hosts to update, in order. Without servers
+// there are none among them.
+func (p picture) chooseHosts(target string, named *[]string, servers []ServerStatus) ([]string, error) {
+	var chosen, last []string
 	work := false // whether any of them has something to do
 	if named == nil {
-		hosts, _, _ := p.plan(target)
+		hosts, _, _ := p.planWith(target, servers)
 		for _, h := range hosts {
 			chosen, work = append(chosen, h.ID), true
 		}
 	} else {
 		seen := map[string]bool{}
 		for _, id := range *named {
-			h, err := p.agent(id)
+			h, err := p.updatable(id, len(servers) > 0)
 			if err != nil {
 				return nil, err
 			}
@@ -115,8 +182,13 @@ func (p picture) chooseHosts(target string, named *[]string) ([]string, error) {
 			seen[id] = true
 			// A host never seen may run anything: its turn will tell.
 			work = work || p.observed[id].Version != target
-			chosen = append(chosen, id)
+			if h.Role == fleet.RoleServer {
+				last = append(last, id)
+			} else {
+				chosen = append(chosen, id)
+			}
 		}
+		chosen = append(chosen, last...)
 	}
 	if !work {
 		return nil, refuse(fleet.CodeNothingToUpdate, "there is nothing to update to "+target+"; the list of hosts shows what they run")
@@ -128,13 +200,16 @@ func (p picture) chooseHosts(target string, named *[]string) ([]string, error) {
 // in its order, and how many did not get to its target.
 func (p picture) leftOf(f fleet.FleetUpdate) (left []string, behind int) {
 	could := map[string]bool{}
-	chosen, _, _ := p.plan(f.TargetVersion)
-	for _, h := range chosen {
-		could[h.ID] = true
+	agents, servers := p.hosts.lists(p.View)
+	for _, hosts := range [][]*fleet.Host{agents, servers} {
+		chosen, _, _ := p.sift(hosts, f.TargetVersion)
+		for _, h := range chosen {
+			could[h.ID] = true
+		}
 	}
 	for _, t := range f.Hosts {
 		h, exists := p.Host(t.HostID)
-		if t.Status == fleet.TurnSucceeded || !exists || h.Role != fleet.RoleAgent || p.observed[h.ID].Version == f.TargetVersion {
+		if t.Status == fleet.TurnSucceeded || !exists || p.observed[h.ID].Version == f.TargetVersion {
 			continue
 		}
 		behind++
@@ -185,10 +260,25 @@ func (u *ui) retryFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 
 func (u *ui) start(w http.ResponseWriter, r *http.Request, target string, hosts []string) error {
 	start := fleet.FleetUpdateStarted{ID: uuid.NewString(), TargetVersion: target, HostIDs: hosts}
-	if err := u.propose(r, start); err != nil {
+	v := u.View()
+	var change fleet.Change = start
+	if slices.ContainsFunc(hosts, func(id string) bool { h, _ := v.Host(id); return h.Role == fleet.RoleServer }) {
+		change = fleet.FleetUpdateWithServersStarted(start)
+	}
+	if err := u.propose(r, change); err != nil {
 		return err
 	}
 	return ok(w, map[string]string{"fleet_update_id": start.ID})
+}
+
+// serversIf asks the servers how they are, if they are to take part.
+func (u *ui) serversIf(ctx context.Context, take bool) []ServerStatus {
+	if !take {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, serversPageTimeout)
+	defer cancel()
+	return u.Servers.Servers(ctx)
 }
 
 // planJSON is what a fleet update that starts now would do, as the API shows it.
@@ -201,8 +291,9 @@ type planJSON struct {
 }
 
 type planHost struct {
-	HostID string `json:"host_id"`
-	Name   string `json:"name"`
+	HostID string         `json:"host_id"`
+	Name   string         `json:"name"`
+	Role   fleet.HostRole `json:"role"`
 }
 
 type leftOutJSON struct {
@@ -221,10 +312,18 @@ func (u *ui) getPlan(w http.ResponseWriter, r *http.Request) error {
 	if err := p.requireRelease(target); err != nil {
 		return err
 	}
-	chosen, left, upToDate := p.plan(target)
-	out := planJSON{TargetVersion: target, Hosts: []planHost{}, LeftOut: []leftOutJSON{}, UpToDate: upToDate, Warnings: p.warnings(chosen)}
+	with, err := queryBool(r, "servers")
+	if err != nil {
+		return err
+	}
+	servers := u.serversIf(r.Context(), with)
+	chosen, left, upToDate := p.planWith(target, servers)
+	out := planJSON{
+		TargetVersion: target, Hosts: []planHost{}, LeftOut: []leftOutJSON{}, UpToDate: upToDate,
+		Warnings: append(p.warnings(chosen), p.serverWarnings(chosen, servers)...),
+	}
 	for _, h := range chosen {
-		out.Hosts = append(out.Hosts, planHost{h.ID, h.Name})
+		out.Hosts = append(out.Hosts, planHost{h.ID, h.Name, h.Role})
 	}
 	for _, l := range left {
 		out.LeftOut = append(out.LeftOut, leftOutJSON{l.Host.ID, l.Host.Name, l.Why})

@@ -1,8 +1,11 @@
 package webui
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -21,6 +24,8 @@ type fleetUpdateJSON struct {
 	StartedBy     string                  `json:"started_by"`
 	CompletedAt   *time.Time              `json:"completed_at"`
 	Hosts         []turnJSON              `json:"hosts"`
+	// WaitingFor is why the next server's turn does not begin; "" where none waits.
+	WaitingFor string `json:"waiting_for"`
 }
 
 // turnJSON is one host's turn. FailedReason also tells why it was skipped.
@@ -31,45 +36,93 @@ type turnJSON struct {
 	Status       fleet.FleetUpdateHostStatus `json:"status"`
 	JobID        string                      `json:"job_id"`
 	FailedReason string                      `json:"failed_reason"`
+	Role         fleet.HostRole              `json:"role"`  // "" of a host that was removed
+	Phase        string                      `json:"phase"` // of a host whose turn it is
 }
 
-func showFleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
+func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
 	out := fleetUpdateJSON{
 		ID: f.ID, TargetVersion: f.TargetVersion, Status: f.Status, CurrentHostID: f.CurrentHostID,
 		HaltedReason: f.HaltedReason, StartedAt: f.StartedAt, StartedBy: f.StartedBy, CompletedAt: f.CompletedAt,
 		Hosts: make([]turnJSON, 0, len(f.Hosts)),
 	}
 	for _, t := range f.Hosts {
-		out.Hosts = append(out.Hosts, turnJSON(t))
+		turn := turnJSON{
+			HostID: t.HostID, Name: t.Name, Position: t.Position, Status: t.Status, JobID: t.JobID, FailedReason: t.FailedReason,
+		}
+		if h, exists := p.Host(t.HostID); exists {
+			turn.Role = h.Role
+		}
+		if t.Status == fleet.TurnRunning {
+			turn.Phase = p.observed[t.HostID].Phase
+		}
+		out.Hosts = append(out.Hosts, turn)
 	}
 	return out
 }
 
-func (u *ui) listFleetUpdates(w http.ResponseWriter, _ *http.Request) error {
+// waitingFor tells why the next server's turn of a fleet update does not begin: the
+// same reason that the leader has.
+func (u *ui) waitingFor(ctx context.Context, p picture, f fleet.FleetUpdate) string {
+	if f.Status != fleet.FleetRunning || !f.Servers || f.CurrentHostID != "" {
+		return ""
+	}
+	var next []fleet.Host
+	for _, t := range f.Hosts {
+		if t.Status != fleet.TurnPending {
+			continue
+		}
+		h, exists := p.Host(t.HostID)
+		if exists && h.Role != fleet.RoleServer {
+			return "" // agents come first
+		}
+		if exists {
+			next = append(next, h)
+		}
+	}
+	if len(next) == 0 {
+		return ""
+	}
+	servers := u.serversIf(ctx, true)
+	h := slices.MinFunc(next, func(a, b fleet.Host) int { return cmp.Compare(rankOf(servers, a.ID), rankOf(servers, b.ID)) })
+	return fleet.HoldsUpRestart(GroupOf(servers), h.ID, h.Name)
+}
+
+// fullFleetUpdate is fleetUpdate with what the servers have to be asked for.
+func (u *ui) fullFleetUpdate(ctx context.Context, p picture, f fleet.FleetUpdate) fleetUpdateJSON {
+	out := p.fleetUpdate(f)
+	out.WaitingFor = u.waitingFor(ctx, p, f)
+	return out
+}
+
+func (u *ui) listFleetUpdates(w http.ResponseWriter, r *http.Request) error {
 	all := []fleetUpdateJSON{}
-	for _, f := range u.View().FleetUpdates() {
-		all = append(all, showFleetUpdate(f))
+	p := u.picture()
+	for _, f := range p.FleetUpdates() {
+		all = append(all, u.fullFleetUpdate(r.Context(), p, f))
 	}
 	return ok(w, map[string]any{"fleet_updates": all})
 }
 
 func (u *ui) getFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 	id := chi.URLParam(r, "id")
-	f, exists := u.View().FleetUpdate(id)
+	p := u.picture()
+	f, exists := p.FleetUpdate(id)
 	if !exists {
 		return refuse(fleet.CodeFleetUpdateNotFound, "no fleet update has the id "+quoted(id)+"; GET /api/fleet-updates lists them")
 	}
-	return ok(w, showFleetUpdate(f))
+	return ok(w, u.fullFleetUpdate(r.Context(), p, f))
 }
 
 // startFleetUpdate chooses the hosts, in order, and starts. Without host_ids
-// they are those of the plan; with host_ids those, as they are named. With
-// expect_hosts it starts only if they are as many as somebody confirmed.
+// they are those of the plan; with host_ids those, as they are named. Servers are
+// among them only with servers, and come last. With expect_hosts it starts only if they are as many as somebody confirmed.
 func (u *ui) startFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 	var in struct {
 		TargetVersion string    `json:"target_version"`
 		HostIDs       *[]string `json:"host_ids"`
 		ExpectHosts   *int      `json:"expect_hosts"`
+		Servers       bool      `json:"servers"`
 	}
 	if err := decode(w, r, &in); err != nil {
 		return err
@@ -91,7 +144,7 @@ func (u *ui) startFleetUpdate(w http.ResponseWriter, r *http.Request) error {
 		}
 		target = in.TargetVersion
 	}
-	hosts, err := p.chooseHosts(target, in.HostIDs)
+	hosts, err := p.chooseHosts(target, in.HostIDs, u.serversIf(r.Context(), in.Servers))
 	if err != nil {
 		return err
 	}

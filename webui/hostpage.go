@@ -31,6 +31,10 @@ type hostView struct {
 
 func (u *ui) hostPage(w http.ResponseWriter, r *http.Request) error {
 	p := u.picture()
+	if s, exists := p.Host(chi.URLParam(r, "id")); exists && s.Role == fleet.RoleServer {
+		http.Redirect(w, r, "/settings/servers", http.StatusSeeOther) // servers have one page together
+		return nil
+	}
 	h, err := p.agent(chi.URLParam(r, "id"))
 	if err != nil {
 		return refuse(fleet.CodeHostNotFound, "no host of the fleet is at this address; it may have been removed since")

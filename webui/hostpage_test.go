@@ -90,13 +90,17 @@ func TestJobPageLeadsToItsFleetUpdate(t *testing.T) {
 func TestPageOfARemovedHostIsNotFound(t *testing.T) {
 	f := StartFurnished(t)
 	f.Admin("DELETE", "/api/hosts/"+f.failed, "").OK()
-	for _, a := range []answer{f.Admin("GET", "/hosts/"+f.failed, ""), f.Fragment(adminToken, "/hosts/"+f.failed), f.Admin("GET", "/hosts/s1", "")} {
+	for _, a := range []answer{f.Admin("GET", "/hosts/"+f.failed, ""), f.Fragment(adminToken, "/hosts/"+f.failed)} {
 		if a.Code != 404 {
 			t.Errorf("%d", a.Code)
 		}
 		a.Shows("it may have been removed since")
 	}
 	f.Admin("DELETE", "/api/hosts/"+f.failed, "").Refused(404, "host_not_found")
+	// Servers have one page together: turns and jobs of servers link to it.
+	if a := f.Admin("GET", "/hosts/s1", ""); a.Code != 303 || a.Header().Get("Location") != "/settings/servers" {
+		t.Errorf("%d to %s", a.Code, a.Header().Get("Location"))
+	}
 	// What it did is still told.
 	f.Admin("GET", "/jobs/"+f.job, "").Shows("web-1 (removed since)", "order accepted")
 	if a := f.Admin("GET", "/jobs/nothing", ""); a.Code != 404 {

@@ -90,6 +90,12 @@ func queryUint(r *http.Request, name string, fallback uint64) (uint64, error) {
 	return n, nil
 }
 
+// queryBool reads true or false from the query; false if it is absent.
+func queryBool(r *http.Request, name string) (bool, error) {
+	text, err := queryChoice(r, name, "true", "false")
+	return text == "true", err
+}
+
 // queryChoice reads one of several words from the query; "" if it is absent.
 func queryChoice(r *http.Request, name string, choices ...string) (string, error) {
 	text := r.URL.Query().Get(name)

@@ -143,6 +143,17 @@ type ServerStatus struct {
 	Healthy      bool   `json:"healthy"` // it answers, and none of its problems is failing
 	// Problems are in its own words, those that keep it from working first.
 	Problems []Problem `json:"problems"`
+	// CaughtUp: it is healthy and has the entries of the server that was asked.
+	CaughtUp bool `json:"-"`
+}
+
+// GroupOf is what a server's restart is judged by (fleet.HoldsUpRestart).
+func GroupOf(servers []ServerStatus) []fleet.GroupMember {
+	group := make([]fleet.GroupMember, 0, len(servers))
+	for _, s := range servers {
+		group = append(group, fleet.GroupMember{ID: s.ID, Name: s.Name, Voter: s.Voter, Healthy: s.CaughtUp})
+	}
+	return group
 }
 
 // Problem is one thing that is wrong with a server.

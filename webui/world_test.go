@@ -112,7 +112,7 @@ func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
 	})
 	w.MustPropose("system", fleet.APITokenCreated{Token: fleet.APIToken{ID: "t2", Name: "op", Role: fleet.Operator, Hash: hashSecret(operatorToken)}})
 	w.MustPropose("system", fleet.APITokenCreated{Token: fleet.APIToken{ID: "t3", Name: "view", Role: fleet.Viewer, Hash: hashSecret(viewerToken)}})
-	w.servers.list = []ServerStatus{{ID: "s1", Name: "server-1", Address: "10.0.0.1:7947", Version: ownVersion, Leader: true, Voter: true, Healthy: true}}
+	w.servers.list = []ServerStatus{{ID: "s1", Name: "server-1", Address: "10.0.0.1:7947", Version: ownVersion, Leader: true, Voter: true, Healthy: true, CaughtUp: true}}
 	w.roster.set("s1", Observation{Online: true, Version: ownVersion})
 	return w
 }

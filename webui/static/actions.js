@@ -162,7 +162,7 @@
   // Filters apply as soon as something else is chosen.
   document.addEventListener("change", (event) => {
     const form = event.target.closest("form[data-auto]");
-    if (form && event.target instanceof HTMLSelectElement) form.requestSubmit();
+    if (form && (event.target instanceof HTMLSelectElement || event.target.type === "checkbox")) form.requestSubmit();
   });
   // What is empty need not be in the address.
   document.addEventListener("formdata", (event) => {
