@@ -48,6 +48,15 @@ func Supervised() (*SupervisorLink, bool) {
 	return l, true
 }
 
+// InstalledPath returns where this program is installed. A child is told by its
+// supervisor: on trial it is executed from elsewhere. Call it before Supervised.
+func InstalledPath() (string, error) {
+	if os.Getenv(envSupervised) == "1" && len(os.Args) > 0 {
+		return os.Args[0], nil
+	}
+	return os.Executable()
+}
+
 func openPipes(numbers string) (recv, send *os.File, err error) {
 	r, w, ok := strings.Cut(numbers, ",")
 	if !ok {

@@ -243,6 +243,7 @@ type (
 		StartedBy     string     `json:"started_by"`
 		CompletedAt   *time.Time `json:"completed_at"`
 		Hosts         []apiTurn  `json:"hosts"`
+		WaitingFor    string     `json:"waiting_for"`
 	}
 	apiTurn struct {
 		HostID       string `json:"host_id"`
@@ -251,12 +252,15 @@ type (
 		Status       string `json:"status"`
 		JobID        string `json:"job_id"`
 		FailedReason string `json:"failed_reason"`
+		Role         string `json:"role"`
+		Phase        string `json:"phase"`
 	}
 	apiFleetPlan struct {
 		TargetVersion string `json:"target_version"`
 		Hosts         []struct {
 			HostID string `json:"host_id"`
 			Name   string `json:"name"`
+			Role   string `json:"role"`
 		} `json:"hosts"`
 		LeftOut []struct {
 			HostID string `json:"host_id"`

@@ -30,6 +30,9 @@ func newFleetCommand() *cobra.Command {
 			if u.HaltedReason != "" {
 				fmt.Fprintf(cmd.OutOrStdout(), "halted: %s\n", printable(u.HaltedReason))
 			}
+			if u.WaitingFor != "" {
+				fmt.Fprintf(cmd.OutOrStdout(), "waiting: %s\n", printable(u.WaitingFor))
+			}
 			var rows [][]string
 			for _, t := range u.Hosts {
 				rows = append(rows, []string{fmt.Sprint(t.Position), printable(t.Name), t.Status, dash(t.JobID), dash(t.FailedReason)})
@@ -94,32 +97,39 @@ func findFleetUpdate(ctx context.Context, c *client, args []string) (apiFleetUpd
 
 func newFleetUpdateCommand(f *clientFlags) *cobra.Command {
 	var to string
-	var yes, watch, dry bool
+	var yes, watch, dry, servers bool
 	var hostNames []string
 	cmd := &cobra.Command{
 		Use:   "update",
 		Short: "Start a fleet update",
 		Long: `Start a fleet update: the hosts that are online and behind are brought to the
-target one after the other; the first failure halts it.`,
-		Example: "  moult fleet update\n  moult fleet update --dry-run\n  moult fleet update --to 1.4.2 --yes --watch",
+target one after the other; the first failure halts it.
+
+With --servers the servers take part: after the agents, one at a time, each only while
+the others are healthy, caught up and a majority without it. The leader comes last and
+hands leadership over first. A server that fails its trial goes back by itself.`,
+		Example: "  moult fleet update\n  moult fleet update --servers --dry-run\n  moult fleet update --to 1.4.2 --yes --watch",
 		Args:    cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			if dry {
-				return showFleetPlan(cmd, c, to, f.json)
+				return showFleetPlan(cmd, c, to, servers, f.json)
 			}
 			in := map[string]any{}
+			if servers { // older servers do not know the field
+				in["servers"] = true
+			}
 			if to != "" {
 				in["target_version"] = to
 			}
 			if len(hostNames) > 0 {
-				ids, err := hostIDs(cmd.Context(), c, hostNames)
+				ids, err := hostIDs(cmd.Context(), c, hostNames, servers)
 				if err != nil {
 					return err
 				}
 				in["host_ids"] = ids
 			}
 			if !yes {
-				n, err := confirmFleetUpdate(cmd, c, to, len(hostNames))
+				n, err := confirmFleetUpdate(cmd, c, to, len(hostNames), servers)
 				if err != nil {
 					return err
 				}
@@ -150,6 +160,7 @@ target one after the other; the first failure halts it.`,
 	cmd.Flags().StringVar(&to, "to", "", "target version (default: the newest release)")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "show which hosts it would update, in order, who is left out and why; start nothing")
+	cmd.Flags().BoolVar(&servers, "servers", false, "the servers take part, after the agents")
 	cmd.Flags().BoolVar(&watch, "watch", false, "watch it to its end")
 	cmd.Flags().StringSliceVar(&hostNames, "host", nil, "only these hosts, in this order")
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "host")
@@ -180,7 +191,7 @@ func (c *client) untilHeard(cmd *cobra.Command, call func(context.Context) error
 	}
 }
 
-func hostIDs(ctx context.Context, c *client, names []string) ([]string, error) {
+func hostIDs(ctx context.Context, c *client, names []string, servers bool) ([]string, error) {
 	hosts, err := c.hosts(ctx, "")
 	if err != nil {
 		return nil, err
@@ -189,11 +200,20 @@ func hostIDs(ctx context.Context, c *client, names []string) ([]string, error) {
 	for _, h := range hosts {
 		byName[h.Name], byName[h.ID] = h.ID, h.ID
 	}
+	if servers {
+		list, err := c.servers(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range list {
+			byName[s.Name], byName[s.ID] = s.ID, s.ID
+		}
+	}
 	var ids []string
 	for _, n := range names {
 		id, ok := byName[n]
 		if !ok {
-			return nil, fmt.Errorf("no host is called %q; `moult hosts` lists them", n)
+			return nil, fmt.Errorf("no host is called %q; `moult hosts` lists them (and `moult servers` the servers, which take part with --servers)", n)
 		}
 		ids = append(ids, id)
 	}
@@ -201,13 +221,13 @@ func hostIDs(ctx context.Context, c *client, names []string) ([]string, error) {
 }
 
 // confirmFleetUpdate asks the person to type the number of hosts, and returns it.
-func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int) (int, error) {
+func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int, servers bool) (int, error) {
 	if !onTerminal(cmd) {
 		return 0, errors.New("this starts an update of the fleet; give --yes to start it without being asked")
 	}
 	n := named
 	if named == 0 {
-		plan, err := c.fleetPlan(cmd.Context(), to)
+		plan, err := c.fleetPlan(cmd.Context(), to, servers)
 		if err != nil {
 			return 0, err
 		}
@@ -223,8 +243,8 @@ func confirmFleetUpdate(cmd *cobra.Command, c *client, to string, named int) (in
 }
 
 // showFleetPlan prints what a fleet update would do.
-func showFleetPlan(cmd *cobra.Command, c *client, to string, asJSON bool) error {
-	plan, err := c.fleetPlan(cmd.Context(), to)
+func showFleetPlan(cmd *cobra.Command, c *client, to string, servers, asJSON bool) error {
+	plan, err := c.fleetPlan(cmd.Context(), to, servers)
 	if err != nil {
 		return err
 	}
@@ -233,13 +253,17 @@ func showFleetPlan(cmd *cobra.Command, c *client, to string, asJSON bool) error 
 	}
 	var rows [][]string
 	for i, h := range plan.Hosts {
-		rows = append(rows, []string{fmt.Sprint(i + 1), printable(h.Name)})
+		rows = append(rows, []string{fmt.Sprint(i + 1), printable(h.Name), dash(h.Role)})
 	}
-	if err := printTable(cmd.OutOrStdout(), []string{"#", "HOST"}, rows); err != nil {
+	if err := printTable(cmd.OutOrStdout(), []string{"#", "HOST", "ROLE"}, rows); err != nil {
 		return err
 	}
 	plan.print(cmd.ErrOrStderr())
-	fmt.Fprintf(cmd.ErrOrStderr(), "%d hosts would go to %s; start it with: moult fleet update\n", len(plan.Hosts), printable(plan.TargetVersion))
+	start := "moult fleet update"
+	if servers {
+		start += " --servers"
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%d hosts would go to %s; start it with: %s\n", len(plan.Hosts), printable(plan.TargetVersion), start)
 	return nil
 }
 
@@ -262,8 +286,11 @@ const maxLeftOutLines = 20
 
 // fleetPlan asks what a fleet update to a version, "" being the newest release,
 // would do now.
-func (c *client) fleetPlan(ctx context.Context, to string) (plan apiFleetPlan, err error) {
+func (c *client) fleetPlan(ctx context.Context, to string, servers bool) (plan apiFleetPlan, err error) {
 	query := url.Values{}
+	if servers {
+		query.Set("servers", "true")
+	}
 	if to != "" {
 		query.Set("target_version", to)
 	}

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"strings"
@@ -30,7 +32,7 @@ func watchFleetUpdate(ctx context.Context, c *client, id string, w io.Writer, as
 	if asJSON {
 		view = &jsonWatch{w: w}
 	}
-	lastAnswer := time.Now()
+	lastAnswer, left := time.Now(), math.MaxInt
 	for {
 		u, hosts, err := watchOnce(ctx, c, id)
 		switch {
@@ -40,8 +42,10 @@ func watchFleetUpdate(ctx context.Context, c *client, id string, w io.Writer, as
 			return err
 		case err != nil && time.Since(lastAnswer) > watchPatience:
 			return err
+		case err == nil && unended(u) > left:
+			lastAnswer = time.Now() // of a server that has just started and is not caught up
 		case err == nil:
-			lastAnswer = time.Now()
+			lastAnswer, left = time.Now(), unended(u)
 			view.show(u, hosts)
 			switch u.Status {
 			case "completed":
@@ -60,6 +64,16 @@ func watchFleetUpdate(ctx context.Context, c *client, id string, w io.Writer, as
 		case <-time.After(watchInterval):
 		}
 	}
+}
+
+// unended counts the turns to come or under way: they never become more.
+func unended(u apiFleetUpdate) (n int) {
+	for _, t := range u.Hosts {
+		if t.Status == "pending" || t.Status == "running" {
+			n++
+		}
+	}
+	return n
 }
 
 func watchOnce(ctx context.Context, c *client, id string) (apiFleetUpdate, map[string]apiHost, error) {
@@ -100,16 +114,23 @@ func (p *plainWatch) show(u apiFleetUpdate, hosts map[string]apiHost) {
 		p.seen[t.HostID] = state
 		fmt.Fprintf(p.w, "%s %d/%d %s: %s\n", time.Now().Format("15:04:05"), t.Position, len(u.Hosts), printable(t.Name), state)
 	}
+	if u.WaitingFor != "" && p.seen["waiting"] != u.WaitingFor {
+		fmt.Fprintf(p.w, "%s waiting: %s\n", time.Now().Format("15:04:05"), printable(u.WaitingFor))
+	}
+	p.seen["waiting"] = u.WaitingFor
 	if p.seen[""] != u.Status {
 		p.seen[""] = u.Status
 		fmt.Fprintf(p.w, "%s fleet update to %s: %s\n", time.Now().Format("15:04:05"), printable(u.TargetVersion), u.Status)
 	}
 }
 
+// phaseOf is what a host whose turn it is shows; servers are not among the hosts.
+func phaseOf(t apiTurn, h apiHost) string { return cmp.Or(h.Phase, t.Phase) }
+
 func turnState(t apiTurn, h apiHost) string {
 	s := t.Status
-	if t.Status == "running" && h.Phase != "" && h.Phase != "idle" {
-		s += ", " + h.Phase
+	if phase := phaseOf(t, h); t.Status == "running" && phase != "" && phase != "idle" {
+		s += ", " + phase
 	}
 	if t.FailedReason != "" {
 		s += ": " + printable(t.FailedReason)

@@ -64,8 +64,12 @@ func (l *liveWatch) table(u apiFleetUpdate, hosts map[string]apiHost, columns, r
 		current = len(u.Hosts) - 1
 	}
 	head := fmt.Sprintf("Fleet update to %s: %s, %d of %d hosts, %s", printable(u.TargetVersion), l.paint(u.Status), done, len(u.Hosts), elapsed(u))
-	from, to := window(current, len(u.Hosts), max(1, rows-3))
 	out := []string{head}
+	if u.WaitingFor != "" {
+		out = append(out, clipped("waiting: "+printable(u.WaitingFor), columns-1))
+		rows--
+	}
+	from, to := window(current, len(u.Hosts), max(1, rows-3))
 	if from > 0 {
 		out = append(out, fmt.Sprintf("      … %d before", from))
 	}
@@ -91,7 +95,7 @@ func elapsed(u apiFleetUpdate) string {
 func (l *liveWatch) row(t apiTurn, h apiHost, width, columns int) string {
 	extra := printable(t.FailedReason)
 	if t.Status == "running" {
-		extra = dash(h.Phase)
+		extra = dash(phaseOf(t, h))
 		if h.Progress != nil && h.Progress.Total > 0 && h.Phase == "fetching" {
 			extra += " " + progressBar(h.Progress.Done, h.Progress.Total)
 		}

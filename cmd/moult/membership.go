@@ -48,8 +48,12 @@ func (m *membership) own() nodeStatus {
 	}
 }
 
+// caughtUpSlack is how many entries behind this server still counts as caught up.
+const caughtUpSlack = 64
+
 // Servers asks every server how it is, all at once.
 func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
+	mine := m.raft.AppliedIndex() // before the others are asked: what they must have reached
 	list := m.raft.Servers()
 	out := make([]webui.ServerStatus, len(list))
 	v := m.raft.State().View()
@@ -64,7 +68,9 @@ func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
 			if s.ID != m.self {
 				answer, err = m.servers.status(ctx, s.Address)
 			}
-			out[i] = answer.show(st, err)
+			st = answer.show(st, err)
+			st.CaughtUp = st.Healthy && st.AppliedIndex+caughtUpSlack >= mine
+			out[i] = st
 		})
 	}
 	asked.Wait()
@@ -84,6 +90,36 @@ func (a nodeStatus) show(st webui.ServerStatus, err error) webui.ServerStatus {
 		st.Problems = []webui.Problem{{Code: problemNoLeader, Message: "it is not ready", Next: "its /readyz tells why", Failing: true}}
 	}
 	return st
+}
+
+// Group tells how the servers are that hold the log.
+func (m *membership) Group(ctx context.Context) []fleet.GroupMember {
+	return webui.GroupOf(m.Servers(ctx))
+}
+
+// restartPatience is how long a server that is about to restart waits for the others
+// to be a majority without it. It is less than the coordinator waits for it.
+const restartPatience = 45 * time.Second
+
+// mayRestart returns when this server may restart without the others losing their
+// majority, or why not. They were asked before the dispatch; since then the release
+// was fetched, and one of them may have gone.
+func (m *membership) mayRestart(ctx context.Context) error {
+	name := m.self
+	if h, ok := m.raft.View().Host(m.self); ok {
+		name = h.Name
+	}
+	ctx, cancel := context.WithTimeout(ctx, restartPatience)
+	defer cancel()
+	for {
+		why := fleet.HoldsUpRestart(m.Group(ctx), m.self, name)
+		if why == "" {
+			return nil
+		}
+		if !sleep(ctx, retryInterval) {
+			return errors.New(why)
+		}
+	}
 }
 
 // RemoveServer takes a server out of the Raft group.

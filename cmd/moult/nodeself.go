@@ -33,7 +33,7 @@ type runningNode struct {
 	Role   identity.Role `json:"role"`
 	Peer   string        `json:"peer"` // node port, as others dial it
 	Gossip string        `json:"gossip"`
-	Binary string        `json:"binary,omitempty"` // what updates replace; agents only
+	Binary string        `json:"binary,omitempty"` // what updates replace
 }
 
 func (r runningNode) write(dataDir string) error {

@@ -124,7 +124,7 @@ func (d *keyDistributor) round(ctx context.Context, c fleet.Cluster) {
 	var sends sync.WaitGroup
 	slots := make(chan struct{}, keysAtOnce)
 	for _, m := range d.roster.Members() {
-		if m.Liveness != mesh.Online || m.Role != string(identity.RoleAgent) || follows[m.HostID] == c.KeysNumber || ctx.Err() != nil {
+		if m.Liveness != mesh.Online || follows[m.HostID] == c.KeysNumber || ctx.Err() != nil {
 			continue
 		}
 		slots <- struct{}{}

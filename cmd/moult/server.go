@@ -195,6 +195,7 @@ type serverOptions struct {
 	unreachable      string
 	releaseThreshold int
 	snapshots        consensus.Snapshots
+	trial            trialOptions
 }
 
 func newServerCommand() *cobra.Command {
@@ -233,6 +234,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	cmd.Flags().Uint64Var(&o.snapshots.Trailing, "snapshot-trailing", d.Trailing, "log entries kept behind a snapshot; a server that lacks older ones gets the snapshot")
 	cmd.Flags().DurationVar(&o.snapshots.Interval, "snapshot-interval", d.Interval, "how often to look whether a snapshot is due")
 	o.raft.register(cmd)
+	o.trial.register(cmd.Flags())
 	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
 		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
 	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand(), newServerRecoverCommand())
@@ -262,6 +264,9 @@ func (o *serverOptions) validate() error {
 		return err
 	}
 	if err := o.raft.validate(); err != nil {
+		return err
+	}
+	if err := o.trial.validate(); err != nil {
 		return err
 	}
 	return o.timeouts.validate()

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +17,6 @@ import (
 	"moult/mesh/nodeport"
 	"moult/updater"
 	"moult/updater/artifact"
-	"moult/updater/order"
 	"moult/updater/release"
 )
 
@@ -59,11 +57,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	if err := awaitSegmentKeys(ctx, o.nodeOptions, current, agentAsk(o.nodeOptions, current), logger); err != nil {
 		return err
 	}
-	return updater.RunSupervisor(ctx, updater.SupervisorConfig{
-		Installed: o.binary, DataDir: o.data, Args: os.Args[1:], Env: os.Environ(),
-		TrialTimeout: o.trialTimeout, MaxStarts: o.trialStarts, Soak: o.soak,
-		Output: stderr, Logger: logger,
-	})
+	return updater.RunSupervisor(ctx, o.trial.supervisor(o.data, stderr, logger))
 }
 
 // runSupervisedAgent is the agent process:
@@ -124,56 +118,28 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	announceHolds(node, held.store, me.digest)
-	given := release.KeySet{Number: creds.KeysNumber, Threshold: creds.ReleaseThreshold, Keys: creds.ReleaseKeys}
-	pinned := func() release.KeySet { return updater.PinnedKeys(o.data, creds.Cluster, given) }
+	pinned := func() release.KeySet { return updater.PinnedKeys(o.data, creds.Cluster, keysGiven(creds)) }
 	puller, err := held.puller(pinned, true, logger)
 	if err != nil {
 		return err
 	}
 	defer puller.Close()
 	port.ServeHTTP(nodeport.Handlers{Peer: nodeAPI(node, held, puller)})
-	phase, jobID := updater.StartPhase(o.data, link)
-	node.Announce(mesh.Phase(phase), jobID)
-
-	fence, err := order.OpenFence(filepath.Join(o.data, "fence.json"))
-	if err != nil {
-		logger.Error("this host takes no orders", "error", err) // and runs on: the fence refuses them all
-	}
-	up, err := updater.New(updater.Config{
-		HostID: creds.HostID, Cluster: creds.Cluster, Verifier: creds.Verifier(), Fence: fence,
-		ReleaseKeys: given,
-		DataDir:     o.data, Installed: o.binary, Version: version, Digest: me.digest,
-		Store: held.store, Candidates: held.peers.holders, Relays: held.peers.relays, HTTP: held.client, Limiter: held.limiter, Spare: spareOf(o),
-		Mesh: &agentMesh{node: node, logger: logger.With("component", "reports")},
-		Link: link, Logger: logger,
-	})
+	up, err := openUpdater(updaterSide{
+		data: o.data, installed: o.trial.binary, digest: me.digest, creds: creds, node: node, held: held, link: link, spare: spareOf(o),
+	}, logger)
 	if err != nil {
 		return err
 	}
-	node.Handle(topicOrder, up.HandleOrder)
-	node.Handle(topicReleaseKeys, keyFollower(up, node, logger.With("component", "release-keys")))
-	node.Handle(topicReportAck, func(from identity.Identity, payload []byte) {
-		var ack reportAck
-		if from.Role == identity.RoleServer && json.Unmarshal(payload, &ack) == nil {
-			up.HandleAck(ack.JobID, ack.Stored)
-		}
-	})
 
 	var tasks sync.WaitGroup
 	ctx, stop := context.WithCancel(ctx)
 	defer tasks.Wait()
 	defer stop()
 	tasks.Go(func() { agentRenewal(o, node, current, ways, logger).run(ctx) })
-	tasks.Go(func() { proveHealth(ctx, node, link, me.digest, logger) })
-	tasks.Go(func() {
-		select {
-		case <-link.ParentGone():
-			logger.Error("the supervisor is gone; stopping")
-			stop()
-		case <-ctx.Done():
-		}
-	})
-	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.binary}
+	tasks.Go(func() { proveHealth(ctx, link, me.digest, logger, hasPeers(node)) })
+	tasks.Go(func() { heedSupervisor(ctx, link, stop, logger) })
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary}
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this agent listens, for moult doctor", "error", err)
 	}
@@ -183,25 +149,6 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return &exitError{code: updater.ExitRestart}
 	}
 	return err
-}
-
-// proveHealth tells the supervisor once a live peer has answered: the agent
-// works as a member of the mesh. Not reaching a server is no reason to go back.
-func proveHealth(ctx context.Context, node *mesh.Node, link *updater.SupervisorLink, digest string, logger *slog.Logger) {
-	for {
-		changed := node.Roster().Changed()
-		if node.LivePeers() > 0 {
-			if err := link.Joined(version, digest); err != nil {
-				logger.Error("tell the supervisor", "error", err)
-			}
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-changed:
-		}
-	}
 }
 
 // spareOf is how many artifacts an agent keeps for others: a relay keeps as many
@@ -245,37 +192,4 @@ func agentGate(relays bool) func(alpn string, id identity.Identity) error {
 		}
 		return fmt.Errorf("this host does not speak %s", alpn)
 	}
-}
-
-// reportSendTimeout bounds the sending of one report.
-const reportSendTimeout = 5 * time.Second
-
-// agentMesh is the updater's view of the mesh.
-type agentMesh struct {
-	node   *mesh.Node
-	logger *slog.Logger
-}
-
-func (m *agentMesh) Announce(phase, jobID string) { m.node.Announce(mesh.Phase(phase), jobID) }
-
-// Report sends a report, with the signed record in it, to every server that is
-// known: the leader acts on it, the others show it.
-func (m *agentMesh) Report(r updater.Report) {
-	r.Record = m.node.Record().Raw
-	payload, err := json.Marshal(r)
-	if err != nil {
-		m.logger.Error("encode report", "error", err)
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), reportSendTimeout)
-	defer cancel()
-	var sends sync.WaitGroup
-	for _, s := range m.node.Roster().Servers() {
-		sends.Go(func() {
-			if err := m.node.Send(ctx, s.HostID, topicReport, payload); err != nil {
-				m.logger.Debug("send report", "server", s.HostID, "error", err)
-			}
-		})
-	}
-	sends.Wait()
 }

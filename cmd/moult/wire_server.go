@@ -24,6 +24,7 @@ import (
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
+	"moult/updater"
 	"moult/webui"
 	"moult/webui/telemetry"
 )
@@ -34,7 +35,39 @@ const (
 	retryInterval     = time.Second
 )
 
-// runServer is the server process:
+// runServer is a server: one process, so that whatever stops or kills it hits all
+// of it. Only while a new binary is tried it is that one's supervisor, and then
+// becomes what is installed in the end.
+func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) error {
+	if link, onTrial := updater.Supervised(); onTrial {
+		return runLockedServer(ctx, o, link, stdout, stderr)
+	}
+	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
+	if err := os.MkdirAll(o.data, 0o700); err != nil {
+		return fmt.Errorf("make --data: %w", err)
+	}
+	unlock, err := lockDataDir(o.data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	trial := o.trial.supervisor(o.data, stderr, logger)
+	if err := updater.SettleTrial(trial); err != nil {
+		return err
+	}
+	if err := runLockedServer(ctx, o, nil, stdout, stderr); !errors.Is(err, updater.ErrRestart) {
+		return err
+	}
+	if _, err := updater.RunTrial(ctx, trial); err != nil {
+		logger.Error("try the new binary", "error", err)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return updater.ReplaceSelf(o.trial.binary)
+}
+
+// runLockedServer is the server process, on a data directory that is locked:
 //
 //	          UI and API (--http)                 node port (--peer, TLS)
 //	                │                      raft │   http │    join │
@@ -50,16 +83,10 @@ const (
 //
 // Closed last in, first out: first what takes requests, then the coordinator,
 // the notifier and Raft (which hands leadership over), then the mesh, then the node port.
-func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) error {
+//
+// It ends with updater.ErrRestart when a trial is staged.
+func runLockedServer(ctx context.Context, o serverOptions, link *updater.SupervisorLink, stdout, stderr io.Writer) error {
 	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
-	if err := os.MkdirAll(o.data, 0o700); err != nil {
-		return fmt.Errorf("make --data: %w", err)
-	}
-	unlock, err := lockDataDir(o.data)
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	httpListener, err := net.Listen("tcp", o.http)
 	if err != nil {
 		return fmt.Errorf("listen for the UI: %w; give a free address with --http", err)
@@ -126,7 +153,9 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	gossipSeeds(raft, creds.HostID, pools)
-	seeds := newSeedFinder(current, o.join, logger.With("component", "seeds"))
+	// Right after a start the state may not have been read, nor the enrolment of the
+	// first server name anybody: the Raft group does.
+	seeds := newSeedFinder(current, otherServers(o, raft, creds), logger.With("component", "seeds"))
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
@@ -157,6 +186,13 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	defer puller.Close()
 	health := &healthWatch{raft: raft, roster: node.Roster(), store: held.store, others: others, current: current, self: creds.HostID, started: started}
 	members.health = health
+	up, err := openUpdater(updaterSide{
+		data: o.data, installed: o.trial.binary, digest: me.digest, creds: creds, node: node, held: held, link: link,
+		spare: keepAllArtifacts, mayRestart: members.mayRestart,
+	}, logger)
+	if err != nil {
+		return err
+	}
 	api := nodeAPI(node, held, puller)
 	addServerAPI(api, raft, members, publisher)
 	enrolment.roster = node.Roster()
@@ -183,12 +219,21 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 
 	// From here on things run.
 	var tasks sync.WaitGroup
-	ctx, stop := context.WithCancel(ctx)
+	ctx, stop := context.WithCancelCause(ctx)
 	defer tasks.Wait()
-	defer stop()
+	defer stop(nil)
 	tasks.Go(func() { clock.run(ctx) })
 	tasks.Go(func() { observer.run(ctx) })
 	tasks.Go(func() { health.run(ctx) })
+	tasks.Go(func() {
+		if err := up.Run(ctx); err != nil {
+			stop(err)
+		}
+	})
+	if link != nil {
+		tasks.Go(func() { heedSupervisor(ctx, link, func() { stop(nil) }, logger) })
+		tasks.Go(func() { proveHealth(ctx, link, me.digest, logger, serverIsWell(raft, node)) })
+	}
 	tasks.Go(func() {
 		(&renewal{current: current, ask: ask, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal")}).run(ctx)
 	})
@@ -209,6 +254,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 			err := coordinator.Run(ctx, coordinator.Config{
 				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts, Unreachable: coordinator.UnreachablePolicy(o.unreachable),
 				Orders: &orderSender{node: node, raft: raft, creds: current.Get},
+				Self:   creds.HostID, Servers: members,
 				Logger: logger.With("component", "coordinator"),
 			})
 			if err != nil && ctx.Err() == nil {
@@ -224,12 +270,34 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 			}
 		})
 	})
-	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv}
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary}
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this server listens, for moult doctor", "error", err)
 	}
-	logger.Info("server is up", "http", o.http, "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version)
-	return serveHTTP(ctx, httpListener, ui)
+	logger.Info("server is up", "http", o.http, "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link != nil)
+	err = serveHTTP(ctx, httpListener, ui)
+	if errors.Is(context.Cause(ctx), updater.ErrRestart) {
+		return updater.ErrRestart
+	}
+	return err
+}
+
+// keepAllArtifacts is the updater's spare artifacts on a server: the publisher knows
+// which ones are released and deletes the others.
+const keepAllArtifacts = -1
+
+// serverIsWell is when a new binary has proved itself as a server: it has caught up
+// with a leader or leads itself, and where there are other servers a live peer has
+// answered it in the mesh.
+func serverIsWell(raft *consensus.Node, node *mesh.Node) func() (bool, <-chan struct{}) {
+	return func() (bool, <-chan struct{}) {
+		if raft.Ready() == nil && (len(raft.Servers()) == 1 || node.LivePeers() > 0) {
+			return true, nil
+		}
+		again := make(chan struct{})
+		time.AfterFunc(100*time.Millisecond, func() { close(again) })
+		return false, again
+	}
 }
 
 // serveHTTP serves until ctx ends, then lets requests finish.
@@ -262,17 +330,23 @@ func serverAsk(o serverOptions, raft *consensus.Node, e *enrolment, current *ide
 		if err == nil {
 			return answer, nil
 		}
-		addrs := slices.Concat(o.join, creds.Servers)
-		for _, s := range raft.Servers() {
-			addrs = append(addrs, s.Address)
-		}
-		slices.Sort(addrs)
-		addrs = slices.DeleteFunc(slices.Compact(addrs), func(a string) bool { return a == o.peerAdv })
+		addrs := otherServers(o, raft, creds)
 		if len(addrs) == 0 {
 			return answer, err
 		}
 		return renewAt(ctx, addrs, creds, req)
 	}
+}
+
+// otherServers are the node ports of servers that this one knows of by its
+// configuration, its enrolment and the Raft group.
+func otherServers(o serverOptions, raft *consensus.Node, creds identity.Credentials) []string {
+	addrs := slices.Concat(o.join, creds.Servers)
+	for _, s := range raft.Servers() {
+		addrs = append(addrs, s.Address)
+	}
+	slices.Sort(addrs)
+	return slices.DeleteFunc(slices.Compact(addrs), func(a string) bool { return a == o.peerAdv })
 }
 
 // advertisedHTTP is the UI address as others see it.

@@ -1,0 +1,290 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var allServers = []string{"server-1", "server-2", "server-3"}
+
+// serverIDs returns the servers' ids, by name.
+func (c *testCluster) serverIDs() map[string]string {
+	c.t.Helper()
+	ids := map[string]string{}
+	c.await(30*time.Second, "the list of servers", func() error {
+		list, err := c.client.servers(context.Background())
+		for _, s := range list {
+			ids[s.Name] = s.ID
+		}
+		return err
+	})
+	return ids
+}
+
+// startServersUpdate starts a fleet update of some servers and nobody else.
+func (c *testCluster) startServersUpdate(names ...string) string {
+	c.t.Helper()
+	ids := c.serverIDs()
+	var chosen []string
+	for _, name := range names {
+		chosen = append(chosen, ids[name])
+	}
+	return c.startFleetUpdate(map[string]any{"servers": true, "host_ids": chosen})
+}
+
+// awaitServersOn waits until all servers are healthy voters of a version.
+func (c *testCluster) awaitServersOn(version string) {
+	c.t.Helper()
+	c.await(time.Minute, "the servers to be healthy on "+version, func() error {
+		servers, err := c.client.servers(context.Background())
+		if err != nil {
+			return err
+		}
+		for _, s := range servers {
+			if !s.Healthy || !s.Voter || s.Version != version {
+				return fmt.Errorf("%+v", s)
+			}
+		}
+		return nil
+	})
+}
+
+// serverStarts counts a server's starts in a version, by its log.
+func (c *testCluster) serverStarts(name, version string, trial bool) int {
+	c.t.Helper()
+	n := 0
+	for line := range strings.SplitSeq(c.read(name+"/log"), "\n") {
+		if strings.Contains(line, `msg="server is up"`) && strings.Contains(line, "version="+version+" ") && strings.Contains(line, fmt.Sprint("trial=", trial)) {
+			n++
+		}
+	}
+	return n
+}
+
+// killed kills a server with -9 and returns what starts it again, once nothing of it is
+// left: a service manager waits for that too.
+func (c *testCluster) killed(name string) (restart func()) {
+	c.t.Helper()
+	child := childOf(c.pid(name))
+	restart = c.killForRestart(name)
+	if child != 0 {
+		c.awaitEnd(child)
+	}
+	return restart
+}
+
+// onTrial waits until a server's turn shows that its new binary is tried.
+func (c *testCluster) onTrial(id string) {
+	c.t.Helper()
+	c.await(time.Minute, "the trial", func() error {
+		turn := c.fleetUpdate(id).Hosts[0]
+		if turn.Phase != "trial" {
+			return fmt.Errorf("%+v", turn)
+		}
+		return nil
+	})
+}
+
+// A fleet update with its servers: the agents first, then the followers, then the old
+// leader, which led no more by then. Whatever was acknowledged meanwhile is kept.
+func TestE2EServersAreUpdated(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 3, 2, "--server-arg=--soak=500ms")
+	c.publish(versionB, binary(t, versionB))
+	old := c.leader()
+	pids := map[string]int{}
+	for _, name := range allServers {
+		pids[name] = c.pid(name)
+	}
+	f := &faultRun{t: t, c: c, writer: &ackedWriter{c: c}}
+	f.writer.start()
+	id := strings.TrimSpace(c.moult("fleet", "update", "--servers", "--yes"))
+	u := c.awaitFleetUpdate(id, "completed", 3*time.Minute)
+	gap := f.writer.stop()
+	t.Logf("%d writes were acknowledged, the longest time without was %v", len(f.writer.sofar()), gap)
+
+	type began struct {
+		name string
+		at   time.Time
+	}
+	var order []began
+	for _, turn := range u.Hosts {
+		var job struct {
+			StartedAt time.Time `json:"started_at"`
+		}
+		c.get("/api/jobs/"+turn.JobID, &job)
+		order = append(order, began{turn.Name, job.StartedAt})
+		if wantRole := strings.TrimRight(turn.Name, "-0123456789"); turn.Role != wantRole {
+			t.Errorf("%s has the role %q", turn.Name, turn.Role)
+		}
+	}
+	slices.SortFunc(order, func(a, b began) int { return a.at.Compare(b.at) })
+	if len(order) != 5 || !strings.HasPrefix(order[0].name, "agent") || !strings.HasPrefix(order[1].name, "agent") || order[4].name != old {
+		t.Errorf("%s led; the order was %v", old, order)
+	}
+	c.awaitServersOn(versionB)
+	c.await(30*time.Second, "the servers that just started to see the agents", func() error {
+		for name, h := range c.hosts() {
+			if !h.Online {
+				return errors.New(name + " is offline")
+			}
+		}
+		return nil
+	})
+	c.allOn(versionB)
+	if now := c.leader(); now == old {
+		t.Errorf("%s leads again", now)
+	}
+	for _, name := range allServers {
+		c.installedIs(name, versionB)
+		if tried, run := c.serverStarts(name, versionB, true), c.serverStarts(name, versionB, false); tried != 1 || run != 1 {
+			t.Errorf("%s was tried %d times and started %d times", name, tried, run)
+		}
+		// The process that is stopped and killed by its id is the whole server.
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pids[name]))
+		if err == nil && exe != filepath.Join(c.dir, name, "moult") || childOf(pids[name]) != 0 {
+			t.Errorf("process %d of %s runs %s and has the child %d", pids[name], name, exe, childOf(pids[name]))
+		}
+	}
+	f.nothingLost()
+	f.statesEqual()
+}
+
+// A release that does not work as a server costs one server a restart: it goes back,
+// the others are not touched, and the cluster works.
+func TestE2EBadServerReleaseIsRolledBack(t *testing.T) {
+	t.Parallel()
+	modes := map[string]string{"exit": "fatal: the frobnicator is missing"}
+	if longForm() {
+		modes["mute"], modes["hang"] = "no peer answers", "waiting for a frobnicator that never comes"
+	}
+	for mode, reason := range modes {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			c := startCluster(t, 3, 0, "--server-arg=--soak=500ms", "--server-arg=--trial-timeout=6s")
+			c.badRelease("6.6.6", mode)
+			u := c.awaitFleetUpdate(c.startServersUpdate(allServers...), "halted", 2*time.Minute)
+			if !strings.Contains(u.HaltedReason, reason) || !strings.Contains(u.HaltedReason, "server rejoined at "+versionA) {
+				t.Errorf("halted: %s", u.HaltedReason)
+			}
+			failed := ""
+			for _, turn := range u.Hosts {
+				switch turn.Status {
+				case "failed":
+					failed += turn.Name
+				case "pending":
+				default:
+					t.Errorf("%+v", turn)
+				}
+			}
+			c.awaitServersOn(versionA)
+			for _, name := range allServers {
+				c.installedIs(name, versionA)
+				want := 1
+				if name == failed {
+					want = 2
+				}
+				if n := c.serverStarts(name, versionA, false); n != want {
+					t.Errorf("%s started %d times, want %d (%q failed)", name, n, want, failed)
+				}
+			}
+			if open := c.openAlerts(); open != 2 {
+				t.Errorf("%d alerts are open, want update_failed and fleet_update_halted", open)
+			}
+		})
+	}
+}
+
+// Killed with -9 in the middle of its trial, both processes of it or the new one
+// alone, a server comes back, and its job ends with what is true.
+func TestE2EServerKilledInItsTrial(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 3, 0, "--server-arg=--soak=3s")
+	c.publish(versionB, binary(t, versionB))
+	name := allServers[slices.IndexFunc(allServers, func(s string) bool { return s != c.leader() })]
+
+	id := c.startServersUpdate(name)
+	c.onTrial(id)
+	if childOf(c.pid(name)) == 0 {
+		t.Fatal("the trial runs in no process of its own")
+	}
+	c.killed(name)()
+	u := c.awaitFleetUpdate(id, "halted", 2*time.Minute)
+	if !strings.Contains(u.HaltedReason, "interrupted") {
+		t.Errorf("halted: %s", u.HaltedReason)
+	}
+	c.awaitServersOn(versionA)
+	c.installedIs(name, versionA)
+
+	id = c.startServersUpdate(name)
+	c.onTrial(id)
+	if err := syscall.Kill(childOf(c.pid(name)), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitFleetUpdate(id, "completed", 2*time.Minute) // it is tried again
+	c.installedIs(name, versionB)
+	if n := c.serverStarts(name, versionB, false); n != 1 {
+		t.Errorf("it started %d times in %s", n, versionB)
+	}
+}
+
+// A server is killed with -9 at any moment of its update: the job's verdict is what
+// the server runs, and what it runs is what it has installed.
+func TestE2EServerKilledAtAnyMoment(t *testing.T) {
+	if !longForm() {
+		t.Skip("twenty cycles; MOULT_LONG=1 runs them, and in the short form TestE2EServerKilledInItsTrial is one")
+	}
+	t.Parallel()
+	c := startCluster(t, 3, 0, "--server-arg=--soak=1s")
+	f := &faultRun{t: t, c: c, writer: &ackedWriter{c: c}, pattern: patternBinary(t)}
+	succeeded := 0
+	for cycle := range 20 {
+		name := allServers[rand.IntN(len(allServers))]
+		version := f.publishNext()
+		f.writer.start()
+		id := c.startServersUpdate(name)
+		time.Sleep(rand.N(5 * time.Second))
+		c.killed(name)()
+		var u apiFleetUpdate
+		c.await(3*time.Minute, "the fleet update to end", func() error {
+			if u = c.fleetUpdate(id); u.Status == "running" {
+				return errors.New("it runs")
+			}
+			return nil
+		})
+		f.writer.stop()
+		runs := ""
+		c.await(time.Minute, "the servers to be healthy", func() error {
+			servers, err := c.client.servers(context.Background())
+			for _, s := range servers {
+				if !s.Healthy {
+					return fmt.Errorf("%+v", s)
+				}
+				if s.Name == name {
+					runs = s.Version
+				}
+			}
+			return err
+		})
+		if (u.Status == "completed") != (runs == version) {
+			t.Errorf("cycle %d: the update of %s to %s is %s: %s; it runs %s", cycle, name, version, u.Status, u.HaltedReason, runs)
+		}
+		if runs == version {
+			succeeded++
+		}
+		f.nothingLost()
+		f.statesEqual()
+	}
+	t.Logf("%d of 20 killed updates succeeded, the others told why not", succeeded)
+}
