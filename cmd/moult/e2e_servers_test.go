@@ -288,3 +288,60 @@ func TestE2EServerKilledAtAnyMoment(t *testing.T) {
 	}
 	t.Logf("%d of 20 killed updates succeeded, the others told why not", succeeded)
 }
+
+// A server that loses the others in its update does not restart, and a new binary that
+// has nobody to follow has not proved itself as a server: it is taken back.
+func TestE2EServerThatLosesTheOthersStaysAsItWas(t *testing.T) {
+	if !longForm() {
+		t.Skip("two minutes; MOULT_LONG=1 runs it, and in the short form the units of both sides are tested")
+	}
+	t.Parallel()
+	for _, tt := range []struct {
+		name, when, until, reason string
+		trials                    int
+	}{
+		{"before its restart", `msg="artifact verified"`, `msg="failed: `, "does not restart yet", 0},
+		{"in its trial", `msg="trial begins"`, `msg="rolled back"`, "no commit within 20s", 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := startCluster(t, 3, 1, "--server-arg=--soak=500ms", "--server-arg=--trial-timeout=20s") // the agent is a live peer
+			c.publish(versionB, binary(t, versionB))
+			leader := c.leader()
+			name := allServers[slices.IndexFunc(allServers, func(s string) bool { return s != leader })]
+			var others []int
+			for _, s := range allServers {
+				if s != name {
+					others = append(others, c.pid(s))
+				}
+			}
+			signal := func(sig syscall.Signal) {
+				for _, p := range others {
+					_ = syscall.Kill(p, sig)
+				}
+			}
+			says := func(text string, every time.Duration) {
+				t.Helper()
+				for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(c.read(name+"/log"), text); time.Sleep(every) {
+					if time.Now().After(deadline) {
+						t.Fatalf("the log of %s has no %s", name, text)
+					}
+				}
+			}
+			id := c.startServersUpdate(name)
+			says(tt.when, 2*time.Millisecond) // what comes next takes a process to start
+			signal(syscall.SIGSTOP)
+			defer signal(syscall.SIGCONT)
+			says(tt.until, 100*time.Millisecond)
+			signal(syscall.SIGCONT)
+			if u := c.awaitFleetUpdate(id, "halted", 2*time.Minute); !strings.Contains(u.HaltedReason, tt.reason) {
+				t.Errorf("halted: %s", u.HaltedReason)
+			}
+			c.awaitServersOn(versionA)
+			c.installedIs(name, versionA)
+			if n := c.serverStarts(name, versionB, true); n != tt.trials {
+				t.Errorf("%d trials, want %d", n, tt.trials)
+			}
+		})
+	}
+}
