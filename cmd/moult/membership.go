@@ -25,6 +25,8 @@ type membership struct {
 	servers *serverClient
 	health  *healthWatch
 	self    string
+	// patience is how long this server waits to be allowed to restart.
+	patience time.Duration
 }
 
 // add has a joined server become a member of the Raft group.
@@ -97,10 +99,6 @@ func (m *membership) Group(ctx context.Context) []fleet.GroupMember {
 	return webui.GroupOf(m.Servers(ctx))
 }
 
-// restartPatience is how long a server that is about to restart waits for the others
-// to be a majority without it. It is less than the coordinator waits for it.
-const restartPatience = 45 * time.Second
-
 // mayRestart returns when this server may restart without the others losing their
 // majority, or why not. They were asked before the dispatch; since then the release
 // was fetched, and one of them may have gone.
@@ -109,7 +107,7 @@ func (m *membership) mayRestart(ctx context.Context) error {
 	if h, ok := m.raft.View().Host(m.self); ok {
 		name = h.Name
 	}
-	ctx, cancel := context.WithTimeout(ctx, restartPatience)
+	ctx, cancel := context.WithTimeout(ctx, m.patience)
 	defer cancel()
 	for {
 		why := fleet.HoldsUpRestart(m.Group(ctx), m.self, name)

@@ -131,7 +131,8 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		return err
 	}
 	others := newServerClient(current.Get, o.raft.statusTimeout())
-	members := &membership{servers: others, self: creds.HostID}
+	// Half of what the coordinator waits for a server in one phase.
+	members := &membership{servers: others, self: creds.HostID, patience: o.timeouts.Rejoin / 2}
 	clock := newClockGuard(members.otherClocks, logger.With("component", "clock"))
 	raft, err := openRaft(o, creds.HostID, port, current, others, clock.unfit, logger.With("component", "raft"))
 	if err != nil {

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -520,7 +521,7 @@ func (s *sim) administer() {
 func (s *sim) coordinate(srv *simServer) {
 	for range 10 {
 		c := &coordinator{Config: Config{Log: simLog{srv: srv}, Roster: simLog{srv: srv}, Timeouts: DefaultTimeouts, Unreachable: UnreachableIsOffline}, memory: srv.mem}
-		in := c.gather(s.now)
+		in := c.gather(context.Background(), s.now)
 		s.ids++
 		in.NewJobID = fmt.Sprintf("j%d", s.ids)
 		steps, mem, _ := plan(in)
