@@ -88,7 +88,7 @@ func (p *pool) open(cfg Config, pc PoolConfig, logger *slog.Logger) error {
 	mc.DeadNodeReclaimTime = p.timing.Reclaim
 	mc.TCPTimeout = p.timing.Stream
 	mc.CIDRsAllowed = allowed
-	mc.Logger = log.New(memberlistLog{logger}, "", 0)
+	mc.Logger = log.New(newMemberlistLog(logger), "", 0)
 	mc.Delegate, mc.Events, mc.Alive = p, p, p
 	transport, bound, err := openTransport(cfg.Transport, pc, mc.Logger)
 	if err != nil {

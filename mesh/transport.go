@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/time/rate"
 )
 
 // openTransport listens for a pool. It returns the port that is bound.
@@ -139,19 +141,29 @@ func ownAddress() net.IP {
 	return global
 }
 
-// boundedTransport gives each outgoing stream a deadline, and ends dials and
-// streams with the pool. memberlist sets no deadline when it sends a message: a
+// boundedTransport bounds the streams that come in (streams.go), gives each
+// outgoing one a deadline, and ends dials and streams with the pool. memberlist sets no deadline when it sends a message: a
 // peer that accepts but does not read would hold the sender for ever.
 type boundedTransport struct {
 	memberlist.NodeAwareTransport
 	limit  time.Duration
 	ctx    context.Context // ends with the pool
 	cancel context.CancelFunc
+
+	streams chan net.Conn  // that come in
+	stop    chan struct{}  // ends passing them on
+	ended   sync.WaitGroup // of that
+	once    sync.Once      // of Shutdown
 }
 
 func newBoundedTransport(t memberlist.NodeAwareTransport, limit time.Duration) *boundedTransport {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &boundedTransport{NodeAwareTransport: t, limit: limit, ctx: ctx, cancel: cancel}
+	b := &boundedTransport{
+		NodeAwareTransport: t, limit: limit, ctx: ctx, cancel: cancel,
+		streams: make(chan net.Conn), stop: make(chan struct{}),
+	}
+	b.ended.Go(func() { b.boundStreams(b.stop) })
+	return b
 }
 
 // DialAddressTimeout opens a stream that lives as long as the limit at most.
@@ -175,10 +187,14 @@ func (t *boundedTransport) dial(a memberlist.Address, timeout time.Duration) (ne
 	return dialer.DialContext(t.ctx, "tcp", a.Addr)
 }
 
-// Shutdown ends what is going out, then what comes in.
+// Shutdown ends what is going out, then what comes in. Streams are taken until the
+// transport below has ended: it may be waiting for that.
 func (t *boundedTransport) Shutdown() error {
 	t.cancel()
-	return t.NodeAwareTransport.Shutdown()
+	err := t.NodeAwareTransport.Shutdown()
+	t.once.Do(func() { close(t.stop) })
+	t.ended.Wait()
+	return err
 }
 
 type boundedConn struct {
@@ -192,8 +208,23 @@ func (c *boundedConn) Close() error {
 }
 
 // memberlistLog passes memberlist's lines on to slog. What memberlist calls an
-// error is one peer that does not answer, so it ranks lower here.
-type memberlistLog struct{ logger *slog.Logger }
+// error is one peer that does not answer, so it ranks lower here. Each packet of
+// garbage is a line as well, and anybody can send those: so what ranks above debug
+// is told at a bounded pace.
+type memberlistLog struct {
+	logger *slog.Logger
+	pace   *rate.Limiter
+}
+
+// Lines of memberlist's own that a pool logs at most.
+const (
+	logLinesPerSecond = 1
+	logLinesBurst     = 20
+)
+
+func newMemberlistLog(logger *slog.Logger) memberlistLog {
+	return memberlistLog{logger, rate.NewLimiter(logLinesPerSecond, logLinesBurst)}
+}
 
 func (l memberlistLog) Write(line []byte) (int, error) {
 	text := bytes.TrimSpace(line)
@@ -208,6 +239,9 @@ func (l memberlistLog) Write(line []byte) (int, error) {
 		}
 	}
 	text = bytes.TrimPrefix(text, []byte("memberlist: "))
+	if level > slog.LevelDebug && !l.pace.Allow() {
+		level = slog.LevelDebug
+	}
 	l.logger.Log(context.Background(), level, string(text[:min(len(text), 400)]))
 	return len(line), nil
 }

@@ -12,7 +12,7 @@ import (
 
 // leaves may be imported by any package; they import none of the roots.
 var leaves = []string{
-	"moult/mesh/identity", "moult/mesh/nodeport", "moult/consensus/fleet",
+	"moult/mesh/identity", "moult/mesh/crowd", "moult/mesh/nodeport", "moult/consensus/fleet",
 	"moult/updater/release", "moult/updater/order", "moult/updater/artifact",
 }
 

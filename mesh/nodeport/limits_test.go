@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,71 +34,6 @@ func (a *addressed) RemoteAddr() net.Addr {
 func (a *addressed) Close() error {
 	a.closed = true
 	return nil
-}
-
-func TestHandshakesPushOutTheOldestOfTheCrowd(t *testing.T) {
-	var h handshakes
-	begin := func(from string) (*addressed, func()) {
-		a := &addressed{from: from}
-		return a, h.begin(a)
-	}
-	quiet, endQuiet := begin("10.0.0.1:1")
-	var flood []*addressed
-	for i := range maxSourceHandshakes {
-		a, _ := begin(fmt.Sprintf("10.6.6.6:%d", 1000+i))
-		flood = append(flood, a)
-	}
-	if slices.ContainsFunc(flood, func(a *addressed) bool { return a.closed }) {
-		t.Fatal("pushed out before the limit")
-	}
-	// One more of the same address costs that address its oldest.
-	begin("10.6.6.6:9")
-	if !flood[0].closed || flood[1].closed || quiet.closed {
-		t.Error("not its own oldest was pushed out")
-	}
-	// And no other one's, though it has as many.
-	var neighbours []*addressed
-	for i := range maxSourceHandshakes {
-		a, _ := begin(fmt.Sprintf("10.0.0.9:%d", 1000+i))
-		neighbours = append(neighbours, a)
-	}
-	begin("10.6.6.6:10")
-	if !flood[1].closed || flood[2].closed || neighbours[0].closed {
-		t.Error("a neighbour was pushed out")
-	}
-	for _, a := range neighbours[1:] { // they end
-		h.all = slices.DeleteFunc(h.all, func(other *handshake) bool { return other.conn == net.Conn(a) })
-	}
-	// Full by many addresses: the most crowded one pays, whoever comes.
-	for i := 0; len(h.all) < maxHandshakes; i++ {
-		begin(fmt.Sprintf("10.1.%d.%d:1", i/250, i%250))
-	}
-	late, endLate := begin("10.0.0.2:1")
-	if !flood[2].closed || flood[3].closed || quiet.closed || late.closed || len(h.all) != maxHandshakes {
-		t.Errorf("the crowd did not pay; %d handshakes", len(h.all))
-	}
-	endQuiet()
-	endLate()
-	endLate() // of one that is not there any more
-	if len(h.all) != maxHandshakes-2 {
-		t.Errorf("%d handshakes after two ended", len(h.all))
-	}
-}
-
-func TestSources(t *testing.T) {
-	for addr, want := range map[string]string{
-		"10.0.0.1:7947": "10.0.0.1", "[::ffff:10.0.0.1]:7947": "10.0.0.1",
-		"[2001:db8:1:2:3:4:5:6]:7947": "2001:db8:1:2::/64", "[2001:db8:1:2::9]:1": "2001:db8:1:2::/64",
-		"[fe80::1%eth0]:7947": "fe80::/64",
-	} {
-		ap := &named{addr}
-		if got := source(ap); got != want {
-			t.Errorf("%s counts as %s", addr, got)
-		}
-	}
-	if got := source(&named{"pipe"}); got != "pipe" {
-		t.Errorf("an address without a port counts as %s", got)
-	}
 }
 
 type named struct{ text string }
@@ -214,10 +148,7 @@ func TestFloodKeepsNobodyOut(t *testing.T) {
 		}
 	}
 	await(t, "joins are at their limit", func() bool { return w.open(identity.ALPNJoin, "") == maxJoinConns })
-	w.port.handshakes.mu.Lock()
-	pending := len(w.port.handshakes.all)
-	w.port.handshakes.mu.Unlock()
-	if pending < maxSourceHandshakes {
+	if pending := w.port.handshakes.Len(); pending < maxSourceHandshakes {
 		t.Fatalf("only %d handshakes are pending: this is no flood", pending)
 	}
 	for range 5 {

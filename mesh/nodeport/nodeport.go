@@ -39,6 +39,7 @@ import (
 	"syscall"
 	"time"
 
+	"moult/mesh/crowd"
 	"moult/mesh/identity"
 )
 
@@ -49,7 +50,8 @@ type Port struct {
 	allow    func(alpn string, id identity.Identity) error
 	logger   *slog.Logger
 
-	handshakes              handshakes
+	// Connections of which nobody knows yet who is at the other end.
+	handshakes              *crowd.Crowd
 	limits                  *connLimits
 	raft, peer, join, renew *queue
 
@@ -91,6 +93,7 @@ func open(l net.Listener, creds func() (identity.Credentials, bool), allow func(
 	}
 	p := &Port{
 		listener: l, creds: creds, allow: allow, logger: logger,
+		handshakes: crowd.New(crowd.Limits{Total: maxHandshakes, PerSource: maxSourceHandshakes}),
 		limits: newConnLimits(),
 		raft:   newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()), renew: newQueue(l.Addr()),
 	}
@@ -129,9 +132,15 @@ func (p *Port) accept() {
 			}
 			continue
 		}
-		end := p.handshakes.begin(conn)
+		end := p.begin(conn)
 		p.tasks.Go(func() { p.serveConn(conn, end) })
 	}
+}
+
+// begin counts a connection among the handshakes until end is called.
+func (p *Port) begin(conn net.Conn) (end func()) {
+	m, _ := p.handshakes.Admit(conn, origin(conn)) // there is always room: none is worth more than the others
+	return m.End
 }
 
 // serveConn finds out what a connection is for, and hands it to its protocol, or
@@ -163,7 +172,7 @@ func (p *Port) take(conn net.Conn, end func()) error {
 	}
 	// No way: this host answers for itself, so that the other one knows whom it
 	// asked, and that this is no server.
-	end = p.handshakes.begin(conn)
+	end = p.begin(conn)
 	tc, err = p.handshake(creds, conn, &replay{Conn: conn, read: bytes.NewReader(h.read)})
 	end()
 	if err != nil {
@@ -264,7 +273,7 @@ func origin(conn net.Conn) string {
 	if c, ok := conn.(*passed); ok {
 		return "relay " + c.by.HostID
 	}
-	return source(conn.RemoteAddr())
+	return crowd.Source(conn.RemoteAddr())
 }
 
 // Close stops the port, within ctx: it accepts no more, lets requests in flight

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"moult/mesh/crowd"
 	"moult/mesh/identity"
 )
 
@@ -216,7 +217,7 @@ func (p *Port) takePassage(c *relayConn) error {
 			return err
 		}
 		inner := &passed{relayConn: c, remote: claimed(h.From)}
-		p.serveConn(inner, p.handshakes.begin(inner))
+		p.serveConn(inner, p.begin(inner))
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(p.accepting, min(time.Duration(h.Budget)*time.Millisecond, passageBudget))
@@ -266,7 +267,7 @@ func clip(s string) string { return s[:min(len(s), maxMessage/8)] }
 // were read already. It returns an error when there is no way, and nothing was
 // answered.
 func (p *Port) passOn(creds identity.Credentials, conn net.Conn, read []byte) error {
-	release, err := p.limits.admit(spliceKey, source(conn.RemoteAddr()))
+	release, err := p.limits.admit(spliceKey, crowd.Source(conn.RemoteAddr()))
 	if err != nil {
 		return err
 	}
