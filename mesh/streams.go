@@ -42,7 +42,7 @@ func (t *boundedTransport) boundStreams(stop <-chan struct{}) {
 			select {
 			case t.streams <- c:
 			case <-t.ctx.Done():
-				c.Close()
+				_ = c.Close() // nobody takes it any more
 			}
 		}
 	}

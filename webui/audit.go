@@ -249,7 +249,7 @@ type auditView struct {
 var auditActions = actionsOf(
 	fleet.AlertAcknowledged{}, fleet.AlertNotified{}, fleet.AlertResolved{}, fleet.APITokenCreated{}, fleet.APITokenRevoked{}, fleet.ClusterInitialized{},
 	fleet.FleetUpdateCancelled{}, fleet.FleetUpdateCompleted{}, fleet.FleetUpdateHalted{}, fleet.FleetUpdateHostSkipped{}, fleet.FleetUpdatePaused{},
-	fleet.FleetUpdateResumed{}, fleet.FleetUpdateStarted{}, fleet.FleetUpdateWithServersStarted{}, fleet.HostAddressesChanged{}, fleet.HostEnrolled{}, fleet.HostLabelsSet{}, fleet.HostRemoved{}, fleet.HostSegmentsChanged{},
+	fleet.FleetUpdateResumed{}, fleet.FleetUpdateStarted{}, fleet.FleetUpdateWithServersStarted{}, fleet.HostAddressesChanged{}, fleet.HostEnrolled{}, fleet.HostLabelsSet{}, fleet.HostRemoved{}, fleet.HostSegmentsChanged{}, fleet.ServerTLSChanged{},
 	fleet.JobCreated{}, fleet.JobDispatched{}, fleet.JobFinished{}, fleet.JoinTokenCreated{}, fleet.LoginsTried{}, fleet.ReleaseKeysChanged{}, fleet.ReleasePublished{}, fleet.ReleaseWithdrawn{},
 	fleet.SessionCreated{}, fleet.SessionEnded{}, fleet.SessionsEnded{}, fleet.UserChanged{}, fleet.UserCreated{}, fleet.UserDeleted{},
 	fleet.WebhookChanged{}, fleet.WebhookCreated{}, fleet.WebhookDeleted{}, fleet.WebhookTested{},

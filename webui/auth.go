@@ -15,8 +15,12 @@ import (
 
 // Sessions of browsers.
 const (
-	sessionCookie   = "moult_session"
+	sessionCookie   = "moult_session" // on plain HTTP
 	sessionLifetime = 12 * time.Hour
+	// hostSessionCookie is its name over TLS. Browsers take such a name only over TLS
+	// and from the host itself, so neither another host of the domain nor somebody
+	// on a plain connection can put one in.
+	hostSessionCookie = "__Host-" + sessionCookie
 )
 
 // caller is who sent a request.
@@ -29,6 +33,20 @@ type caller struct {
 }
 
 type callerKey struct{}
+
+type knownKey struct{}
+
+// WithKnown has requests call known once it is known who sent them: the owner of the
+// connections may then think better of one.
+func WithKnown(ctx context.Context, known func()) context.Context {
+	return context.WithValue(ctx, knownKey{}, known)
+}
+
+func senderIsKnown(ctx context.Context) {
+	if known, ok := ctx.Value(knownKey{}).(func()); ok {
+		known()
+	}
+}
 
 // callerOf returns who sent a request that came through guard.
 func callerOf(r *http.Request) caller {
@@ -44,6 +62,9 @@ func (u *ui) guard(rt route) http.Handler {
 	role := rt.role
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, known := u.authenticate(r)
+		if known {
+			senderIsKnown(r.Context())
+		}
 		err := func() error {
 			if asks := r.Header.Get(readHeader); role != public && known && asks != "" {
 				if err := u.catchUp(r, asks); err != nil {
@@ -107,7 +128,7 @@ func loginFor(r *http.Request) string { return "/login?next=" + url.QueryEscape(
 
 // offersLogin tells whether a request says who sent it, true or not.
 func offersLogin(r *http.Request) bool {
-	_, err := r.Cookie(sessionCookie)
+	_, err := r.Cookie(sessionCookieOf(r))
 	return err == nil || hasBearer(r)
 }
 
@@ -129,7 +150,7 @@ func (u *ui) authenticate(r *http.Request) (caller, bool) {
 		}
 		return caller{Name: t.Name, Actor: "token:" + t.Name, Role: t.Role}, true
 	}
-	cookie, err := r.Cookie(sessionCookie)
+	cookie, err := r.Cookie(sessionCookieOf(r))
 	if err != nil {
 		return caller{}, false
 	}
@@ -167,7 +188,7 @@ func (u *ui) openSession(w http.ResponseWriter, r *http.Request, user fleet.User
 
 // closeSession signs the browser out.
 func (u *ui) closeSession(w http.ResponseWriter, r *http.Request) error {
-	if cookie, err := r.Cookie(sessionCookie); err == nil {
+	if cookie, err := r.Cookie(sessionCookieOf(r)); err == nil {
 		if who, known := u.authenticate(r); known {
 			if err := u.proposeAs(r.Context(), who.Actor, fleet.SessionEnded{Hash: hashSecret(cookie.Value)}); err != nil {
 				return err
@@ -178,9 +199,17 @@ func (u *ui) closeSession(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// sessionCookieOf is the name of the session's cookie on a request's connection.
+func sessionCookieOf(r *http.Request) string {
+	if r.TLS != nil {
+		return hostSessionCookie
+	}
+	return sessionCookie
+}
+
 func setSessionCookie(w http.ResponseWriter, r *http.Request, value string, maxAge int) {
 	http.SetCookie(w, &http.Cookie{
-		Name: sessionCookie, Value: value, Path: "/", MaxAge: maxAge,
+		Name: sessionCookieOf(r), Value: value, Path: "/", MaxAge: maxAge,
 		HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteLaxMode,
 	})
 }

@@ -78,10 +78,14 @@ func (u *ui) fetchScript(os, arch string) string {
 		return fmt.Sprintf("# bring a moult binary for %s/%s along: the current release has none to fetch\n", os, arch)
 	}
 	binary.Content.Close()
-	url := fmt.Sprintf("http://%s/agent/binary?os=%s&arch=%s", addresses[0].Address, os, arch)
-	if os == "windows" {
-		return fmt.Sprintf("curl.exe -fLo moult.exe '%s'\nif ((Get-FileHash moult.exe).Hash -ne '%s') { throw 'the download is not what it should be' }\n",
-			url, strings.ToUpper(binary.SHA256))
+	url := fmt.Sprintf("%s/agent/binary?os=%s&arch=%s", addresses[0].Origin(), os, arch)
+	flags := "-fLo"
+	if addresses[0].TLS {
+		flags = "-kfLo" // the new host does not know the UI CA; the digest vouches for the bytes
 	}
-	return fmt.Sprintf("curl -fLo moult '%s' &&\necho '%s  moult' | sha256sum -c - &&\ninstall -m 755 moult /usr/local/bin/moult &&\n", url, binary.SHA256)
+	if os == "windows" {
+		return fmt.Sprintf("curl.exe %s moult.exe '%s'\nif ((Get-FileHash moult.exe).Hash -ne '%s') { throw 'the download is not what it should be' }\n",
+			flags, url, strings.ToUpper(binary.SHA256))
+	}
+	return fmt.Sprintf("curl %s moult '%s' &&\necho '%s  moult' | sha256sum -c - &&\ninstall -m 755 moult /usr/local/bin/moult &&\n", flags, url, binary.SHA256)
 }

@@ -113,7 +113,7 @@ func (u *ui) routes() []route {
 
 func (u *ui) router() *chi.Mux {
 	mux := chi.NewRouter()
-	mux.Use(secureHeaders, FromClients, middleware.GetHead)
+	mux.Use(u.secureHeaders, FromClients, middleware.GetHead)
 	for _, rt := range u.routes() {
 		mux.Method(rt.method, rt.pattern, u.guard(rt))
 	}
@@ -146,7 +146,10 @@ func allowedMethods(mux *chi.Mux, path string) []string {
 const contentSecurityPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
-func secureHeaders(next http.Handler) http.Handler {
+// hsts keeps browsers to TLS for a month, on this host name alone.
+const hsts = "max-age=2592000"
+
+func (u *ui) secureHeaders(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", contentSecurityPolicy)
@@ -157,6 +160,9 @@ func secureHeaders(next http.Handler) http.Handler {
 		h.Set("Referrer-Policy", "same-origin")
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
+		if u.HSTS && r.TLS != nil {
+			h.Set("Strict-Transport-Security", hsts)
+		}
 		next.ServeHTTP(w, r)
 	})
 }

@@ -106,7 +106,18 @@ func (u *ui) showAs(w http.ResponseWriter, r *http.Request, status int, kind pag
 }
 
 // serverAddress is where a server's pages are.
-type serverAddress struct{ Name, Address string }
+type serverAddress struct {
+	Name, Address string
+	TLS           bool
+}
+
+// Origin is what a browser calls it.
+func (s serverAddress) Origin() string {
+	if s.TLS {
+		return "https://" + s.Address
+	}
+	return "http://" + s.Address
+}
 
 // probeable is a HOST:PORT that a Content-Security-Policy can name as a source:
 // its grammar knows no IPv6 addresses.
@@ -130,7 +141,7 @@ func otherServers(servers []*fleet.Host, own string) []serverAddress {
 			}
 		}
 		if address := net.JoinHostPort(host, port); address != own && probeable.MatchString(address) {
-			out = append(out, serverAddress{h.Name, address})
+			out = append(out, serverAddress{h.Name, address, h.HTTPTLS})
 		}
 	}
 	return out
@@ -140,7 +151,7 @@ func otherServers(servers []*fleet.Host, own string) []serverAddress {
 func policyWith(others []serverAddress) string {
 	sources := "'self'"
 	for _, s := range others {
-		sources += " " + s.Address
+		sources += " " + s.Origin()
 	}
 	return strings.Replace(contentSecurityPolicy, "connect-src 'self'", "connect-src "+sources, 1)
 }

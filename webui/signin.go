@@ -1,11 +1,11 @@
 package webui
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"math"
 	"net/http"
-	"sync"
 	"time"
 
 	"moult/consensus/fleet"
@@ -25,8 +25,15 @@ func codeOf(err error) string {
 }
 
 // unknownUserHash is compared with the password of a user who does not exist, so
-// that the time an answer takes does not tell who does.
-var unknownUserHash = sync.OnceValues(func() (string, error) { return HashPassword("nobody has this password") })
+// that the time an answer takes does not tell who does. It is no password's: the
+// key is random. It is not made by hashing, or the first attempt would take longer.
+var unknownUserHash = formatHash(randomBytes(argonSalt), randomBytes(argonKey))
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b) // never fails
+	return b
+}
 
 // tryPassword returns the user if the password is right, refuses with
 // codeWrongPassword if it is not, and with codeTooManyAttempts before it looks.
@@ -72,10 +79,7 @@ func (u *ui) checkLogin(r *http.Request, name, password string) (fleet.User, boo
 	user, exists := u.View().UserByName(name)
 	hash := user.PasswordHash
 	if !exists {
-		var err error
-		if hash, err = unknownUserHash(); err != nil {
-			return fleet.User{}, false, err
-		}
+		hash = unknownUserHash
 	}
 	right, err := CheckPassword(hash, password)
 	if err != nil {

@@ -64,7 +64,7 @@ import (
 	"moult/consensus/fleet"
 )
 
-// Config is what New needs. All fields are required but Metrics and Now.
+// Config is what New needs. All fields are required but Metrics, HSTS and Now.
 type Config struct {
 	Version, Commit string // of the running program
 
@@ -93,6 +93,10 @@ type Config struct {
 	CatchUp func(ctx context.Context) error
 
 	Metrics []prometheus.Collector // of the server's other parts, for /metrics; may be empty
+
+	// HSTS tells browsers to come to this host name by TLS alone from then on: for a
+	// certificate that its owner got for the name, which is used for nothing else.
+	HSTS bool
 
 	Logger *slog.Logger
 	Now    func() time.Time // time.Now if nil

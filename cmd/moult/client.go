@@ -46,6 +46,7 @@ type client struct {
 // clientFlags are the flags that each client command has.
 type clientFlags struct {
 	addr, token, tokenFile string
+	ca, caHash             string
 	json                   bool
 }
 
@@ -53,6 +54,8 @@ func (f *clientFlags) register(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVar(&f.addr, "addr", defaultAddr, "server's UI address; several, separated by commas, are tried in turn")
 	cmd.PersistentFlags().StringVar(&f.token, "token", "", "API token (better: MOULT_TOKEN, the process list does not show it)")
 	cmd.PersistentFlags().StringVar(&f.tokenFile, "token-file", "", "file that holds the API token")
+	cmd.PersistentFlags().StringVar(&f.ca, "ca", "", "PEM file of the CA that vouches for the servers' UI, such as a server's DATA/ui-ca.pem (default: the system's CAs)")
+	cmd.PersistentFlags().StringVar(&f.caHash, "ca-sha256", "", "sha256 of that CA's certificate, in its place")
 	cmd.PersistentFlags().BoolVar(&f.json, "json", false, "print JSON")
 }
 
@@ -76,16 +79,20 @@ func (f *clientFlags) client() (*client, error) {
 		}
 		token = strings.TrimSpace(string(b))
 	}
-	c := &client{token: token, http: &http.Client{}}
+	trust, err := f.trust()
+	if err != nil {
+		return nil, err
+	}
+	c := &client{token: token, http: newAPIClient(trust)}
 	for a := range strings.SplitSeq(f.addr, ",") {
 		if a = strings.TrimRight(strings.TrimSpace(a), "/"); a == "" {
 			continue
 		}
 		if !strings.Contains(a, "://") {
-			a = "http://" + a
+			a = uiURL(!isLoopback(a), a)
 		}
 		if u, err := url.Parse(a); err != nil || u.Host == "" {
-			return nil, fmt.Errorf("--addr %q is not an address; give HOST:PORT or http://HOST:PORT", a)
+			return nil, fmt.Errorf("--addr %q is not an address; give HOST:PORT, http://HOST:PORT or https://HOST:PORT", a)
 		}
 		c.addrs = append(c.addrs, a)
 	}
@@ -151,7 +158,7 @@ func (c *client) do(req *http.Request, out any) error {
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return err
+		return untrusted(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= 400 {
@@ -175,6 +182,9 @@ func readAPIError(resp *http.Response) error {
 	e := &apiError{Status: resp.StatusCode, Code: "http_" + fmt.Sprint(resp.StatusCode), Message: strings.TrimSpace(string(b))}
 	if json.Unmarshal(b, &body) == nil && body.Error.Code != "" {
 		e.Code, e.Message = body.Error.Code, body.Error.Message
+	}
+	if e.Status == http.StatusBadRequest && strings.Contains(e.Message, "HTTP request to an HTTPS server") {
+		e.Message = "the server speaks TLS; give its address as https://HOST:PORT, with --ca or --ca-sha256"
 	}
 	if e.Code == "unauthenticated" {
 		e.Message += "; set MOULT_TOKEN to an API token"

@@ -98,6 +98,8 @@ type testCluster struct {
 
 	program string   // what the processes run; "": the binary of version A
 	env     []string // theirs, on top of the test's
+
+	commandEnv []string // of client commands, on top of the test's
 }
 
 // startCluster runs `moult dev` on version A until the test ends.
@@ -291,7 +293,7 @@ func (c *testCluster) moult(args ...string) string {
 	c.t.Helper()
 	argv := slices.Concat(c.within, []string{binary(c.t, versionA)}, args)
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), "MOULT_ADDR="+strings.Join(c.client.addrs, ","), "MOULT_TOKEN="+c.client.token)
+	cmd.Env = slices.Concat(os.Environ(), c.commandEnv, []string{"MOULT_ADDR=" + strings.Join(c.client.addrs, ","), "MOULT_TOKEN=" + c.client.token})
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -65,7 +65,7 @@ func TestFaultsPartitions(t *testing.T) {
 	n := newSegmentedNet(t, "default")
 	n.startServers(3)
 	console := n.host("console", "default")
-	n.client.http = console.httpClient()
+	n.client.http = console.httpClient(n.uiCA(n.hosts["server-1"]))
 	n.within = []string{"ip", "netns", "exec", console.namespace()}
 	for i := range faultAgents {
 		n.startAgent(fmt.Sprintf("agent-%d", i+1), []string{"default"}, []*segmentedHost{n.hosts["server-1"], n.hosts["server-2"]})

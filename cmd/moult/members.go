@@ -101,12 +101,21 @@ func (k *addressKeeper) settle(ctx context.Context) (done bool, err error) {
 		return false, nil // the state may be behind
 	}
 	h, ok := k.raft.View().Host(k.self.ID)
-	if !ok || h.GossipAddr == k.self.GossipAddr && h.PeerAddr == k.self.PeerAddr && h.HTTPAddr == k.self.HTTPAddr {
+	if !ok {
 		return true, nil
 	}
-	_, err = k.raft.Propose(ctx, "host:"+h.Name, fleet.HostAddressesChanged{
-		HostID: h.ID, GossipAddr: k.self.GossipAddr, PeerAddr: k.self.PeerAddr, HTTPAddr: k.self.HTTPAddr,
-	})
+	if h.GossipAddr != k.self.GossipAddr || h.PeerAddr != k.self.PeerAddr || h.HTTPAddr != k.self.HTTPAddr {
+		_, err = k.raft.Propose(ctx, "host:"+h.Name, fleet.HostAddressesChanged{
+			HostID: h.ID, GossipAddr: k.self.GossipAddr, PeerAddr: k.self.PeerAddr, HTTPAddr: k.self.HTTPAddr,
+		})
+	}
+	if err == nil && h.HTTPTLS != k.self.HTTPTLS {
+		_, err = k.raft.Propose(ctx, "host:"+h.Name, fleet.ServerTLSChanged{HostID: h.ID, TLS: k.self.HTTPTLS})
+		var refused *fleet.Error
+		if errors.As(err, &refused) && refused.Code == fleet.CodeUnknownChange {
+			return false, nil // until the last older server is updated
+		}
+	}
 	return err == nil, err
 }
 

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"moult/mesh/identity"
 )
 
 // The scripts in testdata/script are the command line as a person types it:
@@ -34,6 +36,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"addresses": scriptAddresses,
 			"await":     scriptAwait,
+			"certhash":  scriptCertHash,
 			"capture":   scriptCapture,
 			"exits":     scriptExits,
 			"flip":      scriptFlip,
@@ -96,6 +99,16 @@ func scriptCapture(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("the output does not match %s", args[1])
 	}
 	ts.Setenv(args[0], m[1])
+}
+
+// scriptCertHash sets a variable to the sha256 of a certificate: certhash VARIABLE FILE.
+func scriptCertHash(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: certhash VARIABLE FILE")
+	}
+	hash, err := identity.CAHash([]byte(ts.ReadFile(args[1])))
+	ts.Check(err)
+	ts.Setenv(args[0], hash)
 }
 
 // scriptExits runs a command and wants an exit code: exits 2 moult status.

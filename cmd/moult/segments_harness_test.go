@@ -5,6 +5,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -313,8 +315,9 @@ func (h *segmentedHost) inNamespace(f func() error) error {
 }
 
 // httpClient calls servers from the network of this host.
-func (h *segmentedHost) httpClient() *http.Client {
+func (h *segmentedHost) httpClient(roots *x509.CertPool) *http.Client {
 	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots},
 		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 			err = h.inNamespace(func() error { // an IP address: the socket is made on this thread
 				conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, addr)
@@ -434,7 +437,7 @@ func (n *segmentedNet) startServers(count int, args ...string) {
 			continue
 		}
 		h.start(append(argv, "--join", n.hosts["server-1"].port(home), "--token-file", n.token(h, "server", home))...)
-		n.client.addrs = append(n.client.addrs, "http://"+net.JoinHostPort(h.addr(home), uiPort))
+		n.client.addrs = append(n.client.addrs, "https://"+net.JoinHostPort(h.addr(home), uiPort))
 	}
 	n.await(time.Minute, "the servers to be voters", func() error {
 		servers, err := n.client.servers(n.t.Context())
@@ -466,13 +469,28 @@ func (n *segmentedNet) adopt(h *segmentedHost) {
 		token = strings.TrimSpace(string(text))
 		return err
 	})
-	addr := "http://" + net.JoinHostPort(h.addr(n.segments[0]), uiPort)
-	n.client = &client{addrs: []string{addr}, token: token, http: h.httpClient()}
+	addr := "https://" + net.JoinHostPort(h.addr(n.segments[0]), uiPort) // no loopback: over TLS
+	n.client = &client{addrs: []string{addr}, token: token, http: h.httpClient(n.uiCA(h))}
 	n.within = []string{"ip", "netns", "exec", h.namespace()}
+	n.commandEnv = []string{"MOULT_CA=" + filepath.Join(n.dir, h.name, "data", uiCAFile)}
 	n.await(time.Minute, h.name+" to be ready", func() error { return n.try(http.MethodGet, "/api/hosts", nil, nil) })
 	if err := os.Rename(filepath.Join(n.dir, h.name, "data", releaseKeyFile), filepath.Join(n.dir, "release.key")); err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// uiCA is what vouches for the servers' UIs, as the first server has it.
+func (n *segmentedNet) uiCA(h *segmentedHost) *x509.CertPool {
+	n.t.Helper()
+	roots := x509.NewCertPool()
+	n.await(time.Minute, h.name+" to have the UI's CA", func() error {
+		text, err := os.ReadFile(filepath.Join(n.dir, h.name, "data", uiCAFile))
+		if err == nil && !roots.AppendCertsFromPEM(text) {
+			err = errors.New("it is no certificate")
+		}
+		return err
+	})
+	return roots
 }
 
 // token makes a join token and returns the file that holds it.

@@ -185,7 +185,9 @@ func (o *nodeOptions) joinToken() (string, error) {
 
 type serverOptions struct {
 	nodeOptions
-	http             string
+	http             string // as others reach it, once it listens
+	listenHTTP       string // computed: where it listens
+	tls              uiTLS
 	bootstrap        bool
 	keepPassword     bool
 	releaseKeyFile   []string
@@ -223,6 +225,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	}
 	o.register(cmd)
 	cmd.Flags().StringVar(&o.http, "http", defaultAddr, "address of the UI and the API")
+	o.tls.register(cmd)
 	cmd.Flags().BoolVar(&o.bootstrap, "bootstrap", false, "make a new cluster, if this data directory holds none")
 	cmd.Flags().BoolVar(&o.keepPassword, "keep-first-password", false, "at bootstrap: the first admin may keep the password that is printed, for clusters to try out")
 	cmd.Flags().IntVar(&o.releaseThreshold, "release-threshold", 1, "at bootstrap: how many of the release keys have to sign what hosts install")
@@ -251,7 +254,7 @@ func (o *serverOptions) validate() error {
 	if o.keepPassword && !o.bootstrap {
 		return errors.New("--keep-first-password is given without --bootstrap; only a new cluster has a first password")
 	}
-	if err := o.validateHTTP(); err != nil {
+	if err := errors.Join(o.validateHTTP(), o.tls.validate()); err != nil {
 		return err
 	}
 	if err := coordinator.UnreachablePolicy(o.unreachable).Validate(); err != nil {

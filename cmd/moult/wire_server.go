@@ -2,12 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -101,7 +100,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	if err := o.findAddresses(ids); err != nil {
 		return err
 	}
-	o.http = advertisedHTTP(o, httpListener)
+	o.listenHTTP, o.http = o.http, advertisedHTTP(o, httpListener)
 	var bootstrap func(string) error
 	if o.bootstrap {
 		bootstrap = func(hostID string) error { return bootstrapCluster(ids, o, hostID, stdout) }
@@ -204,6 +203,18 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	}
 	webhooks := notifier.NewClient(version)
 	jobs := telemetry.NewJobs(raft.View, time.Now())
+	tlsOn := o.tls.on(o.listenHTTP)
+	var uiTLS *tls.Config
+	if tlsOn {
+		certificate, err := o.certificate(raft.View, logger.With("component", "webui"))
+		if err != nil {
+			return err
+		}
+		if _, err := certificate(nil); err != nil { // the state is behind; the first who asks has it made
+			logger.Info("the UI has no certificate yet", "error", err)
+		}
+		uiTLS = uiTLSConfig(certificate)
+	}
 	ui, err := webui.New(webui.Config{
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
@@ -212,6 +223,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Problems: health.problems, ProblemCodes: problemCodes, CatchUp: raft.CatchUp,
 		Metrics: []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.store, held.served}},
+		HSTS:    o.tls.certFile != "",
 		Logger:  logger.With("component", "webui"),
 	})
 	if err != nil {
@@ -247,7 +259,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	tasks.Go(func() { publisher.keepUp(ctx, held.peers.holders) })
 	keeper := &addressKeeper{
 		raft: raft, others: others, servers: append(slices.Clone(creds.Servers), o.join...), logger: logger.With("component", "membership"),
-		self: fleet.Host{ID: creds.HostID, GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http},
+		self: fleet.Host{ID: creds.HostID, GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http, HTTPTLS: tlsOn},
 	}
 	tasks.Go(func() { keeper.run(ctx) })
 	tasks.Go(func() {
@@ -275,8 +287,8 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this server listens, for moult doctor", "error", err)
 	}
-	logger.Info("server is up", "http", o.http, "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link != nil)
-	err = serveHTTP(ctx, httpListener, ui)
+	logger.Info("server is up", "ui", uiURL(tlsOn, o.http), "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link != nil)
+	err = serveHTTP(ctx, httpListener, uiLimits, ui, uiTLS, logger.With("component", "webui"))
 	if errors.Is(context.Cause(ctx), updater.ErrRestart) {
 		return updater.ErrRestart
 	}
@@ -299,27 +311,6 @@ func serverIsWell(raft *consensus.Node, node *mesh.Node) func() (bool, <-chan st
 		time.AfterFunc(100*time.Millisecond, func() { close(again) })
 		return false, again
 	}
-}
-
-// serveHTTP serves until ctx ends, then lets requests finish.
-func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
-	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-		BaseContext: func(net.Listener) context.Context { return ctx },
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- srv.Serve(l) }()
-	select {
-	case err := <-ended:
-		return fmt.Errorf("serve the UI: %w", err)
-	case <-ctx.Done():
-	}
-	stopCtx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
-	if err := srv.Shutdown(stopCtx); errors.Is(err, context.DeadlineExceeded) {
-		srv.Close()
-	}
-	return nil
 }
 
 // serverAsk renews by this server's own state; where that is not caught up, most

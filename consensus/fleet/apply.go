@@ -157,6 +157,7 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	HostAddressesChanged{}.Kind():   on(applyHostAddressesChanged),
 	HostSegmentsChanged{}.Kind():    on(applyHostSegmentsChanged),
 	HostLabelsSet{}.Kind():          on(applyHostLabelsSet),
+	ServerTLSChanged{}.Kind():       on(applyServerTLSChanged),
 	ReleasePublished{}.Kind():       on(applyReleasePublished),
 	ReleaseWithdrawn{}.Kind():       on(applyReleaseWithdrawn),
 	ReleaseKeysChanged{}.Kind():     on(applyReleaseKeysChanged),

@@ -207,6 +207,25 @@ func applyHostAddressesChanged(t *tx, c HostAddressesChanged) *Error {
 	return nil
 }
 
+func applyServerTLSChanged(t *tx, c ServerTLSChanged) *Error {
+	h, refused := t.host(c.HostID)
+	if refused != nil {
+		return refused
+	}
+	if h.Role != RoleServer {
+		return refuse(CodeBadRequest, "host_id: %s is no server and has no UI", h.Name)
+	}
+	if h.HTTPTLS == c.TLS {
+		t.unaudited() // a server that starts again as it was
+		return nil
+	}
+	h.HTTPTLS = c.TLS
+	t.put(tableHosts, h)
+	t.touch("hosts", "host:"+h.ID)
+	t.audit("host "+h.Name, map[bool]string{true: "its UI speaks TLS", false: "its UI speaks plain HTTP"}[c.TLS])
+	return nil
+}
+
 func applyHostSegmentsChanged(t *tx, c HostSegmentsChanged) *Error {
 	h, refused := t.host(c.HostID)
 	if refused != nil {

@@ -103,6 +103,12 @@ type (
 		PeerAddr   string `json:"peer_addr"`
 		HTTPAddr   string `json:"http_addr"`
 	}
+	// ServerTLSChanged records whether a server's UI speaks TLS: it was started so.
+	// Repeating it changes nothing.
+	ServerTLSChanged struct {
+		HostID string `json:"host_id"`
+		TLS    bool   `json:"tls"`
+	}
 	// HostSegmentsChanged records which segments a host is in besides its home: it
 	// was started with others. Repeating it changes nothing.
 	HostSegmentsChanged struct {
@@ -376,6 +382,7 @@ func (HostRemoved) Kind() string            { return "host_removed" }
 func (HostAddressesChanged) Kind() string   { return "host_addresses_changed" }
 func (HostSegmentsChanged) Kind() string    { return "host_segments_changed" }
 func (HostLabelsSet) Kind() string          { return "host_labels_set" }
+func (ServerTLSChanged) Kind() string       { return "server_tls_changed" }
 func (ReleasePublished) Kind() string       { return "release_published" }
 func (ReleaseWithdrawn) Kind() string       { return "release_withdrawn" }
 func (ReleaseKeysChanged) Kind() string     { return "release_keys_changed" }

@@ -57,6 +57,7 @@ type Host struct {
 	GossipAddr string            `json:"gossip_addr,omitempty"`
 	PeerAddr   string            `json:"peer_addr,omitempty"` // the node port, as others reach it
 	HTTPAddr   string            `json:"http_addr,omitempty"` // servers only
+	HTTPTLS    bool              `json:"http_tls,omitempty"`  // servers only: the UI speaks TLS
 	Standby    bool              `json:"standby,omitempty"`   // servers only: it shall not vote
 	EnrolledAt time.Time         `json:"enrolled_at"`
 }

@@ -50,6 +50,7 @@ func anyChange(r *rapid.T, v View) Change {
 		HostEnrolled{TokenHash: token, Host: host(rapid.IntRange(1, 5).Draw(r, "n"))},
 		HostRemoved{HostID: hostID},
 		HostAddressesChanged{HostID: hostID, PeerAddr: "10.0.0.1:7947"},
+		ServerTLSChanged{HostID: hostID, TLS: rapid.Bool().Draw(r, "tls")},
 		HostSegmentsChanged{HostID: hostID, Also: []HostSegment{{Segment: pick("segment", "dmz", "plant"), GossipAddr: "10.2.0.1:7946"}}},
 		HostLabelsSet{HostID: hostID, Labels: map[string]string{"rack": rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "rack")}},
 		HostLabelsSet{HostID: hostID, Labels: map[string]string{}, Was: map[string]string{"rack": "a"}},
@@ -224,6 +225,9 @@ func mayBeSilent(before View, c Change) bool {
 	case HostAddressesChanged: // where it was already
 		h, _ := before.Host(c.HostID)
 		return h.GossipAddr == c.GossipAddr && h.PeerAddr == c.PeerAddr && h.HTTPAddr == c.HTTPAddr
+	case ServerTLSChanged: // so already
+		h, _ := before.Host(c.HostID)
+		return h.HTTPTLS == c.TLS
 	case HostSegmentsChanged: // in the same ones already
 		h, _ := before.Host(c.HostID)
 		return slices.Equal(h.Also, c.Also)

@@ -100,7 +100,7 @@ func (c *Crowd) pushOut(source string) bool {
 		if i >= 0 {
 			m := c.all[i]
 			c.drop(i)
-			m.conn.Close() // its owner finds out
+			_ = m.conn.Close() // its owner finds out
 			return true
 		}
 	}

@@ -87,6 +87,28 @@ func (u *UICA) GoString() string { return u.String() }
 // LogValue keeps the key out of logs.
 func (u *UICA) LogValue() slog.Value { return slog.StringValue(u.String()) }
 
+// PinnedTLS believes whoever shows a certificate for its name that chains to the
+// one with this sha256, which it has to show too.
+func PinnedTLS(caHash string) *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true, // the hash is the trust: VerifyConnection checks the chain against it
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			ca := pinned(cs.PeerCertificates, caHash)
+			if ca == nil {
+				return fmt.Errorf("none of the certificates has the sha256 %s: %w", caHash, x509.UnknownAuthorityError{Cert: cs.PeerCertificates[0]})
+			}
+			roots, between := x509.NewCertPool(), x509.NewCertPool()
+			roots.AddCert(ca)
+			for _, cert := range cs.PeerCertificates[1:] {
+				between.AddCert(cert)
+			}
+			_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: cs.ServerName, Roots: roots, Intermediates: between})
+			return err
+		},
+	}
+}
+
 // Issue makes a key and a certificate for a UI that is reached by these names: IP
 // addresses and DNS names. The chain includes the UI CA, for clients that know
 // only its hash. It is valid from an hour before now until now+ttl.

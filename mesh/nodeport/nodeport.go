@@ -94,8 +94,8 @@ func open(l net.Listener, creds func() (identity.Credentials, bool), allow func(
 	p := &Port{
 		listener: l, creds: creds, allow: allow, logger: logger,
 		handshakes: crowd.New(crowd.Limits{Total: maxHandshakes, PerSource: maxSourceHandshakes}),
-		limits: newConnLimits(),
-		raft:   newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()), renew: newQueue(l.Addr()),
+		limits:     newConnLimits(),
+		raft:       newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()), renew: newQueue(l.Addr()),
 	}
 	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
 	p.serving, p.stopServing = context.WithCancel(context.Background())

@@ -13,8 +13,8 @@
 
   const banner = document.getElementById("lost");
   const others = (document.body.dataset.others || "").split(" ").filter(Boolean).map((pair) => {
-    const [name, address] = pair.split("=");
-    return { name, url: location.protocol + "//" + address + location.pathname + location.search, ask: location.protocol + "//" + address + "/healthz" };
+    const [name, origin] = pair.split("=");
+    return { name, url: origin + location.pathname + location.search, ask: origin + "/healthz" };
   });
 
   let stream = null;
