@@ -30,6 +30,8 @@ type caller struct {
 	Role  fleet.UserRole
 	// MustChange: it is a session of somebody who has to choose a password first.
 	MustChange bool
+	// SignedInAt is when a session's user typed the password; zero for an API token.
+	SignedInAt time.Time
 }
 
 type callerKey struct{}
@@ -93,6 +95,8 @@ func (u *ui) guard(rt route) http.Handler {
 				return u.sendToChoose(w, r)
 			case role != public && !who.Role.Includes(role):
 				return refuse(codeForbidden, "this takes the role "+string(role)+", and "+who.Name+" is "+string(who.Role)+"; ask an admin")
+			case u.mustConfirm(rt, who):
+				return errConfirmFirst
 			}
 			return rt.handle(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, who)))
 		}()
@@ -162,7 +166,7 @@ func (u *ui) authenticate(r *http.Request) (caller, bool) {
 	if !ok {
 		return caller{}, false
 	}
-	return caller{Name: user.Name, Actor: "user:" + user.Name, Role: user.Role, MustChange: user.MustChangePassword}, true
+	return caller{Name: user.Name, Actor: "user:" + user.Name, Role: user.Role, MustChange: user.MustChangePassword, SignedInAt: session.CreatedAt}, true
 }
 
 // hashSecret is how the state knows secrets: sha256, hex. They are random and

@@ -17,6 +17,7 @@ const (
 	codeUnauthenticated  = "unauthenticated"
 	codeForbidden        = "forbidden"
 	codeMustChange       = "password_change_required"
+	codeConfirmFirst     = "reauthentication_required"
 	codeCrossOrigin      = "cross_origin"
 	codeNotFound         = "not_found"
 	codeServerNotFound   = "server_not_found"
@@ -47,6 +48,7 @@ var statuses = map[string]int{
 	codeUnauthenticated:     http.StatusUnauthorized,
 	codeForbidden:           http.StatusForbidden,
 	codeMustChange:          http.StatusForbidden,
+	codeConfirmFirst:        http.StatusForbidden,
 	codeCrossOrigin:         http.StatusForbidden,
 	codeNotFound:            http.StatusNotFound,
 	codeNoSuchBuild:         http.StatusNotFound,

@@ -139,6 +139,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "PUT /api/webhooks/{id}", path: "/api/webhooks/<webhook>", body: `{"name":"other"}`},
 		{op: "POST /api/webhooks/{id}/test", path: "/api/webhooks/<webhook>/test"},
 		{op: "DELETE /api/webhooks/{id}", path: "/api/webhooks/<webhook>"},
+		{op: "POST /api/account/confirm", body: `{"password":"` + adminPassword + `"}`},
 		{op: "POST /api/account/end-sessions"},
 		{op: "POST /api/account/password", body: `{"current_password":"` + adminPassword + `","new_password":"another one"}`},
 		{op: "GET /api/servers"},

@@ -29,7 +29,7 @@ var roleMatrix = map[string]fleet.UserRole{
 	"GET /hosts/{id}": fleet.Viewer, "GET /jobs/{id}": fleet.Viewer, "GET /jobs/{id}/log": fleet.Viewer,
 	"GET /settings/fleet-update": fleet.Viewer, "GET /releases": fleet.Viewer,
 	"GET /settings/users": fleet.Viewer, "GET /settings/servers": fleet.Viewer, "GET /settings/add-host": fleet.Admin,
-	"POST /api/account/password": fleet.Viewer, "POST /api/account/end-sessions": fleet.Viewer, "GET /alerts": fleet.Viewer, "GET /audit": fleet.Viewer,
+	"POST /api/account/password": fleet.Viewer, "POST /api/account/confirm": fleet.Viewer, "POST /api/account/end-sessions": fleet.Viewer, "GET /alerts": fleet.Viewer, "GET /audit": fleet.Viewer,
 
 	"GET /api/segments": fleet.Viewer, "GET /segments": fleet.Viewer, "GET /api/fleet/plan": fleet.Viewer,
 

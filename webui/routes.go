@@ -66,6 +66,7 @@ func (u *ui) routes() []route {
 		{"PATCH", "/api/users/{id}", fleet.Admin, u.changeUser},
 		{"DELETE", "/api/users/{id}", fleet.Admin, u.deleteUser},
 		{"POST", "/api/account/password", fleet.Viewer, u.changeOwnPassword},
+		{"POST", "/api/account/confirm", fleet.Viewer, u.confirm},
 		{"POST", "/api/account/end-sessions", fleet.Viewer, u.endOwnSessions},
 		{"GET", "/api/tokens", fleet.Viewer, u.listTokens},
 		{"POST", "/api/tokens", fleet.Admin, u.createToken},

@@ -28,6 +28,9 @@
     if (response.status === 401) {
       location.assign("/login?next=" + encodeURIComponent(location.pathname + location.search));
     }
+    if (answer.error?.code === "reauthentication_required" && (await confirmPassword())) {
+      return call(method, path, body);
+    }
     if (!response.ok) {
       throw new Refused(answer.error ? answer.error.message : "The server answered " + response.status + ".");
     }
@@ -35,6 +38,43 @@
   }
 
   class Refused extends Error {}
+
+  // confirmPassword asks for the password until it is right; false when nobody
+  // gives it. A call that was refused for it has done nothing.
+  function confirmPassword() {
+    const dialog = document.getElementById("reauth");
+    const form = dialog.querySelector("form");
+    const password = dialog.querySelector("[type=password]");
+    const submit = form.querySelector("[type=submit]");
+    return new Promise((done) => {
+      const end = (right) => {
+        form.onsubmit = null;
+        dialog.onclose = null;
+        password.value = "";
+        note(password, "");
+        dialog.close();
+        done(right);
+      };
+      form.querySelector("[type=button]").onclick = () => end(false);
+      dialog.onclose = () => end(false); // by Escape
+      form.onsubmit = async (event) => {
+        event.preventDefault();
+        if (submit.disabled) return;
+        submit.disabled = true;
+        try {
+          await call("POST", "/api/account/confirm", { password: password.value });
+          end(true);
+        } catch (err) {
+          note(password, err instanceof Refused ? err.message : unknown);
+          password.select();
+        } finally {
+          submit.disabled = false;
+        }
+      };
+      dialog.showModal();
+      password.focus();
+    });
+  }
 
   let notes = 0;
 
