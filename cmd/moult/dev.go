@@ -84,10 +84,7 @@ func runDev(ctx context.Context, o devOptions, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make --data: %w", err)
-	}
-	unlock, err := lockDataDir(dir)
+	unlock, err := openDataDir(dir, true) // its own cluster, to try out
 	if err != nil {
 		return err
 	}

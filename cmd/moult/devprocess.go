@@ -33,6 +33,7 @@ func startDevProcess(name, dir, binary string, args []string) (*devProcess, erro
 	p := &devProcess{name: name, log: logPath, done: make(chan struct{})}
 	p.cmd = exec.Command(binary, args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.Env = append(os.Environ(), "MOULT_ANY_DATA_PATH=true") // wherever somebody tries it out; by no flag, which older versions would refuse
 	endWithParent(p.cmd)
 	started := make(chan error)
 	go func() {

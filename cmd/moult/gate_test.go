@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,5 +133,57 @@ func TestStrangersMayOnlyTellOfAConfiguration(t *testing.T) {
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", pathMembers, nil))
 	if served != 1 {
 		t.Error("a server cannot tell of a configuration")
+	}
+}
+
+// An agent's certificate is of the cluster, and opens nothing that is for servers:
+// neither their endpoints nor Raft, over a real node port that lets agents in.
+func TestAgentsAreRefusedWhereServersSpeak(t *testing.T) {
+	raft := startLoneRaft(t)
+	host := startCertifier(t).mustCertify
+	server, agent := host("s1", identity.RoleServer), host("a1", identity.RoleAgent)
+	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return server, true }, nil, quiet)
+	must(t, err)
+	defer closeWithin(port.Close, quiet, "node port")
+	asked := 0
+	api := http.NewServeMux()
+	addServerAPI(api, raft, &membership{raft: raft}, &publisher{raft: raft, logger: quiet})
+	port.ServeHTTP(nodeport.Handlers{Peer: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		api.ServeHTTP(w, r)
+	})})
+
+	client := nodeport.Client(func() identity.Credentials { return agent }, nil)
+	defer client.CloseIdleConnections()
+	operations := []struct{ method, path string }{
+		{"POST", pathPropose},
+		{"POST", pathAddServer},
+		{"GET", pathStatus},
+		{"GET", pathState},
+		{"GET", pathMembers},
+		{"POST", pathMembers},
+		{"POST", pathRelease},
+	}
+	for _, op := range operations {
+		req, err := http.NewRequestWithContext(t.Context(), op.method, "https://"+port.Addr().String()+op.path, strings.NewReader(`{"id":"a1","address":"127.0.0.1:1"}`))
+		must(t, err)
+		resp, err := client.Do(req)
+		must(t, err)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusForbidden {
+			t.Errorf("%s %s: %s", op.method, op.path, resp.Status)
+		}
+	}
+	if asked != len(operations) {
+		t.Errorf("%d requests arrived", asked)
+	}
+	conn, err := nodeport.DialRaft(t.Context(), agent, port.Addr().String())
+	if err == nil { // in TLS 1.3 the first read tells
+		defer conn.Close()
+		must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+		var timeout net.Error
+		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+			t.Errorf("an agent speaks Raft: %v", err)
+		}
 	}
 }

@@ -14,6 +14,9 @@ func endWithParent(cmd *exec.Cmd) {
 
 func terminateProcess(p *os.Process) error { return p.Kill() }
 
+// makeFilesPrivate does nothing: files inherit what the directory allows.
+func makeFilesPrivate() {}
+
 // lockFile takes the lock that ends with the process, or fails at once.
 func lockFile(f *os.File) error {
 	const flags = windows.LOCKFILE_EXCLUSIVE_LOCK | windows.LOCKFILE_FAIL_IMMEDIATELY

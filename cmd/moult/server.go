@@ -19,6 +19,7 @@ import (
 // nodeOptions are what a server and an agent have in common.
 type nodeOptions struct {
 	data, name         string
+	anyDataPath        bool
 	gossip, peer       string
 	advertise          string
 	join               []string
@@ -43,6 +44,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringArrayVar(&o.alsoFlags, "also-segment", nil, "further segment that this host is in, as SEGMENT=GOSSIP_ADDRESS; it relays between its segments; may be repeated")
 	f.StringArrayVar(&o.join, "join", nil, "node port of a server, or of a relay, to join through; may be repeated")
+	f.BoolVar(&o.anyDataPath, "any-data-path", false, "take --data although others could exchange it by the permissions of its parents")
 	f.StringVar(&o.token, "token", "", "join token (better: --token-file or MOULT_TOKEN, the process list does not show them)")
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
 	o.serve.register(f)

@@ -54,7 +54,7 @@ func (o *trialOptions) validate() error {
 // supervisor is what runs this command again as a child.
 func (o *trialOptions) supervisor(dataDir string, output io.Writer, logger *slog.Logger) updater.SupervisorConfig {
 	return updater.SupervisorConfig{
-		Installed: o.binary, DataDir: dataDir, Args: os.Args[1:], Env: os.Environ(),
+		Installed: o.binary, DataDir: dataDir, Args: os.Args[1:], Env: withoutJoinToken(os.Environ()),
 		TrialTimeout: o.timeout, MaxStarts: o.starts, Soak: o.soak,
 		Output: output, Logger: logger,
 	}

@@ -29,10 +29,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 		return runSupervisedAgent(ctx, o, link, stderr)
 	}
 	logger := newLogger(o.nodeOptions, stderr).With("host", o.name)
-	if err := os.MkdirAll(o.data, 0o700); err != nil {
-		return fmt.Errorf("make --data: %w", err)
-	}
-	unlock, err := lockDataDir(o.data)
+	unlock, err := openDataDir(o.data, o.anyDataPath)
 	if err != nil {
 		return err
 	}

@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -38,14 +38,12 @@ const (
 // of it. Only while a new binary is tried it is that one's supervisor, and then
 // becomes what is installed in the end.
 func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) error {
+	makeFilesPrivate()
 	if link, onTrial := updater.Supervised(); onTrial {
 		return runLockedServer(ctx, o, link, stdout, stderr)
 	}
 	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
-	if err := os.MkdirAll(o.data, 0o700); err != nil {
-		return fmt.Errorf("make --data: %w", err)
-	}
-	unlock, err := lockDataDir(o.data)
+	unlock, err := openDataDir(o.data, o.anyDataPath)
 	if err != nil {
 		return err
 	}

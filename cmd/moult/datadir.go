@@ -1,0 +1,38 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// openDataDir makes a data directory if there is none, gives it mode 0700, and
+// keeps a second process out of it until unlock. A directory that somebody else
+// could exchange, by its owner's or a parent's permissions, is refused unless
+// anyPath: what is verified in it is executed from it, and its keys are believed.
+func openDataDir(dir string, anyPath bool) (unlock func(), err error) {
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("find --data: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make --data: %w", err)
+	}
+	if !anyPath {
+		if err := refuseForeignPath(dir); err != nil {
+			return nil, fmt.Errorf("--data %s: %w", dir, err)
+		}
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("keep --data to this user: %w; run moult as the user who owns it", err)
+	}
+	return lockDataDir(dir)
+}
+
+// withoutJoinToken is an environment without the join token, which a process needs
+// once: children and what they start do not get it.
+func withoutJoinToken(environ []string) []string {
+	return slices.DeleteFunc(environ, func(kv string) bool { return strings.HasPrefix(kv, "MOULT_TOKEN=") })
+}
