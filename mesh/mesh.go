@@ -100,6 +100,10 @@ type Config struct {
 	// now and then, in case there are two of it.
 	FindSeeds func(ctx context.Context, segment string, neighbours []Contact) []string
 
+	// HostsPerAddress is how many hosts share one address, as behind NAT: what an
+	// address may open to a gossip port is that many times as much. 0 counts as 1.
+	HostsPerAddress int
+
 	Logger *slog.Logger // nil: no log
 	Timing Timing       // zero fields: DefaultTiming
 

@@ -29,9 +29,9 @@ var (
 // boundStreams passes incoming streams on, no more of them at a time than there
 // may be, until stop closes. From the context's end it closes them: nobody takes
 // them any more.
-func (t *boundedTransport) boundStreams(stop <-chan struct{}) {
+func (t *boundedTransport) boundStreams(stop <-chan struct{}, perSource int) {
 	var held atomic.Int64
-	streams := crowd.New(crowd.Limits{Total: maxStreams, PerSource: maxSourceStreams})
+	streams := crowd.New(crowd.Limits{Total: maxStreams, PerSource: perSource})
 	for {
 		select {
 		case <-stop:

@@ -156,13 +156,13 @@ type boundedTransport struct {
 	once    sync.Once      // of Shutdown
 }
 
-func newBoundedTransport(t memberlist.NodeAwareTransport, limit time.Duration) *boundedTransport {
+func newBoundedTransport(t memberlist.NodeAwareTransport, limit time.Duration, perSource int) *boundedTransport {
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &boundedTransport{
 		NodeAwareTransport: t, limit: limit, ctx: ctx, cancel: cancel,
 		streams: make(chan net.Conn), stop: make(chan struct{}),
 	}
-	b.ended.Go(func() { b.boundStreams(b.stop) })
+	b.ended.Go(func() { b.boundStreams(b.stop, perSource) })
 	return b
 }
 

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,10 +30,10 @@ import (
 
 // An attacker's connections to one port: held, and made anew as they end.
 const (
-	attackersPerPort    = 4                    // addresses
-	heldPerAttacker     = 100                  // connections
-	heldPerAttackerLong = 400                  // the same, in the long form: more than any port takes
-	attackPause         = 5 * time.Millisecond // between two of one address
+	attackersPerPort    = 4                     // addresses
+	heldPerAttacker     = 100                   // connections
+	heldPerAttackerLong = 150                   // the same, in the long form: all together, 18,000 files
+	attackPause         = 20 * time.Millisecond // between two of one address
 )
 
 // attack is what goes on against a cluster until it is called off.
@@ -125,7 +126,8 @@ func (a *attack) on(n devNode) {
 // a fleet update goes on to its end; people who are signed in see it.
 func TestE2EUpdateUnderAttack(t *testing.T) {
 	t.Parallel()
-	servers, agents, held := 1, 2, heldPerAttacker
+	const attacked = 2 // agents
+	servers, agents, held := 1, attacked, heldPerAttacker
 	if os.Getenv("MOULT_LONG") != "" {
 		servers, agents, held = 3, 8, heldPerAttackerLong
 	}
@@ -140,7 +142,7 @@ func TestE2EUpdateUnderAttack(t *testing.T) {
 
 	ctx, callOff := context.WithCancel(t.Context())
 	a := &attack{t: t, ctx: ctx, held: held}
-	for _, n := range append(plan.Servers[:len(plan.Servers):len(plan.Servers)], plan.Agents...) {
+	for _, n := range slices.Concat(plan.Servers, plan.Agents[:attacked]) {
 		a.on(n)
 	}
 	c.await(30*time.Second, "the flood to be there", func() error {
@@ -159,7 +161,7 @@ func TestE2EUpdateUnderAttack(t *testing.T) {
 	callOff()
 	a.tasks.Wait()
 	t.Logf("%d connections were made and %d packets sent meanwhile", a.opened.Load(), a.sent.Load())
-	for _, n := range append(plan.Servers[:len(plan.Servers):len(plan.Servers)], plan.Agents...) {
+	for _, n := range slices.Concat(plan.Servers, plan.Agents) {
 		const most = 4 << 20 // bytes: what the attack wrote is not in it
 		if info, err := os.Stat(filepath.Join(c.dir, n.Name, "log")); err != nil || info.Size() > most {
 			t.Errorf("the log of %s has %d bytes, %v", n.Name, info.Size(), err)

@@ -10,10 +10,14 @@ import (
 	"moult/updater/artifact"
 )
 
+// maxHostsPerAddress is more than any limit in all, so that no product overflows.
+const maxHostsPerAddress = 10_000
+
 // serveLimits are the bounds of what this host serves to others, and fetches, as
 // flags.
 type serveLimits struct {
 	streams int
+	hosts   int      // that share one address
 	rate    byteSize // per second
 	pull    byteSize // per second, of what this host fetches
 }
@@ -21,12 +25,16 @@ type serveLimits struct {
 func (l *serveLimits) register(f *pflag.FlagSet) {
 	f.IntVar(&l.streams, "serve-streams", artifact.DefaultLimits.Streams, "artifacts served at once; others are told to ask elsewhere")
 	f.Var(&l.rate, "serve-rate", "bytes per second that are served in all, such as 10MB; 0: no limit")
+	f.IntVar(&l.hosts, "hosts-per-address", 1, "how many hosts share one address, as behind NAT: the limits of connections by address are that many times as high")
 	f.Var(&l.pull, "pull-rate", "bytes per second that are fetched in all, for this host and as a relay for others, such as 1MB; 0: no limit")
 }
 
 func (l serveLimits) validate() error {
 	if l.streams < 1 {
 		return fmt.Errorf("--serve-streams is %d; give at least 1", l.streams)
+	}
+	if l.hosts < 1 || l.hosts > maxHostsPerAddress {
+		return fmt.Errorf("--hosts-per-address is %d; give 1 to %d", l.hosts, maxHostsPerAddress)
 	}
 	if l.pull > 0 && l.pull < artifact.MinPullRate {
 		return fmt.Errorf("--pull-rate is %s; give at least %s, or 0 for no limit: others would take this host for stuck", &l.pull, byteCount(artifact.MinPullRate))

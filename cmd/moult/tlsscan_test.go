@@ -95,7 +95,7 @@ func (s tlsScan) weaknesses() (found []string) {
 func TestNothingWeakOnTLSPorts(t *testing.T) {
 	t.Parallel()
 	serverTLS, _ := uiOverTLS(t)
-	ui := scanTLS(t, startUIPort(t, uiLimits, http.NotFoundHandler(), serverTLS))
+	ui := scanTLS(t, startUIPort(t, uiLimits(1), http.NotFoundHandler(), serverTLS))
 	if weak := ui.weaknesses(); len(weak) > 0 {
 		t.Errorf("the UI's port: %s", strings.Join(weak, ", "))
 	}
@@ -117,7 +117,7 @@ func TestNothingWeakOnTLSPorts(t *testing.T) {
 	bad := serverTLS.Clone()
 	bad.MinVersion, bad.MaxVersion = tls.VersionTLS10, tls.VersionTLS12
 	bad.CipherSuites = []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}
-	if weak := scanTLS(t, startUIPort(t, uiLimits, http.NotFoundHandler(), bad)).weaknesses(); len(weak) < 3 {
+	if weak := scanTLS(t, startUIPort(t, uiLimits(1), http.NotFoundHandler(), bad)).weaknesses(); len(weak) < 3 {
 		t.Errorf("of what is weak, sslscan found %v", weak)
 	}
 }

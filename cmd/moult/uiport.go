@@ -28,8 +28,11 @@ const (
 	uiDrainTimeout   = 3 * time.Second // of requests in flight when the server stops
 )
 
-// uiLimits bound the connections to the UI's port.
-var uiLimits = crowd.Limits{Total: maxUIConns, PerSource: maxSourceUIConns}
+// uiLimits bound the connections to the UI's port, where so many hosts share one
+// address.
+func uiLimits(hostsPerAddress int) crowd.Limits {
+	return crowd.Limits{Total: maxUIConns, PerSource: min(hostsPerAddress*maxSourceUIConns, maxUIConns)}
+}
 
 // serveHTTP serves until ctx ends, then lets requests finish. cfg is nil for plain
 // HTTP.

@@ -132,7 +132,7 @@ func knownSender(r *http.Request) {
 // Over TLS there is HTTP/1.1 in TLS 1.3, and a plain request hears that.
 func TestUIOverTLS(t *testing.T) {
 	serverTLS, clientTLS := uiOverTLS(t)
-	addr := startUIPort(t, uiLimits, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	addr := startUIPort(t, uiLimits(1), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%t %s", r.TLS != nil, r.Proto)
 	}), serverTLS)
 	resp, err := (&http.Client{Transport: &http.Transport{TLSClientConfig: clientTLS, ForceAttemptHTTP2: true}}).Get("https://" + addr)
@@ -159,7 +159,7 @@ func TestUIOverTLS(t *testing.T) {
 
 // A header may be so long and no longer.
 func TestUIHeadersAreBounded(t *testing.T) {
-	addr := startUIPort(t, uiLimits, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), nil)
+	addr := startUIPort(t, uiLimits(1), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), nil)
 	for size, want := range map[int]int{16 << 10: http.StatusOK, 2 * uiMaxHeaderBytes: http.StatusRequestHeaderFieldsTooLarge} {
 		req, err := http.NewRequest(http.MethodGet, "http://"+addr, nil)
 		must(t, err)

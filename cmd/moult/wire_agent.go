@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -87,7 +86,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	relays := len(o.also) > 0
-	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, agentGate(relays), logger.With("component", "nodeport"))
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, agentGate(relays), logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts))
 	if err != nil {
 		return err
 	}
@@ -100,7 +99,8 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
-		Pools: pools, FindSeeds: seeds.find, Logger: logger.With("component", "mesh"),
+		HostsPerAddress: o.serve.hosts,
+		Pools:           pools, FindSeeds: seeds.find, Logger: logger.With("component", "mesh"),
 	})
 	if err != nil {
 		return err

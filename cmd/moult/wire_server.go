@@ -116,7 +116,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		return err
 	}
 	gate := &memberGate{}
-	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, gate.allow, logger.With("component", "nodeport"))
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, gate.allow, logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts))
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,8 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
 		Pools: pools, FindSeeds: seeds.find,
-		KeyOf: enrolledKey(raft), RoleOf: enrolledRole(raft),
+		HostsPerAddress: o.serve.hosts,
+		KeyOf:           enrolledKey(raft), RoleOf: enrolledRole(raft),
 		Logger: logger.With("component", "mesh"),
 	})
 	if err != nil {
@@ -286,7 +287,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		logger.Warn("say where this server listens, for moult doctor", "error", err)
 	}
 	logger.Info("server is up", "ui", uiURL(tlsOn, o.http), "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link != nil)
-	err = serveHTTP(ctx, httpListener, uiLimits, ui, uiTLS, logger.With("component", "webui"))
+	err = serveHTTP(ctx, httpListener, uiLimits(o.serve.hosts), ui, uiTLS, logger.With("component", "webui"))
 	if errors.Is(context.Cause(ctx), updater.ErrRestart) {
 		return updater.ErrRestart
 	}

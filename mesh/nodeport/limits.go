@@ -56,6 +56,8 @@ const (
 // so that neither a single host, nor those without a certificate, can use up the
 // process's file descriptors.
 type connLimits struct {
+	perAddress int // hosts that share one address
+
 	mu   sync.Mutex
 	open map[connKey]int
 }
@@ -66,7 +68,7 @@ const spliceKey = "passed on"
 // connKey with an empty who counts all connections of a protocol.
 type connKey struct{ alpn, who string }
 
-func newConnLimits() *connLimits { return &connLimits{open: make(map[connKey]int)} }
+func newConnLimits() *connLimits { return &connLimits{perAddress: 1, open: make(map[connKey]int)} }
 
 // admit counts a connection in until release is called; who is a host's ID, or
 // for moult-join an address.
@@ -74,11 +76,11 @@ func (l *connLimits) admit(alpn, who string) (release func(), err error) {
 	each, all := maxHostConns, maxPeerConns
 	switch alpn {
 	case identity.ALPNJoin:
-		each, all = maxSourceJoinConns, maxJoinConns
+		each, all = min(l.perAddress*maxSourceJoinConns, maxJoinConns), maxJoinConns
 	case identity.ALPNRelay:
 		each, all = maxRelayConns, maxAllRelayConns
 	case spliceKey:
-		each, all = maxSourceSplices, maxSplices
+		each, all = min(l.perAddress*maxSourceSplices, maxSplices), maxSplices
 	}
 	own, total := connKey{alpn, who}, connKey{alpn, ""}
 	l.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"runtime"
@@ -319,4 +320,35 @@ func TestCloseTellsOfAHandlerThatDoesNotEnd(t *testing.T) {
 	<-asked
 	p.tasks.Wait()
 	p.requests.Wait()
+}
+
+// Where hosts share an address, that may hold as many times as much, and never more
+// than there is in all.
+func TestHostsThatShareAnAddress(t *testing.T) {
+	for hosts, want := range map[int]int{1: maxSourceJoinConns, 3: 3 * maxSourceJoinConns, 100: maxJoinConns} {
+		p := open(newPipes(), func() (identity.Credentials, bool) { return identity.Credentials{}, false }, nil, slog.New(slog.DiscardHandler), HostsPerAddress(hosts))
+		admitted := 0
+		for range maxJoinConns + 1 {
+			if _, err := p.limits.admit(identity.ALPNJoin, "10.0.0.1"); err == nil {
+				admitted++
+			}
+		}
+		if admitted != want {
+			t.Errorf("%d hosts: %d joins at once", hosts, admitted)
+		}
+		var first addressed
+		first.from = "10.0.0.1:1"
+		p.begin(&first)
+		for range min(hosts*maxSourceHandshakes, maxHandshakes) - 1 {
+			p.begin(&addressed{from: "10.0.0.1:2"})
+		}
+		if first.closed {
+			t.Errorf("%d hosts: a handshake was pushed out before the limit", hosts)
+		}
+		p.begin(&addressed{from: "10.0.0.1:3"})
+		if !first.closed {
+			t.Errorf("%d hosts: none was pushed out at the limit", hosts)
+		}
+		must(t, p.Close(t.Context()))
+	}
 }

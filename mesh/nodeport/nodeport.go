@@ -75,7 +75,7 @@ type Port struct {
 // without a restart; while it returns false, connections are closed. allow (nil:
 // anybody) decides on hosts with a certificate of the cluster; it is called often
 // and concurrently and must not block. Close the port when done.
-func Listen(addr string, creds func() (identity.Credentials, bool), allow func(alpn string, id identity.Identity) error, logger *slog.Logger) (*Port, error) {
+func Listen(addr string, creds func() (identity.Credentials, bool), allow func(alpn string, id identity.Identity) error, logger *slog.Logger, options ...Option) (*Port, error) {
 	l, err := net.Listen("tcp", addr)
 	if inUse(err) {
 		return nil, fmt.Errorf("the node port %s is in use; stop what uses it, or give another one with --peer: %w", addr, err)
@@ -83,25 +83,35 @@ func Listen(addr string, creds func() (identity.Credentials, bool), allow func(a
 	if err != nil {
 		return nil, fmt.Errorf("listen on the node port: %w; give an address of this host with --peer HOST:PORT", err)
 	}
-	return open(l, creds, allow, logger), nil
+	return open(l, creds, allow, logger, options...), nil
 }
 
 // open makes a port of a listener, which becomes the port's own.
-func open(l net.Listener, creds func() (identity.Credentials, bool), allow func(alpn string, id identity.Identity) error, logger *slog.Logger) *Port {
+func open(l net.Listener, creds func() (identity.Credentials, bool), allow func(alpn string, id identity.Identity) error, logger *slog.Logger, options ...Option) *Port {
 	if allow == nil {
 		allow = func(string, identity.Identity) error { return nil }
 	}
 	p := &Port{
 		listener: l, creds: creds, allow: allow, logger: logger,
-		handshakes: crowd.New(crowd.Limits{Total: maxHandshakes, PerSource: maxSourceHandshakes}),
-		limits:     newConnLimits(),
-		raft:       newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()), renew: newQueue(l.Addr()),
+		limits: newConnLimits(),
+		raft:   newQueue(l.Addr()), peer: newQueue(l.Addr()), join: newQueue(l.Addr()), renew: newQueue(l.Addr()),
 	}
+	for _, option := range options {
+		option(p)
+	}
+	p.handshakes = crowd.New(crowd.Limits{Total: maxHandshakes, PerSource: min(p.limits.perAddress*maxSourceHandshakes, maxHandshakes)})
 	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
 	p.serving, p.stopServing = context.WithCancel(context.Background())
 	p.tasks.Go(p.accept)
 	return p
 }
+
+// Option changes a port that is about to listen.
+type Option func(*Port)
+
+// HostsPerAddress says how many hosts share one address, as behind NAT: what an
+// address may hold is that many times as much. At least 1.
+func HostsPerAddress(n int) Option { return func(p *Port) { p.limits.perAddress = n } }
 
 // inUse tells whether another process has the address.
 func inUse(err error) bool {
