@@ -28,12 +28,15 @@ import (
 	"moult/mesh/identity"
 )
 
-// An attacker's connections to one port: held, and made anew as they end.
+// An attacker's connections to one port: held, and made anew as they end. The pauses
+// between two of one address are such that the attackers, who run on the same
+// machine, leave it to what they attack: the limits are tested, not the scheduler.
 const (
-	attackersPerPort    = 4                     // addresses
-	heldPerAttacker     = 100                   // connections
-	heldPerAttackerLong = 150                   // the same, in the long form: all together, 18,000 files
-	attackPause         = 20 * time.Millisecond // between two of one address
+	attackersPerPort    = 4   // addresses
+	heldPerAttacker     = 100 // connections
+	attackPause         = 50 * time.Millisecond
+	heldPerAttackerLong = 150 // the same, in the long form: all together, 18,000 files
+	attackPauseLong     = 150 * time.Millisecond
 )
 
 // attack is what goes on against a cluster until it is called off.
@@ -41,7 +44,8 @@ type attack struct {
 	t      *testing.T
 	ctx    context.Context
 	tasks  sync.WaitGroup
-	held   int // connections, at most, of one address to one port
+	held   int           // connections, at most, of one address to one port
+	pause  time.Duration // between two of one address
 	opened atomic.Int64
 	sent   atomic.Int64 // UDP packets
 }
@@ -63,7 +67,7 @@ func (a *attack) hold(addr string, say func(net.Conn)) {
 					conn.Close()
 				}
 			}()
-			for sleep(a.ctx, attackPause) {
+			for sleep(a.ctx, a.pause) {
 				conn, err := a.from(source, addr)
 				if err != nil {
 					continue
@@ -90,7 +94,7 @@ func (a *attack) garbage(addr string) {
 		}
 		defer conn.Close()
 		chacha := rand.NewChaCha8([32]byte{1})
-		for sleep(a.ctx, attackPause) {
+		for sleep(a.ctx, a.pause) {
 			b := make([]byte, rand.N(1400))
 			_, _ = chacha.Read(b) // never errs
 			if len(b) > 2 {
@@ -127,9 +131,9 @@ func (a *attack) on(n devNode) {
 func TestE2EUpdateUnderAttack(t *testing.T) {
 	t.Parallel()
 	const attacked = 2 // agents
-	servers, agents, held := 1, attacked, heldPerAttacker
+	servers, agents, held, pause := 1, attacked, heldPerAttacker, attackPause
 	if os.Getenv("MOULT_LONG") != "" {
-		servers, agents, held = 3, 8, heldPerAttackerLong
+		servers, agents, held, pause = 3, 8, heldPerAttackerLong, attackPauseLong
 	}
 	c := startCluster(t, servers, agents)
 	c.publish(versionB, binary(t, versionB))
@@ -141,7 +145,7 @@ func TestE2EUpdateUnderAttack(t *testing.T) {
 	plan := c.plan()
 
 	ctx, callOff := context.WithCancel(t.Context())
-	a := &attack{t: t, ctx: ctx, held: held}
+	a := &attack{t: t, ctx: ctx, held: held, pause: pause}
 	for _, n := range slices.Concat(plan.Servers, plan.Agents[:attacked]) {
 		a.on(n)
 	}
