@@ -186,3 +186,19 @@ func TestSecretsAreKeptAsHashes(t *testing.T) {
 		t.Error("an API token is not found by its hash")
 	}
 }
+
+// The owner of a connection hears when it is somebody's who is known, and only then.
+func TestKnownSendersAreTold(t *testing.T) {
+	w := StartWorld(t)
+	for token, want := range map[string]bool{viewerToken: true, "": false, "wrong": false} {
+		known := false
+		r := httptest.NewRequest("GET", "/api/hosts", nil)
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		w.Do(r.WithContext(WithKnown(r.Context(), func() { known = true })))
+		if known != want {
+			t.Errorf("token %q: known: %t", token, known)
+		}
+	}
+}

@@ -59,8 +59,14 @@ func TestUIFloodKeepsNobodyOut(t *testing.T) {
 	limits := crowd.Limits{Total: 48, PerSource: 32}
 	for name, cfg := range map[string]*tls.Config{"plain": nil, "TLS": serverTLS} {
 		t.Run(name, func(t *testing.T) {
-			release := make(chan struct{})
+			release, stranger := make(chan struct{}), make(chan struct{})
 			addr := startUIPort(t, limits, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/download" { // by a stranger
+					w.WriteHeader(http.StatusOK)
+					_ = http.NewResponseController(w).Flush()
+					<-stranger
+					fmt.Fprint(w, "all of it")
+				}
 				if r.URL.Path == "/stream" { // of somebody who is known, as webui says it
 					knownSender(r)
 					w.WriteHeader(http.StatusOK)
@@ -70,6 +76,7 @@ func TestUIFloodKeepsNobodyOut(t *testing.T) {
 				}
 			}), cfg)
 			defer close(release)
+			defer close(stranger)
 			dial := func() net.Conn {
 				conn, err := net.Dial("tcp", addr)
 				must(t, err)
@@ -85,6 +92,9 @@ func TestUIFloodKeepsNobodyOut(t *testing.T) {
 			stream, err := web(true).Get(url + "/stream")
 			must(t, err)
 			defer stream.Body.Close()
+			download, err := web(true).Get(url + "/download")
+			must(t, err)
+			defer download.Body.Close()
 
 			var flood []net.Conn
 			for i := range 4 * limits.Total {
@@ -113,6 +123,10 @@ func TestUIFloodKeepsNobodyOut(t *testing.T) {
 			}
 			if open > limits.PerSource {
 				t.Errorf("%d connections of one address are held", open)
+			}
+			stranger <- struct{}{}
+			if text, err := io.ReadAll(download.Body); err != nil || string(text) != "all of it" {
+				t.Errorf("a download of a stranger: %q, %v", text, err)
 			}
 			release <- struct{}{}
 			if text, err := io.ReadAll(stream.Body); err != nil || string(text) != "the end" {

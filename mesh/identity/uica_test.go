@@ -2,9 +2,11 @@ package identity_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -111,5 +113,49 @@ func TestUICertificates(t *testing.T) {
 		if _, err := ui.Issue(names, now, time.Hour); err == nil {
 			t.Errorf("%s: issued", name)
 		}
+	}
+}
+
+// Whoever pins the hash believes certificates under that very one for the name that
+// was dialled, and not a stranger's that is shown beside it.
+func TestPinnedTLS(t *testing.T) {
+	now := time.Now()
+	_, ui := uiCA(t, "c1", now)
+	_, foreign := uiCA(t, "c1", now)
+	good, err := ui.Issue([]string{"s1.example"}, now, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := foreign.Issue([]string{"s1.example"}, now, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged.Certificate = append(forged.Certificate, good.Certificate[1]) // the true one, for show
+	ended, err := ui.Issue([]string{"s1.example"}, now.Add(-3*time.Hour), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, tc := range map[string]struct {
+		shown      tls.Certificate
+		pin, name  string
+		isBelieved bool
+	}{
+		"the server":       {good, ui.Hash(), "s1.example", true},
+		"another name":     {good, ui.Hash(), "s2.example", false},
+		"another pin":      {good, foreign.Hash(), "s1.example", false},
+		"a forged chain":   {forged, ui.Hash(), "s1.example", false},
+		"one that is over": {ended, ui.Hash(), "s1.example", false},
+	} {
+		here, there := net.Pipe()
+		go func() {
+			_ = tls.Server(there, &tls.Config{Certificates: []tls.Certificate{tc.shown}}).Handshake() // the client judges
+			there.Close()
+		}()
+		cfg := identity.PinnedTLS(tc.pin)
+		cfg.ServerName = tc.name
+		if err := tls.Client(here, cfg).Handshake(); (err == nil) != tc.isBelieved {
+			t.Errorf("%s: %v", what, err)
+		}
+		here.Close()
 	}
 }
