@@ -41,7 +41,7 @@ func TestWritesTellThatNothingIsCommitted(t *testing.T) {
 		"DELETE /api/releases/2.0.0": "", "POST /api/releases": "", "POST /api/alerts/" + alert + "/acknowledge": "",
 		"POST /api/users": `{"name":"bob","role":"viewer","password":"long enough"}`, "PATCH /api/users/u2": `{"role":"admin"}`, "DELETE /api/users/u2": "",
 		"POST /api/tokens": `{"name":"ci","role":"viewer"}`, "DELETE /api/tokens/t3": "", "POST /api/join-tokens": "",
-		"POST /api/account/end-sessions": "", "POST /api/account/password": `{"current_password":"` + adminPassword + `","new_password":"another one"}`,
+		"POST /api/account/confirm": `{"password":"` + adminPassword + `"}`, "POST /api/account/end-sessions": "", "POST /api/account/password": `{"current_password":"` + adminPassword + `","new_password":"another one"}`,
 		"POST /api/servers/" + s2 + "/remove": "", "POST /api/servers/" + s2 + "/demote": "", "POST /api/servers/" + s2 + "/promote": "",
 		"GET /api/backup?recipient=age1good": "", "POST /api/webhooks": strings.Replace(hook, "pager", "other", 1),
 		"PUT /api/webhooks/" + webhook: `{"name":"other"}`, "DELETE /api/webhooks/" + webhook: "", "POST /api/webhooks/" + webhook + "/test": "",

@@ -13,15 +13,15 @@ import (
 // could exchange, by its owner's or a parent's permissions, is refused unless
 // anyPath: what is verified in it is executed from it, and its keys are believed.
 func openDataDir(dir string, anyPath bool) (unlock func(), err error) {
-	dir, err = filepath.Abs(dir)
-	if err != nil {
-		return nil, fmt.Errorf("find --data: %w", err)
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make --data: %w", err)
 	}
 	if !anyPath {
-		if err := refuseForeignPath(dir); err != nil {
+		path, err := filepath.Abs(dir)
+		if err == nil {
+			err = refuseForeignPath(path)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("--data %s: %w", dir, err)
 		}
 	}
