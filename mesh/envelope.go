@@ -103,6 +103,9 @@ func (v envelopeVerifier) open(e envelope, now time.Time) (identity.Identity, er
 	if !ed25519.Verify(key, envelopeMessage(v.cluster, e.raw[:cut]), e.raw[cut:]) {
 		return identity.Identity{}, fmt.Errorf("%w: %s did not sign it", errEnvelopeUnverified, e.from)
 	}
+	if v.records.removed(id.HostID) {
+		return identity.Identity{}, fmt.Errorf("%w: %s was removed", errEnvelopeUnverified, id.HostID)
+	}
 	if v.records.keyOf != nil {
 		if enrolled, ok := v.records.keyOf(id.HostID); !ok || !bytes.Equal(enrolled, key) {
 			return identity.Identity{}, fmt.Errorf("%w: %s is not enrolled with this key", errEnvelopeUnverified, id.HostID)

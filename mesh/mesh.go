@@ -94,6 +94,10 @@ type Config struct {
 	// Set, and called, as KeyOf is.
 	RoleOf func(hostID string) (identity.Role, bool)
 
+	// Denied tells whether a host was removed from the cluster: it is no member for
+	// this node, whatever gossip says. Nil: nobody was. Called as KeyOf is.
+	Denied func(hostID string) bool
+
 	// FindSeeds asks others for gossip addresses of a segment's members, within ctx;
 	// nil: nobody is asked. neighbours are those who may know, the best first. A pool
 	// that is alone calls it in each round in which it looks for members, any other

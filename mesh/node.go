@@ -89,7 +89,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	id := cfg.Identity
-	verifier := recordVerifier{cluster: id.Cluster, keyOf: cfg.KeyOf, roleOf: cfg.RoleOf}
+	verifier := recordVerifier{cluster: id.Cluster, keyOf: cfg.KeyOf, roleOf: cfg.RoleOf, denied: cfg.Denied}
 	n := &Node{
 		cfg: cfg, logger: cfg.Logger, verifier: verifier,
 		envelopes:  envelopeVerifier{cluster: id.Cluster, certs: cfg.Verifier, records: verifier},
@@ -128,6 +128,7 @@ func (n *Node) openPools() error {
 			segment: pc.Segment, seeds: slices.Clone(pc.Join), self: n.cfg.Identity.HostID, timing: n.cfg.Timing,
 			meta:    func() []byte { return n.Record().Raw },
 			receive: n.receive, notify: func() { poke(n.peersDirty) },
+			removed:   n.verifier.removed,
 			refused:   func() { n.counters.malformedRecords.Add(1) },
 			malformed: func() { n.counters.malformedMessage.Add(1) }, mail: newMailbox(n.cfg.Boot),
 			announce: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{}, failed: map[string]time.Time{},
@@ -169,6 +170,17 @@ func (n *Node) SetCertificate(der []byte) error {
 	}
 	n.cert.Store(&der)
 	return nil
+}
+
+// SetKeys replaces the gossip keys of a segment that this node is in: what is
+// encrypted with any of them is read, the first one encrypts.
+func (n *Node) SetKeys(segment string, keys [][]byte) error {
+	for _, p := range n.pools {
+		if p.segment == segment {
+			return p.setKeys(keys)
+		}
+	}
+	return fmt.Errorf("this host is not in segment %q", segment)
 }
 
 // Record returns the node's own record.

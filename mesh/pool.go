@@ -27,6 +27,8 @@ const maxPeers = 4096
 type pool struct {
 	segment   string
 	seeds     []string
+	keyring   *memberlist.Keyring
+	keysMu    sync.Mutex // orders setKeys
 	list      *memberlist.Memberlist
 	self      string
 	ownAddr   string
@@ -38,6 +40,7 @@ type pool struct {
 	receive func(*pool, []byte) // takes over the bytes; never blocks
 	notify  func()              // peers changed; never blocks
 	refused func()              // a member was kept out; never blocks
+	removed func(hostID string) bool
 
 	malformed func()                             // what a member handed over does not decode; never blocks
 	findSeeds func(ctx context.Context) []string // may be nil
@@ -79,7 +82,7 @@ func (p *pool) open(cfg Config, pc PoolConfig, logger *slog.Logger) error {
 	mc := memberlist.DefaultLANConfig()
 	mc.Name = cfg.Identity.HostID
 	mc.Label = "moult/" + cfg.Identity.Cluster + "/" + pc.Segment
-	mc.Keyring = keyring
+	mc.Keyring, p.keyring = keyring, keyring
 	mc.EnableCompression = false // doubles the CPU for little
 	mc.GossipInterval = p.timing.Gossip
 	mc.PushPullInterval = p.timing.PushPull
@@ -120,6 +123,37 @@ func parseNetworks(cidrs []string) ([]net.IPNet, error) {
 	return nets, nil
 }
 
+// setKeys brings the keyring to these keys. Whatever the members encrypt with
+// meanwhile is read.
+func (p *pool) setKeys(keys [][]byte) error {
+	if len(keys) == 0 {
+		return fmt.Errorf("segment %q has no gossip key", p.segment)
+	}
+	p.keysMu.Lock()
+	defer p.keysMu.Unlock()
+	for _, k := range keys {
+		if err := p.keyring.AddKey(k); err != nil {
+			return fmt.Errorf("gossip keys of segment %q: %w", p.segment, err)
+		}
+	}
+	// From the last one on, so that those to be removed come to stand behind them
+	// all: memberlist's RemoveKey moves what follows a key, in an array that is
+	// being read.
+	for _, k := range slices.Backward(keys) {
+		if err := p.keyring.UseKey(k); err != nil {
+			return fmt.Errorf("gossip keys of segment %q: %w", p.segment, err)
+		}
+	}
+	for _, k := range slices.Backward(slices.Clone(p.keyring.GetKeys())) {
+		if !slices.ContainsFunc(keys, func(kept []byte) bool { return bytes.Equal(k, kept) }) {
+			if err := p.keyring.RemoveKey(k); err != nil {
+				return fmt.Errorf("gossip keys of segment %q: %w", p.segment, err)
+			}
+		}
+	}
+	return nil
+}
+
 // NodeMeta is memberlist asking for the node's record.
 func (p *pool) NodeMeta(int) []byte { return p.meta() }
 
@@ -137,6 +171,10 @@ func (p *pool) GetBroadcasts(overhead, limit int) [][]byte {
 func (p *pool) NotifyAlive(n *memberlist.Node) error {
 	if n.Name == p.self {
 		return nil
+	}
+	if p.removed(n.Name) {
+		p.refused()
+		return fmt.Errorf("%w: host %s was removed", ErrUnverified, n.Name)
 	}
 	rec, err := DecodeRecord(n.Meta)
 	if err == nil && rec.HostID != n.Name {
@@ -192,7 +230,7 @@ func (p *pool) livePeer(hostID string) (*memberlist.Node, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	q, ok := p.peers[hostID]
-	if !ok || !q.alive {
+	if !ok || !q.alive || p.removed(hostID) {
 		return nil, false
 	}
 	node := q.node
@@ -205,7 +243,7 @@ func (p *pool) livePeers() []string {
 	defer p.mu.Unlock()
 	var ids []string
 	for id, q := range p.peers {
-		if q.alive {
+		if q.alive && !p.removed(id) {
 			ids = append(ids, id)
 		}
 	}

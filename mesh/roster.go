@@ -394,6 +394,10 @@ func (r *Roster) expire(hintLifetime time.Duration) {
 		if id == r.self {
 			continue
 		}
+		if r.verifier.removed(id) {
+			r.drop(id)
+			continue
+		}
 		expired, others := false, false
 		for k, s := range h.sightings {
 			if !s.expires.IsZero() && now.After(s.expires) {
@@ -413,9 +417,13 @@ func (r *Roster) expire(hintLifetime time.Duration) {
 		}
 		gone := h.verified && !r.verifier.enrolled(id) || !h.verified && now.Sub(h.since) > hintLifetime
 		if gone {
-			delete(r.hosts, id)
-			delete(r.relays, id)
-			r.notify()
+			r.drop(id)
 		}
 	}
+}
+
+func (r *Roster) drop(id string) {
+	delete(r.hosts, id)
+	delete(r.relays, id)
+	r.notify()
 }

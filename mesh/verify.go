@@ -13,11 +13,18 @@ type recordVerifier struct {
 	cluster string
 	keyOf   func(hostID string) (ed25519.PublicKey, bool)
 	roleOf  func(hostID string) (identity.Role, bool)
+	denied  func(hostID string) bool // may be nil
 }
+
+// removed tells whether the host is known to have been removed.
+func (v recordVerifier) removed(hostID string) bool { return v.denied != nil && v.denied(hostID) }
 
 // check returns whether the record is proven to be its host's. Without the
 // enrolment at hand a record is a hint: not verified, and no error.
 func (v recordVerifier) check(rec SignedRecord) (verified bool, err error) {
+	if v.removed(rec.HostID) {
+		return false, fmt.Errorf("%w: host %s was removed", ErrUnverified, rec.HostID)
+	}
 	if v.roleOf != nil {
 		if role, ok := v.roleOf(rec.HostID); ok && string(role) != rec.Role {
 			return false, fmt.Errorf("%w: host %s claims role %s, enrolled as %s", ErrUnverified, rec.HostID, rec.Role, role)
@@ -38,6 +45,9 @@ func (v recordVerifier) check(rec SignedRecord) (verified bool, err error) {
 
 // enrolled tells whether the host may still be in the roster as verified.
 func (v recordVerifier) enrolled(hostID string) bool {
+	if v.removed(hostID) {
+		return false
+	}
 	if v.keyOf == nil {
 		return true
 	}

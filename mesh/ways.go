@@ -102,8 +102,8 @@ func (p *pool) seedsForOthers() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var addrs []string
-	for _, q := range p.peers {
-		if q.alive {
+	for id, q := range p.peers {
+		if q.alive && !p.removed(id) {
 			addrs = append(addrs, q.node.Address())
 		}
 	}

@@ -15,15 +15,20 @@ const gossipKeyBytes = 32
 // keeps.
 type Enrolment struct {
 	Identity
-	CertPEM     []byte   `json:"cert"`
-	CAPEM       []byte   `json:"ca"`
-	Segment     string   `json:"segment"`      // the home segment
-	GossipKeys  [][]byte `json:"gossip_keys"`  // of the home segment; 32 bytes each, the first one encrypts
-	ReleaseKeys []string `json:"release_keys"` // minisign public keys, base64 line each
+	CertPEM    []byte   `json:"cert"`
+	CAPEM      []byte   `json:"ca"`
+	Segment    string   `json:"segment"`     // the home segment
+	GossipKeys [][]byte `json:"gossip_keys"` // of the home segment; 32 bytes each, the first one encrypts
+	// GossipRevision counts the changes of GossipKeys; 0: they never changed.
+	GossipRevision uint64   `json:"gossip_revision,omitempty"`
+	ReleaseKeys    []string `json:"release_keys"` // minisign public keys, base64 line each
 	KeyPolicy
 	Servers    []string  `json:"servers"`        // node ports of servers, HOST:PORT
 	GossipJoin []string  `json:"gossip_join"`    // gossip addresses to join the home segment's pool by
 	Also       []Segment `json:"also,omitempty"` // further segments
+	// Relays are node ports of relays of the host's segments, HOST:PORT: by them it
+	// finds back to a server when it knows nobody else any more.
+	Relays []string `json:"relays,omitempty"`
 }
 
 // KeyPolicy is what belongs to the release keys beside the keys.
@@ -44,6 +49,8 @@ func (e Enrolment) check(hostID string, key ed25519.PrivateKey, now time.Time) e
 		return err
 	case id != e.Identity:
 		return fmt.Errorf("the certificate says %s, beside it stands %s", id, e.Identity)
+	case len(e.Relays) > maxRelays:
+		return fmt.Errorf("relays: it names %d, at most %d", len(e.Relays), maxRelays)
 	case len(e.Also) > maxAlso:
 		return fmt.Errorf("also: it has %d segments, at most %d", len(e.Also), maxAlso)
 	}
@@ -88,22 +95,25 @@ func certified(cluster string, caPEM, certPEM []byte, hostID string, key ed25519
 // treat what they point at as read-only.
 type Credentials struct {
 	Identity
-	Key         ed25519.PrivateKey `json:"-"`
-	CertPEM     []byte
-	CAPEM       []byte
-	Segment     string    // the home segment
-	GossipKeys  [][]byte  `json:"-"` // of the home segment; 32 bytes each, the first one encrypts
-	ReleaseKeys []string  // minisign public keys, as of the enrolment
-	KeyPolicy             // of ReleaseKeys
-	Servers     []string  // node ports of servers, HOST:PORT, as of the last answer of one
-	GossipJoin  []string  // gossip addresses to join the home segment's pool by, as of then
-	Also        []Segment `json:"-"` // further segments
+	Key            ed25519.PrivateKey `json:"-"`
+	CertPEM        []byte
+	CAPEM          []byte
+	Segment        string    // the home segment
+	GossipKeys     [][]byte  `json:"-"` // of the home segment; 32 bytes each, the first one encrypts
+	GossipRevision uint64    // of GossipKeys
+	ReleaseKeys    []string  // minisign public keys, as of the enrolment
+	KeyPolicy                // of ReleaseKeys
+	Servers        []string  // node ports of servers, HOST:PORT, as of the last answer of one
+	GossipJoin     []string  // gossip addresses to join the home segment's pool by, as of then
+	Also           []Segment `json:"-"` // further segments
+	Relays         []string  // node ports of relays of the host's segments, as of then
+	Denials        *Denials  `json:"-"` // who is denied, as of now; nil: nobody
 }
 
 // In returns what the host knows of one of its segments.
 func (c Credentials) In(segment string) (Segment, bool) {
 	if segment == c.Segment {
-		return Segment{Name: segment, GossipKeys: c.GossipKeys, GossipJoin: c.GossipJoin}, true
+		return Segment{Name: segment, GossipKeys: c.GossipKeys, GossipRevision: c.GossipRevision, GossipJoin: c.GossipJoin}, true
 	}
 	for _, s := range c.Also {
 		if s.Name == segment {
@@ -123,5 +133,6 @@ func (c Credentials) Verifier() *Verifier {
 	if err != nil {
 		return &Verifier{refusal: err}
 	}
+	v.denials = c.Denials
 	return v
 }

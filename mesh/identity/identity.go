@@ -44,6 +44,7 @@
 //	ca.pem        the cluster's CA
 //	cert.pem      the host's certificate
 //	cluster.json  what else joining gave; its presence says "has joined"
+//	denied        the newest deny-list, once there is one
 //
 // DESIGN.md says why it is like this. Everything in the package is safe for
 // concurrent use.
@@ -143,7 +144,8 @@ func validID(s string) bool {
 type Verifier struct {
 	cluster string
 	roots   *x509.CertPool
-	ca      ed25519.PublicKey // signs epoch statements
+	ca      ed25519.PublicKey // signs epoch statements and deny-lists
+	denials *Denials          // nil: nobody is denied
 	refusal error             // set: it believes nobody, and says why
 }
 
@@ -163,9 +165,9 @@ func NewVerifier(clusterID string, caPEM []byte) (*Verifier, error) {
 }
 
 // Verify returns whose certificate this is, and the host's public key. It
-// refuses one that the cluster's CA did not sign, that is not valid at now, or
-// that names another cluster. It says nothing about whether the host is still a
-// member: the replicated state does.
+// refuses one that the cluster's CA did not sign, that is not valid at now, that
+// names another cluster or, with ErrDenied, whose host or key is on the deny-list.
+// Whether the host is still a member the replicated state says, on servers.
 func (v *Verifier) Verify(certDER []byte, now time.Time) (Identity, ed25519.PublicKey, error) {
 	if v.refusal != nil {
 		return Identity{}, nil, v.refusal
@@ -192,6 +194,9 @@ func (v *Verifier) Verify(certDER []byte, now time.Time) (Identity, ed25519.Publ
 	pub, ok := cert.PublicKey.(ed25519.PublicKey)
 	if !ok {
 		return Identity{}, nil, errors.New("the certificate's key is not ed25519")
+	}
+	if v.denials.denies(id.HostID, pub) {
+		return Identity{}, nil, fmt.Errorf("%s: %w", id, ErrDenied)
 	}
 	return id, pub, nil
 }

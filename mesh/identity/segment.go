@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto/hkdf"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -17,8 +18,20 @@ const DefaultSegment = "default"
 // other key.
 const gossipKeyContext = "moult gossip key 1"
 
-// maxAlso bounds the further segments that a request or an enrolment names.
-const maxAlso = 3
+// What a request or an enrolment names at most.
+const (
+	maxAlso   = 3 // further segments
+	maxRelays = 16
+)
+
+// NewGossipKey makes a key for a segment whose keys are changed.
+func NewGossipKey() ([]byte, error) {
+	key := make([]byte, gossipKeyBytes)
+	if _, err := rand.Read(key); err != nil {
+		return nil, fmt.Errorf("make a gossip key: %w", err)
+	}
+	return key, nil
+}
 
 // GossipKeys returns a segment's gossip keys, one for each of the cluster's
 // gossip secrets and in their order: the first one encrypts. caKey is the CA's
@@ -49,7 +62,9 @@ func GossipKeys(secrets [][]byte, caKey []byte, cluster, segment string) ([][]by
 type Segment struct {
 	Name       string   `json:"name"`
 	GossipKeys [][]byte `json:"gossip_keys"` // 32 bytes each, the first one encrypts
-	GossipJoin []string `json:"gossip_join"` // gossip addresses of members
+	// GossipRevision counts the changes of GossipKeys; 0: they never changed.
+	GossipRevision uint64   `json:"gossip_revision,omitempty"`
+	GossipJoin     []string `json:"gossip_join"` // gossip addresses of members
 }
 
 // String names the segment.

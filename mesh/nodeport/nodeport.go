@@ -17,7 +17,7 @@
 // The port speaks TLS 1.3 only. Who may speak what is decided in the handshake
 // by identity.Credentials.ServerTLS and the allow function, and once more at each
 // request of moult-http and at each read of moult-raft, so that a removed host's
-// open connections end too. Raft itself would go on believing them: it takes
+// open connections end too; CutRefused ends what is under way on them. Raft itself would go on believing them: it takes
 // entries of a higher term from whoever sends them.
 //
 // Everything that a peer can make the port wait for or hold is bounded: the
@@ -52,6 +52,7 @@ type Port struct {
 
 	// Connections of which nobody knows yet who is at the other end.
 	handshakes              *crowd.Crowd
+	members                 memberConns
 	limits                  *connLimits
 	raft, peer, join, renew *queue
 
@@ -245,6 +246,13 @@ func (p *Port) dispatch(tc *tls.Conn, conn net.Conn) error {
 		who = peer.HostID
 	}
 	release, err := p.limits.admit(alpn, who)
+	if err == nil && alpn != identity.ALPNJoin {
+		release = p.members.add(&memberConn{alpn: alpn, peer: peer, conn: conn}, release)
+		err = p.allow(alpn, peer) // it may have changed its mind since the handshake, and CutRefused has run
+		if err != nil {
+			release()
+		}
+	}
 	if err == nil {
 		err = p.put(alpn, tc, peer, release)
 	}
@@ -252,6 +260,17 @@ func (p *Port) dispatch(tc *tls.Conn, conn net.Conn) error {
 		tc.Close()
 	}
 	return err
+}
+
+// CutRefused closes the open connections of hosts that allow refuses by now,
+// whatever is under way on them. Call it when who may speak has changed.
+func (p *Port) CutRefused() {
+	for _, c := range p.members.all() {
+		if err := p.allow(c.alpn, c.peer); err != nil {
+			p.logger.Info("connection cut", "host", c.peer.HostID, "protocol", c.alpn, "why", err)
+			c.conn.Close() // beneath TLS: a goodbye could block
+		}
+	}
 }
 
 func (p *Port) put(alpn string, tc *tls.Conn, peer identity.Identity, release func()) error {
