@@ -254,6 +254,7 @@ var auditActions = actionsOf(
 	fleet.SessionCreated{}, fleet.SessionEnded{}, fleet.SessionsEnded{}, fleet.UserChanged{}, fleet.UserCreated{}, fleet.UserDeleted{},
 	fleet.WebhookChanged{}, fleet.WebhookCreated{}, fleet.WebhookDeleted{}, fleet.WebhookTested{},
 	fleet.EpochBegun{}, fleet.BackupTaken{}, fleet.ServerStandbyChanged{},
+	fleet.HostDenied{}, fleet.GossipRotationBegun{}, fleet.GossipRotationAdvanced{}, fleet.HostQuarantined{}, fleet.HostQuarantineLifted{}, fleet.AlertRaised{},
 )
 
 func actionsOf(changes ...fleet.Change) (actions []string) {

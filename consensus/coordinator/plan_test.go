@@ -332,6 +332,8 @@ func (w *world) command(c []string) []string {
 		w.must(fleet.FleetUpdateCancelled{ID: w.fleet})
 	case "remove":
 		w.must(fleet.HostRemoved{HostID: args[0]})
+	case "quarantine":
+		w.must(fleet.HostQuarantined{HostID: args[0], Why: "two machines answer as it"})
 	case "see":
 		w.see(args[0], args[1:])
 	case "never-seen":

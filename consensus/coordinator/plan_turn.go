@@ -56,6 +56,10 @@ func planTurn(in input, u fleet.FleetUpdate, w *waits) (steps []step, later time
 			skip(turn, "host deleted")
 			continue
 		}
+		if h.Quarantine != nil {
+			skip(turn, inQuarantine(h))
+			continue
+		}
 		if held.wait > 0 && h.Role == fleet.RoleServer {
 			break
 		}
@@ -109,6 +113,9 @@ func planQueued(in input, j fleet.Job, w *waits) (s step, later time.Time) {
 	if !ok {
 		return finish(j, fleet.JobCancelled, "host deleted", nil), time.Time{}
 	}
+	if h.Quarantine != nil {
+		return finish(j, fleet.JobFailed, inQuarantine(h), nil), time.Time{}
+	}
 	o := cannotDispatch(in, h, j.TargetVersion)
 	if o.wait > 0 {
 		if due := w.until(h.ID, in.Now, o.wait); in.Now.Before(due) {
@@ -128,6 +135,9 @@ func planQueued(in input, j fleet.Job, w *waits) (s step, later time.Time) {
 		Say:    dispatched(h, seen, j.TargetVersion),
 	}, time.Time{}
 }
+
+// inQuarantine says why a host gets no order that must not get one.
+func inQuarantine(h fleet.Host) string { return "in quarantine: " + h.Quarantine.Why }
 
 // obstacle is what keeps a host from being sent an order. The zero obstacle is
 // none.

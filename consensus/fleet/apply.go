@@ -193,6 +193,12 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	EpochBegun{}.Kind():             on(applyEpochBegun),
 	BackupTaken{}.Kind():            on(applyBackupTaken),
 	ServerStandbyChanged{}.Kind():   on(applyServerStandbyChanged),
+	HostDenied{}.Kind():             on(applyHostDenied),
+	GossipRotationBegun{}.Kind():    on(applyGossipRotationBegun),
+	GossipRotationAdvanced{}.Kind(): on(applyGossipRotationAdvanced),
+	HostQuarantined{}.Kind():        on(applyHostQuarantined),
+	HostQuarantineLifted{}.Kind():   on(applyHostQuarantineLifted),
+	AlertRaised{}.Kind():            on(applyAlertRaised),
 
 	FleetUpdateWithServersStarted{}.Kind(): on(applyFleetUpdateWithServersStarted),
 }

@@ -131,6 +131,9 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 	if refused := checkNewHost(h); refused != nil {
 		return refused
 	}
+	if d, denied := v.deniedBefore(h.ID, h.PublicKey); denied {
+		return refuse(CodeConflict, "this host was removed as %s, and its id and key are denied; delete the folder identity in its data directory and join again: the token is still good", d.Name)
+	}
 	if enrolled {
 		return refuse(CodeConflict, "host id %s has joined already; remove it first with: moult host remove %s", h.ID, known.Name)
 	}
@@ -143,7 +146,7 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 	if hosts := len(v.Hosts()); hosts >= t.bounds.hosts {
 		return refuse(CodeLimitReached, "%d hosts have joined, and no more fit; remove one that is gone with: moult host remove", hosts)
 	}
-	h.Role, h.Segment, h.EnrolledAt = token.Role, token.Segment, t.at
+	h.Role, h.Segment, h.EnrolledAt, h.Quarantine = token.Role, token.Segment, t.at, nil
 	t.put(tableHosts, h)
 	at := t.at
 	token.UsedAt, token.UsedBy = &at, h.ID

@@ -51,6 +51,9 @@ func applyJobCreated(t *tx, c JobCreated) *Error {
 	if refused != nil {
 		return refused
 	}
+	if refused := refuseQuarantined(h); refused != nil {
+		return refused
+	}
 	if _, refused := t.availableRelease(c.TargetVersion); refused != nil {
 		return refused
 	}
@@ -86,6 +89,9 @@ func applyJobDispatched(t *tx, c JobDispatched) *Error {
 	}
 	h, refused := t.updatable(c.HostID, u.FleetUpdate)
 	if refused != nil {
+		return refused
+	}
+	if refused := refuseQuarantined(h); refused != nil {
 		return refused
 	}
 	var row jobRow

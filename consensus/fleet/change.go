@@ -67,6 +67,8 @@ const (
 	CodeWebhookExists       = "webhook_exists"
 	CodeLimitReached        = "limit_reached"
 	CodeLabelsChanged       = "labels_changed"
+	CodeRotationRunning     = "rotation_running"
+	CodeHostQuarantined     = "host_quarantined"
 	CodeConflict            = "conflict" // the state moved on: e.g. the job is no longer running
 )
 
@@ -365,6 +367,46 @@ type (
 		HostID  string `json:"host_id"`
 		Standby bool   `json:"standby"`
 	}
+
+	// HostDenied removes a host as HostRemoved does, puts it on the deny-list, and
+	// begins to change the gossip keys of its segments, for which GossipKeys has a
+	// new one each. Until is when its last certificate, with the grace, has ended.
+	HostDenied struct {
+		HostID     string       `json:"host_id"`
+		Until      time.Time    `json:"until"`
+		GossipKeys []SegmentKey `json:"gossip_keys"`
+	}
+	// GossipRotationBegun adds a new gossip key to each of these segments. Refused
+	// with CodeRotationRunning while the keys of one are being changed.
+	GossipRotationBegun struct {
+		Keys   []SegmentKey `json:"keys"`
+		Reason string       `json:"reason,omitempty"`
+	}
+	// GossipRotationAdvanced goes on to the next stage of a rotation: the hosts have
+	// confirmed the keys of Revision, or, Forced, all but those of Missing, by name.
+	GossipRotationAdvanced struct {
+		Segment  string   `json:"segment"`
+		Revision uint64   `json:"revision"`
+		Forced   bool     `json:"forced,omitempty"`
+		Missing  []string `json:"missing,omitempty"`
+	}
+	// HostQuarantined keeps orders from a host as which two machines answer, and
+	// opens an alert. Repeating it changes nothing.
+	HostQuarantined struct {
+		HostID string `json:"host_id"`
+		Why    string `json:"why"`
+	}
+	// HostQuarantineLifted lets a host have orders again.
+	HostQuarantineLifted struct {
+		HostID string `json:"host_id"`
+	}
+	// AlertRaised opens an alert over what a server observes, unless one of this kind
+	// is open about the host. HostID may be empty.
+	AlertRaised struct {
+		AlertKind string `json:"alert_kind"`
+		HostID    string `json:"host_id,omitempty"`
+		Message   string `json:"message"`
+	}
 )
 
 // LoginTry is an attempt to sign in.
@@ -418,6 +460,12 @@ func (LoginsTried) Kind() string            { return "logins_tried" }
 func (EpochBegun) Kind() string             { return "epoch_begun" }
 func (BackupTaken) Kind() string            { return "backup_taken" }
 func (ServerStandbyChanged) Kind() string   { return "server_standby_changed" }
+func (HostDenied) Kind() string             { return "host_denied" }
+func (GossipRotationBegun) Kind() string    { return "gossip_rotation_begun" }
+func (GossipRotationAdvanced) Kind() string { return "gossip_rotation_advanced" }
+func (HostQuarantined) Kind() string        { return "host_quarantined" }
+func (HostQuarantineLifted) Kind() string   { return "host_quarantine_lifted" }
+func (AlertRaised) Kind() string            { return "alert_raised" }
 
 // Kind implements Change.
 func (FleetUpdateWithServersStarted) Kind() string { return "fleet_update_with_servers_started" }

@@ -59,6 +59,7 @@ type Host struct {
 	HTTPAddr   string            `json:"http_addr,omitempty"` // servers only
 	HTTPTLS    bool              `json:"http_tls,omitempty"`  // servers only: the UI speaks TLS
 	Standby    bool              `json:"standby,omitempty"`   // servers only: it shall not vote
+	Quarantine *Quarantine       `json:"quarantine,omitempty"`
 	EnrolledAt time.Time         `json:"enrolled_at"`
 }
 
@@ -287,6 +288,10 @@ const (
 const (
 	AlertUpdateFailed      = "update_failed"
 	AlertFleetUpdateHalted = "fleet_update_halted"
+	AlertClonedHost        = "cloned_host"         // two machines answer as one host
+	AlertForgedRecords     = "forged_records"      // gossip that nobody of the cluster signed
+	AlertHostSilent        = "host_silent"         // a host looks online and answers no server
+	AlertReleaseKeysForked = "release_keys_forked" // two signed key statements of one number
 )
 
 // Alert asks for a human.

@@ -37,6 +37,9 @@ const (
 	MaxAPITokens = 1_000
 	MaxWebhooks  = 20
 
+	MaxDenied = 7_000  // hosts on the deny-list; the one that ends next gives way
+	MaxRings  = 10_000 // segments whose gossip keys were changed
+
 	MaxKeyStatements = 256 // changes of the release keys
 
 	MaxSources       = 64 // sources kept per job; the first ones win
@@ -68,6 +71,8 @@ const (
 	MinSecretBytes       = 16 // of what signs a webhook's requests
 	MaxSecretBytes       = 256
 	MaxReleaseKeys       = 8
+	MaxRingKeys          = 8 // gossip keys of a segment at a time
+	gossipKeyBytes       = 32
 	MaxReleaseKeyBytes   = 128     // of a key's line
 	MaxStatementBytes    = 4 << 10 // of an epoch, or of a change of the release keys
 )
@@ -96,6 +101,7 @@ type bounds struct {
 	hosts, releases, joinTokens, apiTokens, users, userSessions   int
 	webhooks, notifications                                       int // the latter of one webhook
 	loginRows                                                     int
+	denied, rings                                                 int
 	jobLines                                                      uint64 // of one job
 }
 
@@ -104,7 +110,7 @@ var defaultBounds = bounds{
 	fleetUpdates: MaxFleetUpdates, turns: MaxTurns, alerts: MaxAlerts, hosts: MaxHosts, releases: MaxReleases,
 	joinTokens: MaxJoinTokens, apiTokens: MaxAPITokens, users: MaxUsers, userSessions: MaxUserSessions,
 	webhooks: MaxWebhooks, notifications: MaxNotifications,
-	loginRows: MaxLoginRows,
+	loginRows: MaxLoginRows, denied: MaxDenied, rings: MaxRings,
 }
 
 // What the validators below accept, told for people.

@@ -31,14 +31,16 @@ func anyChange(r *rapid.T, v View) Change {
 	if open := v.OpenAlerts(); len(open) > 0 {
 		alert = open[0].ID
 	}
+	ring, _ := v.GossipRing("default")
 	var (
-		hostID  = pick("host", "h1", "h2", "h3", "h4", "s1")
-		job     = pick("job", "j1", "j2", "j3", "j4", "j5", "j6")
-		fleet   = pick("fleet", "f1", "f2", "f3")
-		version = pick("version", "B", "B", "C")
-		user    = pick("user", "u1", "u2")
-		token   = pick("token", "tok1", "tok4", "tok5")
-		network = pick("network", "10.0.0.1", "10.0.0.2", "2001:db8::/64")
+		revision = ring.Revision
+		hostID   = pick("host", "h1", "h2", "h3", "h4", "s1")
+		job      = pick("job", "j1", "j2", "j3", "j4", "j5", "j6")
+		fleet    = pick("fleet", "f1", "f2", "f3")
+		version  = pick("version", "B", "B", "C")
+		user     = pick("user", "u1", "u2")
+		token    = pick("token", "tok1", "tok4", "tok5")
+		network  = pick("network", "10.0.0.1", "10.0.0.2", "2001:db8::/64")
 	)
 	// What the state waits for is drawn as often as all the rest: a history of
 	// blind draws hardly ever has two jobs that could run at once.
@@ -93,6 +95,12 @@ func anyChange(r *rapid.T, v View) Change {
 		LoginsTried{Tries: slices.Repeat([]LoginTry{{ID: job, Name: "user-" + user, Network: network}}, rapid.IntRange(1, 12).Draw(r, "tries"))},
 		epochBegun(rapid.Uint64Range(0, 3).Draw(r, "epoch"), pick("server", "s1", "s2")),
 		BackupTaken{Releases: true, Recipient: "age1x"},
+		HostDenied{HostID: hostID, Until: epoch.AddDate(1, 0, 0), GossipKeys: []SegmentKey{segmentKey("default", byte(v.Index())), segmentKey("dmz", byte(v.Index())), segmentKey("plant", byte(v.Index()))}},
+		GossipRotationBegun{Keys: []SegmentKey{segmentKey("default", byte(v.Index()))}},
+		GossipRotationAdvanced{Segment: "default", Revision: revision},
+		HostQuarantined{HostID: hostID, Why: "two machines"},
+		HostQuarantineLifted{HostID: hostID},
+		AlertRaised{AlertKind: AlertHostSilent, HostID: hostID, Message: "silent"},
 		ServerStandbyChanged{HostID: hostID, Standby: rapid.Bool().Draw(r, "standby")},
 	}).Draw(r, "change")
 }
@@ -215,6 +223,11 @@ func (h *history) check(r *rapid.T, v View, c Change) {
 // mayBeSilent tells whether an accepted change may leave no audit entry.
 func mayBeSilent(before View, c Change) bool {
 	switch c := c.(type) {
+	case HostQuarantined:
+		h, _ := before.Host(c.HostID)
+		return h.Quarantine != nil
+	case AlertRaised:
+		return slices.ContainsFunc(before.OpenAlerts(), func(a Alert) bool { return a.Kind == c.AlertKind && a.HostID == c.HostID })
 	case JobLogAppended, AlertNotifying, WebhookRefreshed, LoginsTried:
 		return true
 	case AlertNotified:

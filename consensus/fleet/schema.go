@@ -25,13 +25,15 @@ const (
 	tableWebhooks      = "webhooks"
 	tableNotifications = "notifications"
 	tableLogins        = "logins"
+	tableDenied        = "denied"
+	tableGossipRings   = "gossip_rings"
 )
 
 // tables lists all of them in the order that snapshots are written.
 var tables = []string{
 	tableMeta, tableHosts, tableReleases, tableFleetUpdates, tableJobs, tableJobLines, tableAlerts,
 	tableAudit, tableUsers, tableAPITokens, tableJoinTokens, tableSessions, tableProposals,
-	tableWebhooks, tableNotifications, tableLogins,
+	tableWebhooks, tableNotifications, tableLogins, tableDenied, tableGossipRings,
 }
 
 // metaRow is what the state knows of itself.
@@ -40,6 +42,8 @@ type metaRow struct {
 	Index   uint64  `json:"index"`
 	Cluster Cluster `json:"cluster"`
 	Unknown uint64  `json:"unknown"` // entries of unknown kinds seen
+
+	DeniedNumber uint64 `json:"denied_number,omitempty"` // index of the last change of the deny-list
 
 	LoginsToldAt time.Time `json:"logins_told_at,omitzero"` // when attempts to sign in were audited last
 	LoginsUntold int       `json:"logins_untold,omitempty"` // limits that were reached since
@@ -124,6 +128,8 @@ func schema() *memdb.DBSchema {
 			Indexes: []memdb.Indexer{&memdb.StringFieldIndex{Field: "WebhookID"}, &memdb.UintFieldIndex{Field: "Seq"}},
 		}}, str("webhook", "WebhookID", false), str("alert", "AlertID", false)),
 		table(tableLogins, str("id", "Key", true), num("index", "Index", false)),
+		table(tableDenied, str("id", "HostID", true)),
+		table(tableGossipRings, str("id", "Segment", true)),
 	} {
 		s.Tables[t.Name] = t
 	}

@@ -217,6 +217,8 @@ var restorers = map[string]func(*memdb.Txn, snapshotRow) error{
 	tableWebhooks:      restore[Webhook],
 	tableNotifications: restore[Notification],
 	tableLogins:        restore[loginRow],
+	tableDenied:        restore[DeniedHost],
+	tableGossipRings:   restore[GossipRing],
 }
 
 func restore[T any](txn *memdb.Txn, row snapshotRow) error {

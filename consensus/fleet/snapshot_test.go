@@ -74,6 +74,7 @@ func snapshotOf(tb testing.TB, s *State) []byte {
 func full(tb testing.TB) *script {
 	tb.Helper()
 	s := fleetOf(tb, 2)
+	s.must(joinToken("third"), HostEnrolled{TokenHash: "third", Host: host(3)}, denied("h3", 1))
 	s.must(webhook("w1"), WebhookChanged{WebhookID: "w1", Kinds: &[]string{}, BearerToken: ptr("token")})
 	s.must(FleetUpdateStarted{ID: "f", TargetVersion: "B", HostIDs: []string{"h1", "h2"}},
 		JobDispatched{JobID: "j1", HostID: "h1", FleetUpdateID: "f"},
