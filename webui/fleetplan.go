@@ -61,6 +61,8 @@ func (p picture) sift(hosts []*fleet.Host, target string) (chosen []*fleet.Host,
 		switch {
 		case o.Version == target:
 			upToDate++
+		case h.Quarantine != nil:
+			left = append(left, leftOut{h, "in quarantine: " + h.Quarantine.Why})
 		case p.status(h) == statusUnreachable && !p.unheard[h.ID]:
 			left = append(left, leftOut{h, p.whyUnreachable(h, relays)})
 		case p.unheard[h.ID]:

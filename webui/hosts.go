@@ -1,8 +1,10 @@
 package webui
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/google/uuid"
@@ -36,10 +38,45 @@ func (u *ui) removeHost(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := u.propose(r, fleet.HostRemoved{HostID: h.ID}); err != nil {
+	change, err := u.denial(*h)
+	if err != nil {
 		return err
 	}
-	return done(w)
+	out := removalJSON{Denied: true, Until: &change.Until, Rotating: h.Segments(), HostsBehind: []string{}}
+	err = u.propose(r, change)
+	if tooNew(err) {
+		out = removalJSON{Rotating: []string{}, HostsBehind: []string{}}
+		err = u.propose(r, fleet.HostRemoved{HostID: h.ID})
+	}
+	if err != nil {
+		return err
+	}
+	if out.Denied {
+		out.HostsBehind = list(u.Trust.DeniedBehind())
+	}
+	return ok(w, out)
+}
+
+// removalJSON is what a removal has brought about, and what is pending.
+type removalJSON struct {
+	// Denied: its certificate is on the deny-list, until then. Not so while a server
+	// of an older version is in the group; servers refuse the host all the same.
+	Denied      bool       `json:"denied"`
+	Until       *time.Time `json:"until"`
+	Rotating    []string   `json:"rotating"`     // segments whose gossip keys change
+	HostsBehind []string   `json:"hosts_behind"` // online hosts that have not said that they know
+}
+
+// denial is the change that shuts a host out.
+func (u *ui) denial(h fleet.Host) (fleet.HostDenied, error) {
+	keys, err := u.Trust.NewKeys(h.Segments())
+	return fleet.HostDenied{HostID: h.ID, Until: u.Trust.Until(), GossipKeys: keys}, err
+}
+
+// tooNew tells whether an older server does not know a change.
+func tooNew(err error) bool {
+	var refused *fleet.Error
+	return errors.As(err, &refused) && refused.Code == fleet.CodeUnknownChange
 }
 
 // refuseUpdate tells why a host cannot be updated now; nil if it can. The order
@@ -47,6 +84,8 @@ func (u *ui) removeHost(w http.ResponseWriter, r *http.Request) error {
 // reported as offline.
 func (p picture) refuseUpdate(h *fleet.Host, target string) error {
 	switch {
+	case h.Quarantine != nil:
+		return refuse(fleet.CodeHostQuarantined, h.Name+" is in quarantine: "+h.Quarantine.Why)
 	case p.inProgress[h.ID]:
 		return refuse(fleet.CodeUpdateInProgress, h.Name+" is being updated, or waits for its turn in the running fleet update; wait for the end of that")
 	case p.status(h) == statusUnreachable:

@@ -99,13 +99,19 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 			w.MustPropose("host:a", fleet.JobLogAppended{JobID: job, First: 1, Lines: []fleet.LogLine{{At: w.clock.Now(), Stream: "agent", Line: "x"}}})
 			w.MustPropose("coordinator", fleet.JobFinished{JobID: job, Status: fleet.JobFailed, Error: "x", Sources: []fleet.Source{{HostID: b, Name: "b", Role: "agent", Bytes: 3}}})
 			w.agents["alert"] = w.state.View().Alerts()[0].ID
+			w.MustPropose("coordinator", fleet.HostQuarantined{HostID: b, Why: "two machines"})
 		}},
+		{op: "POST /api/hosts/{id}/lift-quarantine", path: "/api/hosts/" + b + "/lift-quarantine"},
 		{op: "GET /api/jobs/{id}", path: "/api/jobs/<job>"},
 		{op: "GET /api/jobs/{id}/log", path: "/api/jobs/<job>/log"},
 		{op: "POST /api/fleet/update", body: `{"target_version":"2.0.0","host_ids":["` + a + `","` + b + `"],"expect_hosts":2}`, save: func(m map[string]any) {
 			w.agents["fleet"] = m["fleet_update_id"].(string)
 		}},
 		{op: "GET /api/segments"},
+		{op: "POST /api/gossip/rotate", body: `{"segments":["default"],"reason":"yearly","force":true}`},
+		{op: "POST /api/gossip/{segment}/force", path: "/api/gossip/default/force", body: `{"expect_pending":1}`},
+		{op: "GET /api/gossip"},
+		{op: "GET /api/denied"},
 		{op: "GET /api/fleet/plan", path: "/api/fleet/plan?target_version=2.0.0"},
 		{op: "GET /api/fleet-updates"},
 		{op: "GET /api/fleet-updates/{id}", path: "/api/fleet-updates/<fleet>"},

@@ -58,6 +58,7 @@ type hostJSON struct {
 	Phase            string            `json:"phase"`
 	UpdateInProgress bool              `json:"update_in_progress"`
 	Labels           map[string]string `json:"labels"`
+	Quarantine       *fleet.Quarantine `json:"quarantine"` // set: it gets no orders
 	Progress         *progressJSON     `json:"progress"`
 }
 
@@ -72,7 +73,7 @@ func (p picture) host(h *fleet.Host) hostJSON {
 	out := hostJSON{
 		ID: h.ID, Name: h.Name, Segment: h.Segment, AlsoSegments: h.Segments()[1:], OS: h.OS, Arch: h.Arch,
 		AgentVersion: o.Version, TargetVersion: p.target, UpdateAvailable: p.behind(h.ID, p.target),
-		Online: o.Online, Status: p.status(h), Phase: o.Phase, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels,
+		Online: o.Online, Status: p.status(h), Phase: o.Phase, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels, Quarantine: h.Quarantine,
 	}
 	if !o.LastSeen.IsZero() {
 		seen := o.LastSeen.UTC()

@@ -31,7 +31,9 @@ var roleMatrix = map[string]fleet.UserRole{
 	"GET /settings/users": fleet.Viewer, "GET /settings/servers": fleet.Viewer, "GET /settings/add-host": fleet.Admin,
 	"POST /api/account/password": fleet.Viewer, "POST /api/account/confirm": fleet.Viewer, "POST /api/account/end-sessions": fleet.Viewer, "GET /alerts": fleet.Viewer, "GET /audit": fleet.Viewer,
 
-	"GET /api/segments": fleet.Viewer, "GET /segments": fleet.Viewer, "GET /api/fleet/plan": fleet.Viewer,
+	"GET /api/denied": fleet.Viewer, "GET /api/gossip": fleet.Viewer, "POST /api/gossip/rotate": fleet.Admin, "POST /api/gossip/{segment}/force": fleet.Admin,
+	"POST /api/hosts/{id}/lift-quarantine": fleet.Admin,
+	"GET /api/segments":                    fleet.Viewer, "GET /segments": fleet.Viewer, "GET /api/fleet/plan": fleet.Viewer,
 
 	"POST /api/fleet-updates/{id}/pause": fleet.Operator, "POST /api/fleet-updates/{id}/resume": fleet.Operator,
 	"POST /api/alerts/{id}/acknowledge": fleet.Operator,

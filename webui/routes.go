@@ -39,7 +39,12 @@ func (u *ui) routes() []route {
 		{"GET", "/api/jobs/{id}", fleet.Viewer, u.getJob},
 		{"GET", "/api/jobs/{id}/log", fleet.Viewer, u.getJobLog},
 
+		{"POST", "/api/hosts/{id}/lift-quarantine", fleet.Admin, u.liftQuarantine},
+		{"GET", "/api/denied", fleet.Viewer, u.listDenied},
 		{"GET", "/api/segments", fleet.Viewer, u.listSegments},
+		{"GET", "/api/gossip", fleet.Viewer, u.listGossip},
+		{"POST", "/api/gossip/rotate", fleet.Admin, u.rotateGossip},
+		{"POST", "/api/gossip/{segment}/force", fleet.Admin, u.forceGossip},
 
 		{"GET", "/api/fleet/plan", fleet.Viewer, u.getPlan},
 		{"POST", "/api/fleet/update", fleet.Admin, u.startFleetUpdate},

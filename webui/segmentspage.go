@@ -8,7 +8,7 @@ import (
 	"moult/consensus/fleet"
 )
 
-var segmentsPageKind = pageKind{name: "segments", title: "Segments", topics: "hosts jobs fleet-updates releases"}
+var segmentsPageKind = pageKind{name: "segments", title: "Segments", topics: "hosts jobs fleet-updates releases gossip denied"}
 
 // segmentsView is what the page of segments shows: the map, and the same as tables.
 type segmentsView struct {
@@ -18,11 +18,13 @@ type segmentsView struct {
 	Relays   []relayJSON
 	Update   *fleet.FleetUpdate // whose sources are shown
 	Target   string
+	Gossip   []rotationJSON
+	Denied   deniedListJSON
 }
 
 func (u *ui) segmentsPage(w http.ResponseWriter, r *http.Request) error {
 	p := u.picture()
-	v := &segmentsView{Segments: p.segmentMap(), Relays: p.relays(), Target: p.target}
+	v := &segmentsView{Segments: p.segmentMap(), Relays: p.relays(), Target: p.target, Gossip: u.gossip().Segments, Denied: u.denied()}
 	v.Map = drawMap(v.Segments, v.Relays)
 	if f, exists := p.shownUpdate(); exists {
 		v.Update = &f

@@ -48,7 +48,14 @@ func (u *ui) removeServer(w http.ResponseWriter, r *http.Request) error {
 	if enrolled {
 		ctx, cancel := context.WithTimeout(r.Context(), proposeTimeout)
 		defer cancel()
-		result, err := u.Proposer.Propose(ctx, callerOf(r).Actor, fleet.HostRemoved{HostID: id})
+		change, err := u.denial(host)
+		if err != nil {
+			return err
+		}
+		result, err := u.Proposer.Propose(ctx, callerOf(r).Actor, change)
+		if tooNew(err) {
+			result, err = u.Proposer.Propose(ctx, callerOf(r).Actor, fleet.HostRemoved{HostID: id})
+		}
 		// A server that removes itself is told nothing any more: that the change was
 		// applied is all it can know.
 		if applied := result.Index != 0 && result.Err == nil; err != nil && !applied {

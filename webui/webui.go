@@ -78,6 +78,7 @@ type Config struct {
 
 	Servers   Servers
 	Publisher Publisher
+	Trust     Trust
 	// FollowedKeys tells which key statement each host says it follows, by host id.
 	// nil: nobody says.
 	FollowedKeys func() map[string]uint64
@@ -121,6 +122,47 @@ type Observation struct {
 	Sources      []fleet.Source // of the download under way
 	Segments     []string       // that it is in, the home segment first; two or more: it is a relay
 	OS, Arch     string
+}
+
+// Trust knows what removals and new gossip keys need, and how far they are.
+type Trust interface {
+	// Rotations tells how the gossip keys of each segment are, by its name.
+	Rotations() []Rotation
+	// NewKeys makes a new gossip key for each of these segments.
+	NewKeys(segments []string) ([]fleet.SegmentKey, error)
+	// Until is when no certificate that was issued up to now can be valid, or be
+	// renewed, any more.
+	Until() time.Time
+	// DeniedBehind names the hosts that are online and have not said that they
+	// follow the newest deny-list.
+	DeniedBehind() []string
+}
+
+// Rotation is a segment's gossip keys, joined with who has them.
+type Rotation struct {
+	Ring      fleet.GossipRing // only its Segment is there when the keys never changed
+	Hosts     int              // that are in the segment
+	Online    int
+	Confirmed int            // online, and have the keys of Ring
+	Pending   []RotationHost // the next stage waits for them
+	Offline   []string       // names of those that get the keys when they come back
+}
+
+// RotationHost is a host that a rotation waits for.
+type RotationHost struct {
+	Name   string `json:"name"`
+	Why    string `json:"why"`
+	Unseen bool   `json:"-"` // nobody has heard of it; a leader that has led for a while waits no more
+}
+
+// Waits returns how many hosts the rotation waits for.
+func (r Rotation) Waits(unseenIsGone bool) (n int) {
+	for _, h := range r.Pending {
+		if !h.Unseen || !unseenIsGone {
+			n++
+		}
+	}
+	return n
 }
 
 // Servers knows the Raft group. A refusal is an *fleet.Error.
@@ -218,7 +260,7 @@ func (c *Config) validate() error {
 	for name, missing := range map[string]bool{
 		"Version": c.Version == "", "View": c.View == nil, "Subscribe": c.Subscribe == nil,
 		"Proposer": c.Proposer == nil, "Observed": c.Observed == nil, "Changed": c.Changed == nil,
-		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Binaries": c.Binaries == nil,
+		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Trust": c.Trust == nil, "Binaries": c.Binaries == nil,
 		"Webhooks": c.Webhooks == nil, "Backups": c.Backups == nil, "Problems": c.Problems == nil, "CatchUp": c.CatchUp == nil, "Logger": c.Logger == nil,
 	} {
 		if missing {

@@ -38,6 +38,7 @@ type world struct {
 	log     *memoryLog
 	roster  *roster
 	servers *servers
+	trust   *trustWorld
 	tester  *tester
 	backups *backups
 	store   *store
@@ -74,7 +75,7 @@ func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
 		tb: tb, state: state, clock: clock, enrolOS: "linux", agents: map[string]string{},
 		log:     &memoryLog{state: state, clock: clock},
 		roster:  &roster{seen: map[string]Observation{}, changed: make(chan struct{})},
-		servers: &servers{}, tester: &tester{status: 200}, backups: &backups{},
+		servers: &servers{}, trust: &trustWorld{clock: clock, view: state.View, online: -1}, tester: &tester{status: 200}, backups: &backups{},
 	}
 	w.catchUp = func(context.Context) error { return nil }
 	w.store = newStore(tb, w)
@@ -82,7 +83,7 @@ func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
 		Version: ownVersion, Commit: "abc123",
 		View: state.View, Subscribe: state.Subscribe, Proposer: w.log,
 		Observed: w.roster.observed, Changed: w.roster.Changed,
-		Servers: w.servers, Publisher: w.store, Binaries: w.store, Webhooks: w.tester, Backups: w.backups,
+		Servers: w.servers, Publisher: w.store, Trust: w.trust, Binaries: w.store, Webhooks: w.tester, Backups: w.backups,
 		Problems: func() []Problem {
 			if w.ready != nil {
 				return []Problem{{Code: "no_leader", Message: w.ready.Error(), Next: "wait", Failing: true}}
@@ -137,9 +138,10 @@ func (w *world) mustEnrolOn(name, os, version string) {
 func (w *world) mustEnrol(name string, role fleet.HostRole, segment, version string, online bool) string {
 	w.tb.Helper()
 	id, hash := "id-"+name, hashSecret("join "+name)
+	key := sha256.Sum256([]byte(id + fmt.Sprint(w.log.index))) // a host that comes back has another one
 	w.MustPropose("system", fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: "j-" + name, Hash: hash, Role: role, Segment: segment, ExpiresAt: w.clock.Now().Add(time.Hour)}})
 	w.MustPropose("host:"+name, fleet.HostEnrolled{TokenHash: hash, Host: fleet.Host{
-		ID: id, Name: name, OS: w.enrolOS, Arch: "amd64", PublicKey: make([]byte, ed25519.PublicKeySize), PeerAddr: "10.0.0.9:7947",
+		ID: id, Name: name, OS: w.enrolOS, Arch: "amd64", PublicKey: key[:], PeerAddr: "10.0.0.9:7947",
 	}})
 	if version != "" {
 		w.roster.set(id, Observation{Online: online, Version: version, Phase: "idle", LastSeen: w.clock.Now()})
@@ -290,6 +292,8 @@ type memoryLog struct {
 	clock *clockwork
 	index uint64
 	fail  error // returned instead of applying
+	// refuse stands for a refusal by the leader, before the entry is appended.
+	refuse func(fleet.Change) *fleet.Error
 
 	before  func()        // called before a change is applied, if it is set
 	entries []fleet.Entry // that were applied or refused
@@ -306,6 +310,11 @@ func (l *memoryLog) Propose(ctx context.Context, actor string, c fleet.Change) (
 	}
 	if ctx.Err() != nil {
 		return fleet.Result{}, ctx.Err()
+	}
+	if l.refuse != nil {
+		if refused := l.refuse(c); refused != nil {
+			return fleet.Result{}, refused
+		}
 	}
 	l.index++
 	e, err := fleet.NewEntry(fmt.Sprint("p", l.index), actor, l.clock.Now(), c)

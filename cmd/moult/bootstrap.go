@@ -176,7 +176,7 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	}
 	var also []identity.Segment
 	for _, s := range o.also {
-		known, err := segmentAnswer(first.Cluster, s.name, nil)
+		known, err := firstKeys(first.Cluster, s.name, nil)
 		if err != nil {
 			return err
 		}

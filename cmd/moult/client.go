@@ -195,10 +195,14 @@ func readAPIError(resp *http.Response) error {
 // The parts of the API's answers that the commands print.
 type (
 	apiHost struct {
-		ID               string            `json:"id"`
-		Name             string            `json:"name"`
-		Segment          string            `json:"segment"`
-		AlsoSegments     []string          `json:"also_segments"`
+		ID           string   `json:"id"`
+		Name         string   `json:"name"`
+		Segment      string   `json:"segment"`
+		AlsoSegments []string `json:"also_segments"`
+		Quarantine   *struct {
+			Since time.Time `json:"since"`
+			Why   string    `json:"why"`
+		} `json:"quarantine"`
 		OS               string            `json:"os"`
 		Arch             string            `json:"arch"`
 		AgentVersion     string            `json:"agent_version"`

@@ -124,13 +124,14 @@ func (e *enrolment) answer(v fleet.View, host fleet.Host) (identity.Enrolment, e
 			out.Servers = append(out.Servers, h.PeerAddr)
 		}
 	}
+	out.Relays = relaysFor(v, host)
 	for i, name := range host.Segments() {
-		s, err := segmentAnswer(cluster, name, e.seeds(v, name, host.ID))
+		s, err := segmentAnswer(v, cluster, name, e.seeds(v, name, host.ID))
 		if err != nil {
 			return identity.Enrolment{}, err
 		}
 		if i == 0 {
-			out.Segment, out.GossipKeys, out.GossipJoin = s.Name, s.GossipKeys, s.GossipJoin
+			out.Segment, out.GossipKeys, out.GossipRevision, out.GossipJoin = s.Name, s.GossipKeys, s.GossipRevision, s.GossipJoin
 		} else {
 			out.Also = append(out.Also, s)
 		}
@@ -138,7 +139,34 @@ func (e *enrolment) answer(v fleet.View, host fleet.Host) (identity.Enrolment, e
 	return out, nil
 }
 
-func segmentAnswer(cluster fleet.Cluster, name string, seeds []string) (identity.Segment, error) {
+// maxRelaysTold is how many relays a host is told of.
+const maxRelaysTold = 8
+
+// relaysFor are node ports of relays of a host's segments, as it reaches them.
+func relaysFor(v fleet.View, host fleet.Host) (addrs []string) {
+	for _, h := range v.Hosts() {
+		if len(h.Also) == 0 || h.ID == host.ID || len(addrs) == maxRelaysTold {
+			continue
+		}
+		for _, segment := range host.Segments() {
+			if addr := h.PeerAddrIn(segment); addr != "" {
+				addrs = append(addrs, addr)
+				break
+			}
+		}
+	}
+	return addrs
+}
+
+func segmentAnswer(v fleet.View, cluster fleet.Cluster, name string, seeds []string) (identity.Segment, error) {
+	if r, changed := v.GossipRing(name); changed {
+		return identity.Segment{Name: name, GossipKeys: r.Keys, GossipRevision: r.Revision, GossipJoin: seeds}, nil
+	}
+	return firstKeys(cluster, name, seeds)
+}
+
+// firstKeys answers with the keys that a segment has before they ever change.
+func firstKeys(cluster fleet.Cluster, name string, seeds []string) (identity.Segment, error) {
 	keys, err := identity.GossipKeys(cluster.GossipKeys, cluster.CAKey, cluster.ID, name)
 	return identity.Segment{Name: name, GossipKeys: keys, GossipJoin: seeds}, err
 }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -66,6 +68,14 @@ func (h apiHost) status() string {
 	}
 }
 
+// quarantine says why the host gets no updates, if it gets none.
+func (h apiHost) quarantine() string {
+	if h.Quarantine == nil {
+		return ""
+	}
+	return printable(h.Quarantine.Why)
+}
+
 // seen tells when the host was seen last, and through which relay.
 func (h apiHost) seen() string {
 	if h.SeenVia == "" {
@@ -106,6 +116,7 @@ func newHostCommand() *cobra.Command {
 				{"SEGMENT", h.Segment},
 				{"RELAYS TO", dash(strings.Join(h.AlsoSegments, ", "))},
 				{"LABELS", dash(labelWords(h.Labels))},
+				{"QUARANTINE", dash(h.quarantine())},
 			})
 		}),
 	}
@@ -142,21 +153,107 @@ func newHostCommand() *cobra.Command {
 
 	remove := &cobra.Command{
 		Use: "remove NAME", Short: "Remove a host from the cluster", Args: cobra.ExactArgs(1),
-		Long: `Remove a host from the cluster. Its agent runs on until it is stopped. To let the
-host back in, delete the folder identity in its data directory and start the agent
-with a new token.`,
+		Long: `Remove a host from the cluster and shut it out. Its certificate goes onto the
+deny-list, which servers and hosts follow within seconds: they refuse it, end its
+connections, and serve it nothing. The gossip keys of its segments are changed; see
+'moult gossip status'. Its agent runs on until it is stopped. To let the host back
+in, delete the folder identity in its data directory and start the agent with a new
+token.`,
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			h, err := c.hostByName(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			if err := c.call(cmd.Context(), http.MethodDelete, "/api/hosts/"+h.ID, nil, nil); err != nil {
+			var out apiRemoval
+			if err := c.call(cmd.Context(), http.MethodDelete, "/api/hosts/"+h.ID, nil, &out); err != nil {
 				return err
 			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "removed %s; to let it back in, delete the folder identity in its data directory and make a token with: moult token create\n", printable(h.Name))
+			out.print(cmd.ErrOrStderr())
 			return nil
 		}),
 	}
-	cmd.AddCommand(show, update, newLabelCommand(&f), remove)
+	cmd.AddCommand(show, update, newLabelCommand(&f), remove, newDeniedCommand(&f), newReadmitCommand(&f))
 	return cmd
+}
+
+// apiRemoval is what a removal has brought about, and what is pending.
+type apiRemoval struct {
+	Denied      bool       `json:"denied"`
+	Until       *time.Time `json:"until"`
+	Rotating    []string   `json:"rotating"`
+	HostsBehind []string   `json:"hosts_behind"`
+}
+
+func (r apiRemoval) print(w io.Writer) {
+	if !r.Denied || r.Until == nil {
+		fmt.Fprintln(w, "its certificate is not denied at other hosts: a server runs an older moult; servers refuse it all the same")
+		return
+	}
+	fmt.Fprintf(w, "denied until %s\n", r.Until.Local().Format(time.DateTime))
+	if n := len(r.HostsBehind); n > 0 {
+		fmt.Fprintf(w, "pending: %d online hosts have not said yet that they know; moult host denied names them\n", n)
+	}
+	fmt.Fprintf(w, "pending: new gossip keys for %s; moult gossip status shows who has them\n", strings.Join(r.Rotating, ", "))
+}
+
+func newDeniedCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "denied", Short: "List the removed hosts whose certificates are denied", Args: cobra.NoArgs,
+		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
+			var out struct {
+				Number uint64 `json:"number"`
+				Hosts  []struct {
+					HostID string    `json:"host_id"`
+					Name   string    `json:"name"`
+					Role   string    `json:"role"`
+					At     time.Time `json:"at"`
+					By     string    `json:"by"`
+					Until  time.Time `json:"until"`
+				} `json:"hosts"`
+				HostsBehind []string `json:"hosts_behind"`
+			}
+			if err := c.call(cmd.Context(), http.MethodGet, "/api/denied", nil, &out); err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			var rows [][]string
+			for _, h := range out.Hosts {
+				rows = append(rows, []string{printable(h.Name), h.Role, h.At.Local().Format(time.DateTime), printable(h.By), h.Until.Local().Format(time.DateOnly)})
+			}
+			if err := printTable(cmd.OutOrStdout(), []string{"NAME", "ROLE", "REMOVED", "BY", "DENIED UNTIL"}, rows); err != nil {
+				return err
+			}
+			for _, name := range out.HostsBehind {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s has not said yet that it knows\n", printable(name))
+			}
+			return nil
+		}),
+	}
+}
+
+func newReadmitCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "readmit NAME", Short: "Lift the quarantine of a host that was cloned", Args: cobra.ExactArgs(1),
+		Long: `Let a host have updates again that was in quarantine because two machines answered
+as it. Before that give one of the two an identity of its own: stop its agent, delete
+the folder identity in its data directory, and start it with a new token and name. As
+long as both answer the host comes back into quarantine.`,
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
+			h, err := c.hostByName(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if err := c.call(cmd.Context(), http.MethodPost, "/api/hosts/"+h.ID+"/lift-quarantine", nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s gets updates again\n", printable(h.Name))
+			return nil
+		}),
+	}
 }

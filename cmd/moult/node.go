@@ -143,7 +143,8 @@ func enrolledRole(raft *consensus.Node) func(hostID string) (identity.Role, bool
 // memberGate decides who may speak on a server's node port. It lets nobody in
 // before Raft is open.
 type memberGate struct {
-	raft atomic.Pointer[consensus.Node]
+	raft   atomic.Pointer[consensus.Node]
+	denied func(hostID string) bool // by the deny-list; nil: nobody
 }
 
 func (g *memberGate) open(raft *consensus.Node) { g.raft.Store(raft) }
@@ -154,6 +155,9 @@ func (g *memberGate) allow(alpn string, id identity.Identity) error {
 	raft := g.raft.Load()
 	if raft == nil {
 		return errors.New("this server is starting")
+	}
+	if g.denied != nil && g.denied(id.HostID) {
+		return identity.ErrDenied
 	}
 	fresh := !raft.Configured()
 	if alpn == identity.ALPNRaft {

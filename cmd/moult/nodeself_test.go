@@ -19,7 +19,7 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 	defer cancel()
 	host := startCertifier(t).mustCertify
 	a1 := host("a1", identity.RoleAgent)
-	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return a1, true }, agentGate(false), quiet)
+	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return a1, true }, agentGate(false, a1.Denials.Host), quiet)
 	must(t, err)
 	defer closeWithin(port.Close, quiet, "node port")
 	addr := port.Addr().String()

@@ -32,6 +32,7 @@ type renewal struct {
 	current *identity.Current
 	ask     func(ctx context.Context) (identity.Enrolment, error)
 	renewed func(identity.Credentials) // tells those that cannot ask current each time
+	now     <-chan struct{}            // asks at once, or within followSpread; may be nil
 	logger  *slog.Logger
 }
 
@@ -41,8 +42,22 @@ func (r *renewal) run(ctx context.Context) {
 	if issued, _, err := r.current.Get().Validity(); err == nil && time.Since(issued) > refreshSpread {
 		wait = min(wait, rand.N(refreshSpread)) // it was off: much may have changed
 	}
-	for sleep(ctx, wait) {
+	for r.pause(ctx, wait) {
 		wait = r.once(ctx)
+	}
+}
+
+// pause waits until it is time to ask, and returns false when ctx ends.
+func (r *renewal) pause(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	case <-r.now:
+		return sleep(ctx, min(wait, rand.N(followSpread)))
 	}
 }
 

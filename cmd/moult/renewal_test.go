@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -214,9 +215,55 @@ func TestRenewalGivesTheHostsOwn(t *testing.T) {
 	refused("another key under its id", err, 403)
 	_, err = e.renewFor(ctx, "a2", publicKey(agentKey), identity.RenewRequest{})
 	refused("an id that nobody has", err, 403)
-	propose(fleet.HostRemoved{HostID: "a1"})
+
+	// Keys that were changed are given as they are decided, with their number; the
+	// other segments keep theirs.
+	keeper := &trustKeeper{raft: raft, lifetime: time.Hour}
+	fresh, err := keeper.NewKeys([]string{"dmz"})
+	must(t, err)
+	propose(fleet.GossipRotationBegun{Keys: fresh})
+	begun, err := e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{Also: []identity.SegmentAddr{{Segment: "plant", GossipAddr: "10.3.0.1:7946"}}})
+	must(t, err)
+	old, err := identity.GossipKeys([][]byte{secret}, ca.KeyPEM(), "cluster-1", "dmz")
+	must(t, err)
+	if len(begun.GossipKeys) != 2 || !bytes.Equal(begun.GossipKeys[0], old[0]) || !bytes.Equal(begun.GossipKeys[1], fresh[0].Key) || begun.GossipRevision != raft.State().View().Index()-1 {
+		t.Errorf("dmz has %d keys, of revision %d", len(begun.GossipKeys), begun.GossipRevision)
+	}
+	if begun.Also[0].GossipRevision != 0 || len(begun.Also[0].GossipKeys) != 1 {
+		t.Errorf("plant is of revision %d", begun.Also[0].GossipRevision)
+	}
+
+	denial := fleet.HostDenied{HostID: "a1", Until: keeper.Until()}
+	if until := time.Until(denial.Until); until < defaultCertificateLifetime+identity.RenewalGrace-time.Minute {
+		t.Errorf("a removed host is denied for %v", until)
+	}
+	denial.GossipKeys, err = keeper.NewKeys([]string{"dmz", "plant"})
+	must(t, err)
+	propose(denial)
 	_, err = e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{})
 	refused("a removed host", err, 403)
+}
+
+// A host is told of the relays of its segments, as it reaches them.
+func TestRelaysThatAHostIsToldOf(t *testing.T) {
+	s := ringState(t)
+	for i, c := range []fleet.Change{
+		fleet.HostAddressesChanged{HostID: "a1", GossipAddr: "10.1.0.1:7946", PeerAddr: "10.1.0.1:7947"},
+		fleet.HostSegmentsChanged{HostID: "a1", Also: []fleet.HostSegment{{Segment: "dmz", GossipAddr: "10.2.0.1:7956"}}},
+	} {
+		e, err := fleet.NewEntry(fmt.Sprint("r", i), "x", time.Now(), c)
+		must(t, err)
+		if r := s.Apply(s.View().Index()+1, e); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	v := s.View()
+	for id, want := range map[string]string{"a5": "10.2.0.1:7947", "a2": "10.1.0.1:7947", "a1": ""} {
+		h, _ := v.Host(id)
+		if got := strings.Join(relaysFor(v, h), " "); got != want {
+			t.Errorf("%s is told of %q, want %q", id, got, want)
+		}
+	}
 }
 
 func TestSegmentFlags(t *testing.T) {

@@ -21,6 +21,10 @@ const (
 
 	topicReleaseKeys  = "release-keys"  // server to agent: keysMessage as JSON
 	topicKeysFollowed = "keys-followed" // agent to server: keysFollowed as JSON
+
+	topicDenied        = "denied"         // server to host: the deny-list, as the CA signed it
+	topicRings         = "rings"          // server to host: ringsNotice as JSON
+	topicTrustFollowed = "trust-followed" // host to server: trustFollowed as JSON
 )
 
 // reportAck tells an agent which lines of a job's log are committed.

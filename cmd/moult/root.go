@@ -74,7 +74,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 	root.AddCommand(
 		newVersionCommand(), newSBOMCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
-		newHostsCommand(), newHostCommand(), newFleetCommand(), newJobCommand(),
+		newHostsCommand(), newHostCommand(), newGossipCommand(), newFleetCommand(), newJobCommand(),
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
 	)
 	explainArguments(root)

@@ -114,7 +114,7 @@ func waysToServers(node *mesh.Node, current *identity.Current, join []string) fu
 		for _, w := range node.WaysToServers(visited) {
 			ways = append(ways, nodeport.Way(w))
 		}
-		for _, addr := range slices.Concat(join, current.Get().Servers) {
+		for _, addr := range slices.Concat(join, current.Get().Servers, current.Get().Relays) {
 			if !slices.ContainsFunc(ways, func(w nodeport.Way) bool { return w.Addr == addr }) {
 				ways = append(ways, nodeport.Way{Addr: addr})
 			}

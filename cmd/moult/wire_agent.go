@@ -86,7 +86,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	relays := len(o.also) > 0
-	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, agentGate(relays), logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts))
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, agentGate(relays, creds.Denials.Host), logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts))
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
 		HostsPerAddress: o.serve.hosts,
-		Pools:           pools, FindSeeds: seeds.find, Logger: logger.With("component", "mesh"),
+		Pools:           pools, FindSeeds: seeds.find, Denied: creds.Denials.Host, Logger: logger.With("component", "mesh"),
 	})
 	if err != nil {
 		return err
@@ -129,11 +129,18 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 
+	follower := newTrustFollower(current, node, func() {
+		port.CutRefused()
+		held.client.CloseIdleConnections()
+	}, logger.With("component", "trust"))
+	follower.listen()
+
 	var tasks sync.WaitGroup
 	ctx, stop := context.WithCancel(ctx)
 	defer tasks.Wait()
 	defer stop()
-	tasks.Go(func() { agentRenewal(o, node, current, ways, logger).run(ctx) })
+	tasks.Go(func() { agentRenewal(o, follower, ways, logger).run(ctx) })
+	tasks.Go(func() { follower.watch(ctx) })
 	tasks.Go(func() { proveHealth(ctx, link, me.digest, logger, hasPeers(node)) })
 	tasks.Go(func() { heedSupervisor(ctx, link, stop, logger) })
 	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary}
@@ -158,9 +165,10 @@ func spareOf(o agentOptions) int {
 }
 
 // agentRenewal asks servers, where they are reached, and else relays.
-func agentRenewal(o agentOptions, node *mesh.Node, current *identity.Current, ways func([]string) []nodeport.Way, logger *slog.Logger) *renewal {
+func agentRenewal(o agentOptions, follower *trustFollower, ways func([]string) []nodeport.Way, logger *slog.Logger) *renewal {
+	current := follower.current
 	return &renewal{
-		current: current, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal"),
+		current: current, renewed: follower.renewed, now: follower.renew, logger: logger.With("component", "renewal"),
 		ask: func(ctx context.Context) (identity.Enrolment, error) {
 			var addrs []string
 			for _, w := range ways(nil) {
@@ -171,19 +179,13 @@ func agentRenewal(o agentOptions, node *mesh.Node, current *identity.Current, wa
 	}
 }
 
-// useCertificate gives the mesh a renewed certificate.
-func useCertificate(node *mesh.Node, logger *slog.Logger) func(identity.Credentials) {
-	return func(creds identity.Credentials) {
-		if err := node.SetCertificate(creds.CertDER()); err != nil {
-			logger.Error("use the renewed certificate", "error", err)
-		}
-	}
-}
-
 // agentGate is what an agent's node port takes from members: artifacts and
-// questions, and on a relay connections to pass on.
-func agentGate(relays bool) func(alpn string, id identity.Identity) error {
-	return func(alpn string, _ identity.Identity) error {
+// questions, and on a relay connections to pass on; nothing of removed hosts.
+func agentGate(relays bool, denied func(hostID string) bool) func(alpn string, id identity.Identity) error {
+	return func(alpn string, id identity.Identity) error {
+		if denied(id.HostID) {
+			return identity.ErrDenied
+		}
 		if alpn == identity.ALPNHTTP || alpn == identity.ALPNRelay && relays {
 			return nil
 		}

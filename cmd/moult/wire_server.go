@@ -115,7 +115,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	if err != nil {
 		return err
 	}
-	gate := &memberGate{}
+	gate := &memberGate{denied: creds.Denials.Host}
 	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, gate.allow, logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts))
 	if err != nil {
 		return err
@@ -159,7 +159,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
 		Pools: pools, FindSeeds: seeds.find,
 		HostsPerAddress: o.serve.hosts,
-		KeyOf:           enrolledKey(raft), RoleOf: enrolledRole(raft),
+		KeyOf:           enrolledKey(raft), RoleOf: enrolledRole(raft), Denied: creds.Denials.Host,
 		Logger: logger.With("component", "mesh"),
 	})
 	if err != nil {
@@ -171,6 +171,13 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	node.Handle(topicReport, inbox.handle)
 	keys := &keyDistributor{raft: raft, roster: node.Roster(), send: node.Send, logger: logger.With("component", "release-keys"), follows: map[string]uint64{}}
 	node.Handle(topicKeysFollowed, keys.handle)
+	follower := newTrustFollower(current, node, port.CutRefused, logger.With("component", "trust"))
+	follower.listen()
+	trust := &trustKeeper{
+		raft: raft, roster: node.Roster(), current: current, lifetime: o.certLifetime, send: node.Send, own: follower,
+		logger: logger.With("component", "trust"), follows: map[string]trustFollowed{},
+	}
+	node.Handle(topicTrustFollowed, trust.handle)
 
 	// What is served.
 	held, err := openArtifacts(o.nodeOptions, me, node, current)
@@ -218,7 +225,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
 		Proposer: raft, Started: started, Observed: observer.observed, Changed: observer.Changed,
-		Servers: members, Publisher: publisher, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
+		Servers: members, Publisher: publisher, Trust: trust, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Problems: health.problems, ProblemCodes: problemCodes, CatchUp: raft.CatchUp,
 		Metrics: []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.store, held.served}},
@@ -247,7 +254,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		tasks.Go(func() { proveHealth(ctx, link, me.digest, logger, serverIsWell(raft, node)) })
 	}
 	tasks.Go(func() {
-		(&renewal{current: current, ask: ask, renewed: useCertificate(node, logger), logger: logger.With("component", "renewal")}).run(ctx)
+		(&renewal{current: current, ask: ask, renewed: follower.renewed, now: follower.renew, logger: logger.With("component", "renewal")}).run(ctx)
 	})
 	tasks.Go(func() {
 		events, end := raft.Subscribe()
@@ -255,6 +262,10 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		jobs.Run(ctx, events)
 	})
 	tasks.Go(func() { keys.run(ctx) })
+	tasks.Go(func() { trust.run(ctx) })
+	tasks.Go(func() {
+		raft.Lead(ctx, func(ctx context.Context) { newRotor(trust, logger.With("component", "trust")).run(ctx) })
+	})
 	tasks.Go(func() { publisher.keepUp(ctx, held.peers.holders) })
 	keeper := &addressKeeper{
 		raft: raft, others: others, servers: append(slices.Clone(creds.Servers), o.join...), logger: logger.With("component", "membership"),

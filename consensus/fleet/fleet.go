@@ -288,10 +288,9 @@ const (
 const (
 	AlertUpdateFailed      = "update_failed"
 	AlertFleetUpdateHalted = "fleet_update_halted"
-	AlertClonedHost        = "cloned_host"         // two machines answer as one host
-	AlertForgedRecords     = "forged_records"      // gossip that nobody of the cluster signed
-	AlertHostSilent        = "host_silent"         // a host looks online and answers no server
-	AlertReleaseKeysForked = "release_keys_forked" // two signed key statements of one number
+	AlertClonedHost        = "cloned_host"    // two machines answer as one host
+	AlertForgedRecords     = "forged_records" // gossip that nobody of the cluster signed
+	AlertHostSilent        = "host_silent"    // a host looks online and answers no server
 )
 
 // Alert asks for a human.

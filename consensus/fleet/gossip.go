@@ -123,7 +123,8 @@ func (t *tx) beginRotation(k SegmentKey, reason string) *Error {
 	if slices.ContainsFunc(keys, func(old []byte) bool { return bytes.Equal(old, k.Key) }) {
 		return refuse(CodeBadRequest, "gossip key: the new one of segment %s is one that it has", k.Segment)
 	}
-	r.Keys = append(keys, slices.Clone(k.Key))
+	keys = append(keys, slices.Clone(k.Key))
+	r.Keys = keys
 	r.Revision, r.Stage, r.Reason = t.index, RotationInstalling, clip(reason, MaxDetailBytes)
 	r.StartedAt, r.StartedBy, r.CompletedAt = t.at, t.actor, nil
 	t.put(tableGossipRings, r)

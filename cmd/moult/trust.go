@@ -1,0 +1,378 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"moult/consensus"
+	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/webui"
+)
+
+// How the deny-list and new gossip keys reach the hosts. A server sends the signed
+// list itself, and of the keys only their number, to each host that has not said
+// that it has them; a host gets keys by renewing its certificate, over TLS, and
+// says what it follows. Lost messages are made good by the next round, and a host
+// that gossip does not reach asks by itself (trustFollower.watch).
+const (
+	trustEvery   = 10 * time.Second // a round
+	trustTimeout = 5 * time.Second  // one message
+	trustAtOnce  = 16               // messages on their way at a time
+)
+
+// Times of a rotation of gossip keys, on the leader.
+const (
+	rotationTick = time.Second
+	// rotationDwell is how long each stage lasts at least: a host that restarts
+	// meanwhile must not miss one.
+	rotationDwell = 10 * time.Second
+	// rotationUnheard is how long a leader waits for hosts that it has not seen at
+	// all: it may have started a moment ago.
+	rotationUnheard = time.Minute
+)
+
+// ringsNotice is the body of topicRings: the revision of the keys that a host
+// should have, by segment.
+type ringsNotice struct {
+	Rings map[string]uint64 `json:"rings"`
+}
+
+// trustFollowed is the body of topicTrustFollowed: what a host has.
+type trustFollowed struct {
+	Epoch  uint64            `json:"epoch"`  // of the deny-list
+	Denied uint64            `json:"denied"` // its number
+	Rings  map[string]uint64 `json:"rings"`  // revision of the gossip keys, by segment
+}
+
+// followedBy tells what credentials say of their host.
+func followedBy(creds identity.Credentials) trustFollowed {
+	f := trustFollowed{Rings: map[string]uint64{creds.Segment: creds.GossipRevision}}
+	f.Epoch, f.Denied = creds.Denials.Followed()
+	for _, s := range creds.Also {
+		f.Rings[s.Name] = s.GossipRevision
+	}
+	return f
+}
+
+// trustKeeper is a server's side.
+type trustKeeper struct {
+	raft     *consensus.Node
+	roster   *mesh.Roster
+	current  *identity.Current
+	lifetime time.Duration // of certificates
+	send     func(ctx context.Context, host, topic string, payload []byte) error
+	own      *trustFollower // this server follows, too
+	logger   *slog.Logger
+
+	mu      sync.Mutex
+	follows map[string]trustFollowed // by host id, as the hosts say
+	list    []byte                   // signed, of
+	listOf  [2]uint64                // this epoch and number
+}
+
+// handle takes a host's word on what it follows.
+func (k *trustKeeper) handle(from identity.Identity, payload []byte) {
+	var said trustFollowed
+	if json.Unmarshal(payload, &said) != nil || len(said.Rings) > mesh.MaxSegments {
+		k.logger.Warn("a host's word on what it follows is refused", "host", from.HostID)
+		return
+	}
+	k.mu.Lock()
+	k.follows[from.HostID] = said
+	k.mu.Unlock()
+}
+
+// followed returns what the hosts say that they follow, this one included.
+func (k *trustKeeper) followed() map[string]trustFollowed {
+	k.mu.Lock()
+	all := maps.Clone(k.follows)
+	k.mu.Unlock()
+	creds := k.current.Get()
+	all[creds.HostID] = followedBy(creds)
+	return all
+}
+
+// signedList returns the deny-list of a view; nil when there never was one. A
+// restored cluster has one, be it empty: hosts may follow one of the lost servers.
+// Equal lists have equal bytes on all servers.
+func (k *trustKeeper) signedList(v fleet.View) (raw []byte, epoch, number uint64) {
+	cluster, _ := v.Cluster()
+	number, hosts := v.DenyList()
+	if number == 0 && cluster.Epoch == 0 {
+		return nil, 0, 0
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if is := [2]uint64{cluster.Epoch, number}; k.list == nil || k.listOf != is {
+		raw, err := signDenyList(cluster, number, hosts)
+		if err != nil {
+			k.logger.Error("sign the deny-list", "error", err)
+			return nil, cluster.Epoch, 0
+		}
+		k.list, k.listOf = raw, is
+	}
+	return k.list, cluster.Epoch, number
+}
+
+func signDenyList(cluster fleet.Cluster, number uint64, hosts []fleet.DeniedHost) ([]byte, error) {
+	ca, err := identity.LoadCA(cluster.CACert, cluster.CAKey)
+	if err != nil {
+		return nil, err
+	}
+	l := identity.DenyList{Cluster: cluster.ID, Epoch: cluster.Epoch, Number: number}
+	for _, h := range hosts {
+		l.Hosts = append(l.Hosts, identity.DeniedHost{HostID: h.HostID, Key: h.PublicKey})
+	}
+	return ca.SignDenyList(l)
+}
+
+// run follows the state itself and tells the hosts, until ctx ends.
+func (k *trustKeeper) run(ctx context.Context) {
+	events, stop := k.raft.State().Subscribe()
+	defer stop()
+	ticker := time.NewTicker(trustEvery)
+	defer ticker.Stop()
+	for {
+		v := k.raft.State().View()
+		k.follow(v)
+		k.round(ctx, v)
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				due = true
+			case e := <-events:
+				due = slices.ContainsFunc(e.Topics, func(t string) bool { return t == "denied" || t == "gossip" || t == "*" })
+			}
+		}
+	}
+}
+
+// follow has this server do what it tells others.
+func (k *trustKeeper) follow(v fleet.View) {
+	if raw, _, _ := k.signedList(v); raw != nil {
+		k.own.takeDenied(raw)
+	}
+	if h, ok := v.Host(k.current.Get().HostID); ok {
+		k.own.takeRings(wantedRings(v, h))
+	}
+}
+
+// wantedRings is the revision of the keys that a host should have, by segment;
+// segments whose keys never changed are left out.
+func wantedRings(v fleet.View, h fleet.Host) map[string]uint64 {
+	rings := map[string]uint64{}
+	for _, segment := range h.Segments() {
+		if r, ok := v.GossipRing(segment); ok {
+			rings[segment] = r.Revision
+		}
+	}
+	return rings
+}
+
+// lacks tells whether a host says that it has all that it should.
+func (f trustFollowed) lacks(rings map[string]uint64) bool {
+	for segment, revision := range rings {
+		if f.Rings[segment] != revision {
+			return true
+		}
+	}
+	return false
+}
+
+// round sends what they lack to the hosts that are online.
+func (k *trustKeeper) round(ctx context.Context, v fleet.View) {
+	list, epoch, number := k.signedList(v)
+	if list == nil && len(v.GossipRings()) == 0 {
+		return
+	}
+	follows, self := k.followed(), k.current.Get().HostID
+	var sends sync.WaitGroup
+	slots := make(chan struct{}, trustAtOnce)
+	tell := func(host, topic string, payload []byte) {
+		slots <- struct{}{}
+		sends.Go(func() {
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(ctx, trustTimeout)
+			defer cancel()
+			if err := k.send(ctx, host, topic, payload); err != nil {
+				k.logger.Debug("tell a host whom to trust", "host", host, "topic", topic, "error", err)
+			}
+		})
+	}
+	for _, m := range k.roster.Members() {
+		h, enrolled := v.Host(m.HostID)
+		if !enrolled || m.Liveness != mesh.Online || m.HostID == self || ctx.Err() != nil {
+			continue
+		}
+		f := follows[m.HostID]
+		if list != nil && (f.Epoch != epoch || f.Denied != number) {
+			tell(m.HostID, topicDenied, list)
+		}
+		if rings := wantedRings(v, h); f.lacks(rings) {
+			payload, err := json.Marshal(ringsNotice{rings})
+			if err == nil {
+				tell(m.HostID, topicRings, payload)
+			}
+		}
+	}
+	sends.Wait()
+}
+
+// Until is when no certificate that was issued up to now can be valid, or be
+// renewed, any more.
+func (k *trustKeeper) Until() time.Time {
+	return time.Now().Add(max(k.lifetime, defaultCertificateLifetime) + identity.RenewalGrace)
+}
+
+// NewKeys makes a new gossip key for each of these segments.
+func (k *trustKeeper) NewKeys(segments []string) ([]fleet.SegmentKey, error) {
+	cluster, _ := k.raft.State().View().Cluster()
+	var keys []fleet.SegmentKey
+	for _, segment := range segments {
+		base, err := identity.GossipKeys(cluster.GossipKeys, cluster.CAKey, cluster.ID, segment)
+		if err != nil {
+			return nil, err
+		}
+		key, err := identity.NewGossipKey()
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, fleet.SegmentKey{Segment: segment, Key: key, Base: base})
+	}
+	return keys, nil
+}
+
+// DeniedBehind names the hosts that are online and have not said that they follow
+// the newest deny-list.
+func (k *trustKeeper) DeniedBehind() []string {
+	v := k.raft.State().View()
+	list, epoch, number := k.signedList(v)
+	names := []string{}
+	if list == nil {
+		return names
+	}
+	follows := k.followed()
+	for _, m := range k.roster.Members() {
+		f := follows[m.HostID]
+		if h, ok := v.Host(m.HostID); ok && m.Liveness == mesh.Online && (f.Epoch != epoch || f.Denied != number) {
+			names = append(names, h.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Rotations tells how each segment's gossip keys are, by name.
+func (k *trustKeeper) Rotations() []webui.Rotation {
+	v := k.raft.State().View()
+	live := map[string]mesh.Liveness{}
+	for _, m := range k.roster.Members() {
+		live[m.HostID] = m.Liveness
+	}
+	return rotations(v, live, k.followed())
+}
+
+// rotations joins what was decided about the gossip keys with who has them.
+func rotations(v fleet.View, live map[string]mesh.Liveness, follows map[string]trustFollowed) []webui.Rotation {
+	all := map[string]*webui.Rotation{}
+	for _, h := range v.Hosts() {
+		for _, segment := range h.Segments() {
+			r := all[segment]
+			if r == nil {
+				r = &webui.Rotation{Pending: []webui.RotationHost{}, Offline: []string{}}
+				r.Ring, _ = v.GossipRing(segment)
+				r.Ring.Segment = segment
+				all[segment] = r
+			}
+			r.Hosts++
+			state, seen := live[h.ID]
+			if state == mesh.Online {
+				r.Online++
+			}
+			switch {
+			case follows[h.ID].Rings[segment] == r.Ring.Revision && state == mesh.Online:
+				r.Confirmed++
+			case r.Ring.Revision == 0:
+			case state == mesh.Online:
+				r.Pending = append(r.Pending, webui.RotationHost{Name: h.Name, Why: "online, and has not said that it has the keys"})
+			case state == mesh.Unreachable:
+				r.Pending = append(r.Pending, webui.RotationHost{Name: h.Name, Why: "no relay of its segment is online: nobody knows how it is"})
+			case !seen:
+				r.Pending = append(r.Pending, webui.RotationHost{Name: h.Name, Why: "not seen since this server started", Unseen: true})
+			default:
+				r.Offline = append(r.Offline, h.Name)
+			}
+		}
+	}
+	out := make([]webui.Rotation, 0, len(all))
+	for _, r := range all {
+		slices.SortFunc(r.Pending, func(a, b webui.RotationHost) int { return cmp.Compare(a.Name, b.Name) })
+		slices.Sort(r.Offline)
+		out = append(out, *r)
+	}
+	slices.SortFunc(out, func(a, b webui.Rotation) int { return cmp.Compare(a.Ring.Segment, b.Ring.Segment) })
+	return out
+}
+
+// rotor carries rotations on while this server leads.
+type rotor struct {
+	keeper  *trustKeeper
+	propose func(ctx context.Context, actor string, c fleet.Change) (fleet.Result, error)
+	logger  *slog.Logger
+
+	began time.Time            // of leading
+	since map[string]time.Time // when this leader first saw a stage, by segment
+	seen  map[string]uint64    // which one: its revision
+}
+
+func newRotor(k *trustKeeper, logger *slog.Logger) *rotor {
+	return &rotor{keeper: k, propose: k.raft.Propose, logger: logger, began: time.Now(), since: map[string]time.Time{}, seen: map[string]uint64{}}
+}
+
+func (r *rotor) run(ctx context.Context) {
+	for sleep(ctx, rotationTick) {
+		v := r.keeper.raft.State().View()
+		if !slices.ContainsFunc(v.GossipRings(), func(g fleet.GossipRing) bool { return g.Stage != fleet.RotationNone }) {
+			continue
+		}
+		busy := slices.ContainsFunc(v.OpenJobs(), func(j fleet.Job) bool { return j.Status == fleet.JobRunning })
+		for _, c := range r.due(v.GossipRings(), r.keeper.Rotations(), busy, time.Now()) {
+			if _, err := r.propose(ctx, "coordinator", c); err != nil && ctx.Err() == nil {
+				r.logger.Warn("go on with the rotation of gossip keys", "segment", c.Segment, "error", err)
+			}
+		}
+	}
+}
+
+// due returns the rotations that can go on. While a job runs none does: its host
+// restarts, and would miss a stage.
+func (r *rotor) due(rings []fleet.GossipRing, states []webui.Rotation, busy bool, now time.Time) (next []fleet.GossipRotationAdvanced) {
+	for _, ring := range rings {
+		if ring.Stage == fleet.RotationNone {
+			continue
+		}
+		if r.seen[ring.Segment] != ring.Revision {
+			r.seen[ring.Segment], r.since[ring.Segment] = ring.Revision, now
+		}
+		waits := busy || now.Sub(r.since[ring.Segment]) < rotationDwell
+		for _, s := range states { // none: nobody is in that segment any more
+			if s.Ring.Segment == ring.Segment && (s.Ring.Revision != ring.Revision || s.Waits(now.Sub(r.began) >= rotationUnheard) > 0) {
+				waits = true
+			}
+		}
+		if !waits {
+			next = append(next, fleet.GossipRotationAdvanced{Segment: ring.Segment, Revision: ring.Revision})
+		}
+	}
+	return next
+}
