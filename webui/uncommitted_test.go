@@ -32,9 +32,13 @@ func TestWritesTellThatNothingIsCommitted(t *testing.T) {
 	const hook = `{"name":"pager","format":"json","url":"https://hooks.example/x"}`
 	webhook := w.Admin("POST", "/api/webhooks", hook).OK()["id"].(string)
 	session := w.MustSession(t, "u1")
+	w.mustEnrol("c", fleet.RoleAgent, "dmz", "1.0.0", true)
+	w.Admin("POST", "/api/gossip/rotate", `{"segments":["default"]}`).OK()
+	w.MustPropose("coordinator", fleet.HostQuarantined{HostID: b, Why: "two machines"})
 	manifest, signature, artifact := w.store.makeRelease(t, "3.0.0", 3)
 
 	writes := map[string]string{ // op and path to body
+		"POST /api/gossip/rotate": `{"segments":["dmz"]}`, "POST /api/gossip/default/force": `{"expect_pending":1}`, "POST /api/hosts/" + b + "/lift-quarantine": "",
 		"DELETE /api/hosts/" + a: "", "PUT /api/hosts/" + a + "/labels": `{"labels":{"a":"b"}}`, "POST /api/hosts/" + a + "/update": "",
 		"POST /api/fleet/update": "", "POST /api/fleet-updates/" + update + "/retry": "", "POST /api/fleet-updates/" + update + "/pause": "",
 		"POST /api/fleet-updates/" + update + "/resume": "", "POST /api/fleet-updates/" + update + "/cancel": "",

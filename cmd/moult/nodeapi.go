@@ -191,7 +191,8 @@ func (c *serverClient) status(ctx context.Context, addr string) (nodeStatus, err
 }
 
 // addServerAPI adds what members ask servers only.
-func addServerAPI(api *http.ServeMux, raft *consensus.Node, members *membership, publisher *publisher) {
+func addServerAPI(api *http.ServeMux, raft *consensus.Node, members *membership, publisher *publisher, desk *checkInDesk) {
+	api.Handle("POST "+pathCheckIns, jsonEndpoint(desk.heard))
 	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
 	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))

@@ -200,9 +200,10 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		return err
 	}
 	api := nodeAPI(node, held, puller)
-	addServerAPI(api, raft, members, publisher)
+	desk := newCheckInDesk(raft, others, creds.HostID, logger.With("component", "check-ins"))
+	addServerAPI(api, raft, members, publisher, desk)
 	enrolment.roster = node.Roster()
-	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.RenewHandler(enrolment.renew)})
+	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
 
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
 		return err
@@ -263,6 +264,8 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	})
 	tasks.Go(func() { keys.run(ctx) })
 	tasks.Go(func() { trust.run(ctx) })
+	tasks.Go(func() { desk.run(ctx) })
+	tasks.Go(func() { raft.Lead(ctx, func(ctx context.Context) { desk.lead(ctx, node.Roster()) }) })
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) { newRotor(trust, logger.With("component", "trust")).run(ctx) })
 	})

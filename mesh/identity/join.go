@@ -123,7 +123,8 @@ func askToJoin(ctx context.Context, addr, caHash string, req JoinRequest) (Enrol
 	if err := checkAddress(addr); err != nil {
 		return Enrolment{}, fmt.Errorf("%q %w; give --join a server's node port as HOST:PORT", addr, err)
 	}
-	e, err := ask(ctx, askClient(joinTLS(caHash)), "https://"+addr+joinPath, req)
+	var e Enrolment
+	err := ask(ctx, askClient(joinTLS(caHash)), "https://"+addr+joinPath, req, &e)
 	var coded *CodedError
 	if err == nil || errors.Is(err, ErrUntrustedServer) || errors.As(err, &coded) {
 		return e, err
@@ -132,41 +133,40 @@ func askToJoin(ctx context.Context, addr, caHash string, req JoinRequest) (Enrol
 }
 
 // ask posts a request and reads the answer. A *CodedError is the server's refusal.
-func ask(ctx context.Context, client *http.Client, url string, req any) (Enrolment, error) {
+func ask(ctx context.Context, client *http.Client, url string, req, into any) error {
 	body, err := json.Marshal(req)
 	if err != nil {
-		return Enrolment{}, err
+		return err
 	}
 	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return Enrolment{}, err
+		return err
 	}
 	hr.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(hr)
 	if err != nil {
-		return Enrolment{}, err
+		return err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxJoinBody+1))
 	if err != nil {
-		return Enrolment{}, fmt.Errorf("read the server's answer: %w; try again", err)
+		return fmt.Errorf("read the server's answer: %w; try again", err)
 	}
 	if len(answer) > maxJoinBody {
-		return Enrolment{}, fmt.Errorf("the server's answer is longer than %d bytes; update this host's moult", maxJoinBody)
+		return fmt.Errorf("the server's answer is longer than %d bytes; update this host's moult", maxJoinBody)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var refusal joinRefusal
 		if json.Unmarshal(answer, &refusal) == nil && refusal.Error != nil && refusal.Error.Message != "" {
 			refusal.Error.Status = resp.StatusCode
-			return Enrolment{}, refusal.Error
+			return refusal.Error
 		}
-		return Enrolment{}, &CodedError{Code: "unknown", Message: fmt.Sprintf("%s answers %s; look at that server's log", hr.URL.Host, resp.Status), Status: resp.StatusCode}
+		return &CodedError{Code: "unknown", Message: fmt.Sprintf("%s answers %s; look at that server's log", hr.URL.Host, resp.Status), Status: resp.StatusCode}
 	}
-	var e Enrolment
-	if err := json.Unmarshal(answer, &e); err != nil {
-		return Enrolment{}, fmt.Errorf("read the server's answer: %w; try again", err)
+	if err := json.Unmarshal(answer, into); err != nil {
+		return fmt.Errorf("read the server's answer: %w; try again", err)
 	}
-	return e, nil
+	return nil
 }
 
 // askClient makes one request, over one connection, and follows no redirect: a

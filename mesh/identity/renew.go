@@ -33,7 +33,8 @@ func (r RenewRequest) validate() error { return JoinRequest{Also: r.Also}.valida
 func Renew(ctx context.Context, addr string, c Credentials, req RenewRequest) (Enrolment, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	e, err := ask(ctx, askClient(c.ClientTLS(ALPNRenew, serversOnly)), "https://"+addr+renewPath, req)
+	var e Enrolment
+	err := ask(ctx, askClient(c.ClientTLS(ALPNRenew, serversOnly)), "https://"+addr+renewPath, req, &e)
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("renew at %s: %w", addr, err)
 	}

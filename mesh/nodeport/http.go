@@ -15,8 +15,9 @@ import (
 )
 
 type (
-	peerKey    struct{}
-	peerPubKey struct{}
+	peerKey      struct{}
+	peerPubKey   struct{}
+	handshakeKey struct{}
 )
 
 // PeerFrom returns who sent a request that the peer handler got; it is empty in
@@ -30,6 +31,13 @@ func PeerFrom(ctx context.Context) identity.Identity {
 func PeerKeyFrom(ctx context.Context) ed25519.PublicKey {
 	key, _ := ctx.Value(peerPubKey{}).(ed25519.PublicKey)
 	return key
+}
+
+// HandshakeFrom returns a moment after which the sender of a request was proven to
+// hold its key: when its handshake began.
+func HandshakeFrom(ctx context.Context) time.Time {
+	at, _ := ctx.Value(handshakeKey{}).(time.Time)
+	return at
 }
 
 // Handlers are what a port serves by HTTP.
@@ -64,7 +72,8 @@ func (p *Port) serve(l net.Listener, h http.Handler, keepAlive bool) {
 		BaseContext:       func(net.Listener) context.Context { return p.serving },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			hc := c.(*httpConn)
-			return context.WithValue(context.WithValue(ctx, peerKey{}, hc.peer), peerPubKey{}, hc.key)
+			ctx = context.WithValue(context.WithValue(ctx, peerKey{}, hc.peer), peerPubKey{}, hc.key)
+			return context.WithValue(ctx, handshakeKey{}, hc.began)
 		},
 		ErrorLog: log.New(logWriter{p.logger}, "", 0),
 	}

@@ -173,6 +173,7 @@ type httpConn struct {
 	*tls.Conn
 	peer    identity.Identity // empty on moult-join
 	key     ed25519.PublicKey // the peer's, on moult-renew
+	began   time.Time         // its handshake
 	release func()
 }
 

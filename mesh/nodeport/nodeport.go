@@ -169,6 +169,7 @@ func (p *Port) take(conn net.Conn, end func()) error {
 		end()
 		return errors.New("this host has no certificate yet")
 	}
+	began := time.Now()
 	h := &hello{Conn: conn, keep: true}
 	tc, err := p.handshake(creds, conn, h)
 	end() // whoever waits for its protocol holds no slot
@@ -176,7 +177,7 @@ func (p *Port) take(conn net.Conn, end func()) error {
 		if err != nil {
 			return err
 		}
-		return p.dispatch(tc, conn)
+		return p.dispatch(tc, conn, began)
 	}
 	if err := p.passOn(creds, conn, h.read); err == nil {
 		return nil
@@ -189,7 +190,7 @@ func (p *Port) take(conn net.Conn, end func()) error {
 	if err != nil {
 		return err
 	}
-	return p.dispatch(tc, conn)
+	return p.dispatch(tc, conn, began)
 }
 
 // errForServers ends the handshake of a connection that is to be passed on.
@@ -234,7 +235,7 @@ func (p *Port) handshake(creds identity.Credentials, conn, raw net.Conn) (*tls.C
 
 // dispatch hands a connection to its protocol, or closes it. One of moult-relay is
 // served to its end.
-func (p *Port) dispatch(tc *tls.Conn, conn net.Conn) error {
+func (p *Port) dispatch(tc *tls.Conn, conn net.Conn, began time.Time) error {
 	alpn := tc.ConnectionState().NegotiatedProtocol
 	var peer identity.Identity
 	who := origin(conn)
@@ -254,7 +255,7 @@ func (p *Port) dispatch(tc *tls.Conn, conn net.Conn) error {
 		}
 	}
 	if err == nil {
-		err = p.put(alpn, tc, peer, release)
+		err = p.put(alpn, tc, peer, began, release)
 	}
 	if err != nil {
 		tc.Close()
@@ -273,7 +274,7 @@ func (p *Port) CutRefused() {
 	}
 }
 
-func (p *Port) put(alpn string, tc *tls.Conn, peer identity.Identity, release func()) error {
+func (p *Port) put(alpn string, tc *tls.Conn, peer identity.Identity, began time.Time, release func()) error {
 	switch alpn {
 	case identity.ALPNRaft:
 		return p.raft.put(&raftConn{Conn: tc, release: release, recheck: func() error { return p.allow(alpn, peer) }})
@@ -283,7 +284,7 @@ func (p *Port) put(alpn string, tc *tls.Conn, peer identity.Identity, release fu
 		return p.peer.put(&httpConn{Conn: tc, peer: peer, release: release})
 	case identity.ALPNRenew:
 		key, _ := tc.ConnectionState().PeerCertificates[0].PublicKey.(ed25519.PublicKey) // the handshake has seen to it
-		return p.renew.put(&httpConn{Conn: tc, peer: peer, key: key, release: release})
+		return p.renew.put(&httpConn{Conn: tc, peer: peer, key: key, began: began, release: release})
 	case identity.ALPNRelay:
 		c := &relayConn{Conn: tc, by: peer, release: release}
 		err := p.takePassage(c)
