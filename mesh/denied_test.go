@@ -51,9 +51,9 @@ func TestRemovedHostIsNoMember(t *testing.T) {
 			_, known := a.Roster().Member("a2")
 			return !known && a.LivePeers() == 1
 		})
-		refused := a.Counters().UnverifiedMessages
+		refused, others := a.Counters().RemovedHosts, a.Counters().UnverifiedMessages
 		_ = removed.Send(short(t), "a1", "x", []byte("after"))
-		await(t, 10*time.Second, "its message to be refused", func() bool { return a.Counters().UnverifiedMessages > refused })
+		await(t, 10*time.Second, "its message to be refused", func() bool { return a.Counters().RemovedHosts > refused })
 		if err := a.Send(short(t), "a2", "x", nil); !errors.Is(err, ErrUnreachable) {
 			t.Errorf("a message to it: %v", err)
 		}
@@ -68,6 +68,9 @@ func TestRemovedHostIsNoMember(t *testing.T) {
 			if _, known := a.Roster().Member("a2"); known || a.LivePeers() != 1 {
 				t.Fatal("a removed host is a member again")
 			}
+		}
+		if c := a.Counters(); c.UnverifiedMessages != others || c.UnverifiedRecords != 0 || c.MalformedRecords != 0 || c.LastForged != "" {
+			t.Errorf("a removed host is taken for a forger: %+v", c)
 		}
 		if in.has("after") {
 			t.Error("a removed host's message was delivered")

@@ -78,6 +78,8 @@ func (n *Node) deliver(raw []byte) {
 		n.counters.malformedMessage.Add(1)
 	case errors.Is(err, errEnvelopeReplayed):
 		n.counters.replayedMessages.Add(1)
+	case errors.Is(err, identity.ErrDenied), err != nil && n.verifier.removed(e.from):
+		n.counters.removed.Add(1)
 	case err != nil:
 		n.counters.unverifiedMessages.Add(1)
 	case !n.handlers.deliver(e.topic, from, e.payload):
@@ -206,7 +208,7 @@ func (n *Node) takePeer(p *pool, q peer) (audience bool) {
 	switch {
 	case errors.Is(err, ErrUnverified):
 		if p.firstRefusal(q) {
-			n.counters.unverifiedRecords.Add(1)
+			n.countForged(id, q.node.Addr)
 			n.logger.Debug("record refused", "host", id, "error", err)
 		}
 		if !n.verifier.enrolled(id) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -128,8 +129,11 @@ func (n *Node) openPools() error {
 			segment: pc.Segment, seeds: slices.Clone(pc.Join), self: n.cfg.Identity.HostID, timing: n.cfg.Timing,
 			meta:    func() []byte { return n.Record().Raw },
 			receive: n.receive, notify: func() { poke(n.peersDirty) },
-			removed:   n.verifier.removed,
-			refused:   func() { n.counters.malformedRecords.Add(1) },
+			removed: n.verifier.removed,
+			refused: func(hostID string, ip net.IP) {
+				n.counters.malformedRecords.Add(1)
+				n.counters.forged(hostID, ip)
+			},
 			malformed: func() { n.counters.malformedMessage.Add(1) }, mail: newMailbox(n.cfg.Boot),
 			announce: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{}, failed: map[string]time.Time{},
 		}
@@ -281,11 +285,22 @@ func (n *Node) takeNews(rec SignedRecord, how trust) (bool, error) {
 	news, err := n.roster.record(rec, how)
 	switch {
 	case errors.Is(err, ErrUnverified):
-		n.counters.unverifiedRecords.Add(1)
+		n.countForged(rec.HostID, nil)
 	case errors.Is(err, ErrStale):
 		n.counters.staleRecords.Add(1)
 	}
 	return news, err
+}
+
+// countForged counts a record that its host did not sign. Those of removed hosts,
+// whose agents run on, are told apart.
+func (n *Node) countForged(hostID string, ip net.IP) {
+	if n.verifier.removed(hostID) {
+		n.counters.removed.Add(1)
+		return
+	}
+	n.counters.unverifiedRecords.Add(1)
+	n.counters.forged(hostID, ip)
 }
 
 // Join contacts members by their gossip addresses, in each segment, and returns

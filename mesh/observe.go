@@ -268,7 +268,7 @@ func (n *Node) takeReport(s report) bool {
 	}
 	_, err := n.roster.record(s.record, fromGossip)
 	if errors.Is(err, ErrUnverified) {
-		n.counters.unverifiedRecords.Add(1)
+		n.countForged(s.record.HostID, nil)
 		return false
 	}
 	// A stale record is normal here: the host may have been quicker than its relay.

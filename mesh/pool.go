@@ -36,10 +36,10 @@ type pool struct {
 	broadcast *broadcastQueue
 	timing    Timing
 
-	meta    func() []byte       // the node's own signed record
-	receive func(*pool, []byte) // takes over the bytes; never blocks
-	notify  func()              // peers changed; never blocks
-	refused func()              // a member was kept out; never blocks
+	meta    func() []byte                  // the node's own signed record
+	receive func(*pool, []byte)            // takes over the bytes; never blocks
+	notify  func()                         // peers changed; never blocks
+	refused func(hostID string, ip net.IP) // a member was kept out; never blocks
 	removed func(hostID string) bool
 
 	malformed func()                             // what a member handed over does not decode; never blocks
@@ -173,7 +173,6 @@ func (p *pool) NotifyAlive(n *memberlist.Node) error {
 		return nil
 	}
 	if p.removed(n.Name) {
-		p.refused()
 		return fmt.Errorf("%w: host %s was removed", ErrUnverified, n.Name)
 	}
 	rec, err := DecodeRecord(n.Meta)
@@ -181,7 +180,7 @@ func (p *pool) NotifyAlive(n *memberlist.Node) error {
 		err = fmt.Errorf("%w: member %s carries the record of %s", ErrMalformed, n.Name, rec.HostID)
 	}
 	if err != nil {
-		p.refused()
+		p.refused(n.Name, n.Addr)
 		return err
 	}
 	p.mu.Lock()

@@ -3,6 +3,8 @@ package mesh
 import (
 	"crypto/ed25519"
 	"fmt"
+	"net"
+	"strconv"
 	"sync/atomic"
 
 	"moult/mesh/identity"
@@ -68,13 +70,27 @@ type Counters struct {
 	MalformedMessages  uint64 // do not decode
 	DroppedMessages    uint64 // a queue was full, or nobody handles the topic
 	ForwardedMessages  uint64 // passed on as a relay
+	RemovedHosts       uint64 // records and messages of hosts that are known to be removed; not in the above
+
+	LastForged string // the last record that was not its host's: which host it names, and from which address
 }
 
 // counters is Counters in the making.
 type counters struct {
 	unverifiedRecords, staleRecords, malformedRecords      atomic.Uint64
 	unverifiedMessages, replayedMessages, malformedMessage atomic.Uint64
-	dropped, forwarded                                     atomic.Uint64
+	dropped, forwarded, removed                            atomic.Uint64
+	lastForged                                             atomic.Pointer[string]
+}
+
+// forged notes from where something came that a host did not sign. The address is
+// the one that gossip gives for it; nil: it came in a message of another member.
+func (c *counters) forged(hostID string, ip net.IP) {
+	from := "host id " + strconv.Quote(hostID[:min(len(hostID), maxID)])
+	if ip != nil {
+		from += " at " + ip.String()
+	}
+	c.lastForged.Store(&from)
 }
 
 func (c *counters) snapshot() Counters {
@@ -83,5 +99,13 @@ func (c *counters) snapshot() Counters {
 		MalformedRecords: c.malformedRecords.Load(), UnverifiedMessages: c.unverifiedMessages.Load(),
 		ReplayedMessages: c.replayedMessages.Load(), MalformedMessages: c.malformedMessage.Load(),
 		DroppedMessages: c.dropped.Load(), ForwardedMessages: c.forwarded.Load(),
+		RemovedHosts: c.removed.Load(), LastForged: c.last(),
 	}
+}
+
+func (c *counters) last() string {
+	if s := c.lastForged.Load(); s != nil {
+		return *s
+	}
+	return ""
 }

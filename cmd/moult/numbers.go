@@ -78,6 +78,7 @@ func (n serverNumbers) Collect(ch chan<- prometheus.Metric) {
 		{"message", "replayed", c.ReplayedMessages},
 		{"message", "malformed", c.MalformedMessages},
 		{"message", "dropped", c.DroppedMessages},
+		{"any", "removed_host", c.RemovedHosts},
 	} {
 		send(descRefused, counter, float64(r.n), r.what, r.reason)
 	}

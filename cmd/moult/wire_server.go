@@ -265,6 +265,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	tasks.Go(func() { keys.run(ctx) })
 	tasks.Go(func() { trust.run(ctx) })
 	tasks.Go(func() { desk.run(ctx) })
+	tasks.Go(func() { watchForgeries(ctx, o.name, node, raft.Propose, logger.With("component", "forgeries")) })
 	tasks.Go(func() { raft.Lead(ctx, func(ctx context.Context) { desk.lead(ctx, node.Roster()) }) })
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) { newRotor(trust, logger.With("component", "trust")).run(ctx) })
