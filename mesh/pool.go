@@ -97,7 +97,7 @@ func (p *pool) open(cfg Config, pc PoolConfig, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	bounded := newBoundedTransport(transport, p.timing.Stream, min(max(1, cfg.HostsPerAddress)*maxSourceStreams, maxStreams))
+	bounded := newBoundedTransport(transport, p.timing.Stream, min(max(1, cfg.HostsPerAddress)*maxSourceStreams, maxStreams), allowed)
 	mc.Transport = bounded
 	if mc.AdvertiseAddr, mc.AdvertisePort, err = advertised(pc, bound); err != nil {
 		return errors.Join(err, bounded.Shutdown())

@@ -26,10 +26,10 @@ var (
 	errStreamsTooLong = errors.New("the streams that are open hold too much together")
 )
 
-// boundStreams passes incoming streams on, no more of them at a time than there
-// may be, until stop closes. From the context's end it closes them: nobody takes
+// boundStreams passes incoming streams on, those of allowed networks and no more of
+// them at a time than there may be, until stop closes. From the context's end it closes them: nobody takes
 // them any more.
-func (t *boundedTransport) boundStreams(stop <-chan struct{}, perSource int) {
+func (t *boundedTransport) boundStreams(stop <-chan struct{}, perSource int, allowed []net.IPNet) {
 	var held atomic.Int64
 	streams := crowd.New(crowd.Limits{Total: maxStreams, PerSource: perSource})
 	for {
@@ -37,6 +37,10 @@ func (t *boundedTransport) boundStreams(stop <-chan struct{}, perSource int) {
 		case <-stop:
 			return
 		case conn := <-t.NodeAwareTransport.StreamCh():
+			if !comesFrom(conn.RemoteAddr(), allowed) {
+				_ = conn.Close()
+				continue
+			}
 			m, _ := streams.Admit(conn, crowd.Source(conn.RemoteAddr())) // none is worth more than the others
 			c := &incoming{Conn: conn, end: m.End, held: &held}
 			select {

@@ -8,6 +8,7 @@ import (
 	"log"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -144,27 +145,68 @@ func ownAddress() net.IP {
 // boundedTransport bounds the streams that come in (streams.go), gives each
 // outgoing one a deadline, and ends dials and streams with the pool. memberlist sets no deadline when it sends a message: a
 // peer that accepts but does not read would hold the sender for ever.
+//
+// Where only some networks are allowed it also drops what comes from others before
+// memberlist reads a byte of it: memberlist itself only looks at who announces himself.
 type boundedTransport struct {
 	memberlist.NodeAwareTransport
 	limit  time.Duration
 	ctx    context.Context // ends with the pool
 	cancel context.CancelFunc
 
+	packets <-chan *memberlist.Packet
 	streams chan net.Conn  // that come in
 	stop    chan struct{}  // ends passing them on
 	ended   sync.WaitGroup // of that
 	once    sync.Once      // of Shutdown
 }
 
-func newBoundedTransport(t memberlist.NodeAwareTransport, limit time.Duration, perSource int) *boundedTransport {
+func newBoundedTransport(t memberlist.NodeAwareTransport, limit time.Duration, perSource int, allowed []net.IPNet) *boundedTransport {
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &boundedTransport{
 		NodeAwareTransport: t, limit: limit, ctx: ctx, cancel: cancel,
-		streams: make(chan net.Conn), stop: make(chan struct{}),
+		packets: t.PacketCh(), streams: make(chan net.Conn), stop: make(chan struct{}),
 	}
-	b.ended.Go(func() { b.boundStreams(b.stop, perSource) })
+	b.ended.Go(func() { b.boundStreams(b.stop, perSource, allowed) })
+	if len(allowed) > 0 {
+		packets := make(chan *memberlist.Packet)
+		b.packets = packets
+		b.ended.Go(func() { passAllowed(t.PacketCh(), packets, b.stop, allowed) })
+	}
 	return b
 }
+
+// passAllowed passes packets on from the networks that are allowed, until stop closes.
+func passAllowed(in <-chan *memberlist.Packet, out chan<- *memberlist.Packet, stop <-chan struct{}, allowed []net.IPNet) {
+	for {
+		select {
+		case <-stop:
+			return
+		case packet := <-in:
+			if !comesFrom(packet.From, allowed) {
+				continue
+			}
+			select {
+			case out <- packet:
+			case <-stop:
+				return
+			}
+		}
+	}
+}
+
+// comesFrom tells whether an address lies in one of the networks; none allows all.
+func comesFrom(addr net.Addr, networks []net.IPNet) bool {
+	if len(networks) == 0 {
+		return true
+	}
+	host, _, err := net.SplitHostPort(addr.String())
+	ip := net.ParseIP(host)
+	return err == nil && ip != nil && slices.ContainsFunc(networks, func(n net.IPNet) bool { return n.Contains(ip) })
+}
+
+// PacketCh is where memberlist takes packets from.
+func (t *boundedTransport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
 // DialAddressTimeout opens a stream that lives as long as the limit at most.
 func (t *boundedTransport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {

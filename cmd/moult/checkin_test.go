@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +12,8 @@ import (
 
 	"moult/consensus/fleet"
 	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/mesh/nodeport"
 )
 
 // shows is a history of check-ins, each by what the leader's clock says.
@@ -239,5 +243,80 @@ func TestSilentHosts(t *testing.T) {
 	apply(back)
 	if open := state.View().OpenAlerts(); len(open) != 0 {
 		t.Errorf("open are %+v", open)
+	}
+}
+
+// Real handshakes, a real state: one identity at work in two processes by turns is
+// quarantined; the restarts of one machine are not.
+func TestCloneIsQuarantined(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	raft := startLoneRaft(t)
+	must(t, raft.Bootstrap(ctx))
+	certify := startCertifier(t).mustCertify
+	server := certify("s1", identity.RoleServer)
+	hosts := map[string]identity.Credentials{"a1": certify("a1", identity.RoleAgent), "a2": certify("a2", identity.RoleAgent)}
+	propose := func(c fleet.Change) {
+		t.Helper()
+		_, err := raft.Propose(ctx, "system", c)
+		must(t, err)
+	}
+	propose(fleet.ClusterInitialized{
+		Cluster: fleet.Cluster{ID: "cluster-1"}, Server: fleet.Host{ID: "s1", Name: "s1", OS: "linux", Arch: "amd64"},
+		Admin: fleet.User{ID: "u1", Name: "admin"}, Token: fleet.APIToken{ID: "t1", Name: "t", Hash: "h"},
+	})
+	for id, creds := range hosts {
+		propose(fleet.JoinTokenCreated{Token: fleet.JoinToken{ID: id, Hash: id, Role: fleet.RoleAgent, ExpiresAt: time.Now().Add(time.Hour)}})
+		propose(fleet.HostEnrolled{TokenHash: id, Host: fleet.Host{ID: id, Name: id, OS: "linux", Arch: "amd64", PublicKey: publicKey(creds.Key)}})
+	}
+	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return server, true }, nil, quiet)
+	must(t, err)
+	defer closeWithin(port.Close, quiet, "node port")
+	desk := newCheckInDesk(raft, nil, "s1", quiet)
+	port.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler(), Renew: identity.CheckInHandler(http.NotFoundHandler(), desk.take)})
+	node, err := mesh.Start(ctx, mesh.Config{
+		Identity: server.Identity, Key: server.Key, CertDER: server.CertDER(), Verifier: server.Verifier(), Boot: 1, OS: "linux", Arch: "amd64",
+		Version: "1", Digest: strings.Repeat("ab", 32), PeerAddr: "127.0.0.1:1",
+		Pools: []mesh.PoolConfig{{Segment: "default", Bind: "127.0.0.1:0", Keys: [][]byte{make([]byte, 32)}}},
+	})
+	must(t, err)
+	defer node.Close()
+	running, stop := context.WithCancel(ctx)
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	defer stop()
+	tasks.Go(func() { desk.run(running) })
+	tasks.Go(func() { raft.Lead(running, func(ctx context.Context) { desk.lead(ctx, node.Roster()) }) })
+
+	process := func(host, peer string) *shower {
+		creds := hosts[host]
+		return &shower{
+			instance: newInstance(), peer: peer, current: identity.NewCurrent(nil, creds), logger: quiet,
+			ways: func([]string) []nodeport.Way { return []nodeport.Way{{Addr: port.Addr().String()}} },
+		}
+	}
+	original, copied := process("a1", "10.0.0.5:7947"), process("a1", "10.0.0.9:7947")
+	quarantined := func(id string) bool {
+		h, _ := raft.State().View().Host(id)
+		return h.Quarantine != nil
+	}
+	for turn := 0; !quarantined("a1"); turn++ {
+		if ctx.Err() != nil {
+			t.Fatal("the clone is not noticed")
+		}
+		must(t, []*shower{original, copied}[turn%2].once(ctx))
+		must(t, process("a2", "10.0.0.7:7947").once(ctx)) // a new process each time
+		sleep(ctx, checkInCall+time.Second)
+	}
+	if h, _ := raft.State().View().Host("a1"); !strings.Contains(h.Quarantine.Why, "10.0.0.5:7947") || !strings.Contains(h.Quarantine.Why, "10.0.0.9:7947") {
+		t.Errorf("it says %q", h.Quarantine.Why)
+	}
+	if quarantined("a2") {
+		t.Error("a host that restarts is taken for two")
+	}
+	stranger := certify("a9", identity.RoleAgent)
+	if err := identity.CheckIn(ctx, port.Addr().String(), stranger, identity.CheckInRequest{Instance: "x"}); err == nil {
+		t.Error("a host that is not enrolled checks in")
 	}
 }

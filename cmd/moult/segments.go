@@ -124,7 +124,7 @@ func (o *nodeOptions) pools(creds identity.Credentials) ([]mesh.PoolConfig, erro
 	if o.segment != "" && o.segment != creds.Segment {
 		return nil, fmt.Errorf("--segment is %q, but this host joined segment %q; remove the host and join it again with a token for the other segment", o.segment, creds.Segment)
 	}
-	pools := []mesh.PoolConfig{{Segment: creds.Segment, Bind: o.gossip, Advertise: o.gossipAdv, Keys: creds.GossipKeys, Join: creds.GossipJoin}}
+	pools := []mesh.PoolConfig{{Segment: creds.Segment, Bind: o.gossip, Advertise: o.gossipAdv, Keys: creds.GossipKeys, Join: creds.GossipJoin, Allow: o.allowed(o.gossipAdv)}}
 	for _, s := range o.also {
 		known, ok := creds.In(s.name)
 		switch {
@@ -133,7 +133,7 @@ func (o *nodeOptions) pools(creds identity.Credentials) ([]mesh.PoolConfig, erro
 		case !ok:
 			return nil, fmt.Errorf("--also-segment %s=%s: this host has no key of that segment", s.name, s.listen)
 		}
-		pools = append(pools, mesh.PoolConfig{Segment: s.name, Bind: s.listen, Advertise: s.adv, Keys: known.GossipKeys, Join: known.GossipJoin})
+		pools = append(pools, mesh.PoolConfig{Segment: s.name, Bind: s.listen, Advertise: s.adv, Keys: known.GossipKeys, Join: known.GossipJoin, Allow: o.allowed(s.adv)})
 	}
 	return pools, nil
 }

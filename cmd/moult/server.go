@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -27,7 +28,9 @@ type nodeOptions struct {
 	logJSON, logDebug  bool
 	segment            string
 	alsoFlags          []string
-	also               []alsoSegment // computed from alsoFlags
+	allowFrom          []string
+	networks           []netip.Prefix // computed from allowFrom
+	also               []alsoSegment  // computed from alsoFlags
 	serve              serveLimits
 	toward             []string // computed: node ports of servers; the way there gives this host's address
 	gossipAdv, peerAdv string   // computed: what others dial
@@ -43,6 +46,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	o.registerPlace(cmd)
 	f := cmd.Flags()
 	f.StringArrayVar(&o.alsoFlags, "also-segment", nil, "further segment that this host is in, as SEGMENT=GOSSIP_ADDRESS; it relays between its segments; may be repeated")
+	f.StringSliceVar(&o.allowFrom, "allow-from", nil, "networks, in CIDR notation, that may reach the gossip and node ports; this host's own addresses always may; may be repeated (default: all)")
 	f.StringArrayVar(&o.join, "join", nil, "node port of a server, or of a relay, to join through; may be repeated")
 	f.BoolVar(&o.anyDataPath, "any-data-path", false, "take --data although others could exchange it by the permissions of its parents")
 	f.StringVar(&o.token, "token", "", "join token (better: --token-file or MOULT_TOKEN, the process list does not show them)")
@@ -64,7 +68,7 @@ func (o *nodeOptions) registerPlace(cmd *cobra.Command) {
 }
 
 func (o *nodeOptions) validate() error {
-	errs := []error{o.validatePlace(), o.readSegments(), o.checkReach()}
+	errs := []error{o.validatePlace(), o.readSegments(), o.checkReach(), o.readNetworks()}
 	if err := o.serve.validate(); err != nil {
 		errs = append(errs, err)
 	}
@@ -72,6 +76,38 @@ func (o *nodeOptions) validate() error {
 		errs = append(errs, errors.New("--token and --token-file are both given; give one"))
 	}
 	return errors.Join(errs...)
+}
+
+// readNetworks takes the --allow-from flags apart.
+func (o *nodeOptions) readNetworks() error {
+	o.networks = nil
+	var errs []error
+	for _, text := range o.allowFrom {
+		n, err := netip.ParsePrefix(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--allow-from %q: give a network as ADDRESS/BITS, such as 10.1.0.0/16, or one host as 10.1.0.5/32", text))
+			continue
+		}
+		o.networks = append(o.networks, n.Masked())
+	}
+	return errors.Join(errs...)
+}
+
+// allowed are the networks whose members may gossip with this host at an address of
+// its own; nil: all.
+func (o *nodeOptions) allowed(own string) (cidrs []string) {
+	if len(o.networks) == 0 {
+		return nil
+	}
+	for _, n := range o.networks {
+		cidrs = append(cidrs, n.String())
+	}
+	if host, _, err := net.SplitHostPort(own); err == nil {
+		if ip, err := netip.ParseAddr(host); err == nil {
+			cidrs = append(cidrs, netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen()).String())
+		}
+	}
+	return cidrs
 }
 
 func (o *nodeOptions) validatePlace() error {

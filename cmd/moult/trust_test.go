@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -179,5 +180,27 @@ func TestWhatAHostFollows(t *testing.T) {
 		if f.lacks(tc.rings) != tc.lacks {
 			t.Errorf("%v: lacks %v", tc.rings, !tc.lacks)
 		}
+	}
+}
+
+func TestAllowFromFlags(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.1.0.0/16": "10.1.0.0/16", "10.1.2.3/16": "10.1.0.0/16", "192.0.2.7/32": "192.0.2.7/32", "2001:db8::/64": "2001:db8::/64",
+		"10.1.0.0": "", "10.1.0.0/33": "", "": "", "web-1/24": "",
+	} {
+		o := nodeOptions{allowFrom: []string{text}}
+		err := o.readNetworks()
+		if want == "" {
+			if err == nil || !strings.Contains(err.Error(), "--allow-from") {
+				t.Errorf("%q: %v", text, err)
+			}
+			continue
+		}
+		if got := o.allowed("10.9.0.1:7946"); err != nil || !slices.Equal(got, []string{want, "10.9.0.1/32"}) {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+	if got := (&nodeOptions{}).allowed("10.9.0.1:7946"); got != nil {
+		t.Errorf("without the flag: %v", got)
 	}
 }

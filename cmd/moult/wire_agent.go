@@ -91,6 +91,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	defer closeWithin(port.Close, logger, "node port")
+	port.AllowFrom(o.networks)
 	pools, err := o.pools(creds)
 	if err != nil {
 		return err

@@ -121,6 +121,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		return err
 	}
 	defer closeWithin(port.Close, logger, "node port")
+	port.AllowFrom(o.networks)
 
 	// What was decided. Raft counts from its start, so what takes its numbers is first.
 	libraries := telemetry.NewLibraries()

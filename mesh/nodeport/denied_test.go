@@ -1,10 +1,12 @@
 package nodeport
 
 import (
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -81,4 +83,24 @@ func TestShutOutDuringTheHandshake(t *testing.T) {
 	if n := len(port.raft.conns); n != 0 {
 		t.Errorf("%d connections wait for Raft", n)
 	}
+}
+
+// Only connections from the networks that are named get as far as TLS; the machine
+// itself always does.
+func TestAllowFrom(t *testing.T) {
+	w := newWorld(t)
+	tries := func(ip string) error {
+		conn := w.dialFrom(t, ip)
+		defer conn.Close()
+		tc := tls.Client(conn, w.a1.ClientTLS(identity.ALPNHTTP, nil))
+		must(t, tc.SetDeadline(time.Now().Add(20*time.Second)))
+		return tc.HandshakeContext(t.Context())
+	}
+	must(t, tries("127.0.0.9"))
+	w.port.AllowFrom([]netip.Prefix{netip.MustParsePrefix("127.0.0.8/32"), netip.MustParsePrefix("10.0.0.0/8")})
+	if err := tries("127.0.0.9"); err == nil {
+		t.Error("a connection from another network is let in")
+	}
+	must(t, tries("127.0.0.8"))
+	must(t, tries("127.0.0.1")) // where the port listens
 }

@@ -35,6 +35,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -68,6 +70,7 @@ type Port struct {
 	closing  bool
 	servers  []*http.Server
 	ways     func(visited []string) []Way // nil: this port passes nothing on
+	from     []netip.Prefix               // connections may come from; empty: from everywhere
 	lastLost time.Time                    // when it was last told that there was no way
 }
 
@@ -85,6 +88,35 @@ func Listen(addr string, creds func() (identity.Credentials, bool), allow func(a
 		return nil, fmt.Errorf("listen on the node port: %w; give an address of this host with --peer HOST:PORT", err)
 	}
 	return open(l, creds, allow, logger, options...), nil
+}
+
+// AllowFrom lets only connections in that come from these networks, or from this
+// machine itself; others are closed before TLS begins. What a relay passes on counts
+// as the relay's. No networks: all. Call it before anybody knows of the port.
+func (p *Port) AllowFrom(networks []netip.Prefix) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.from = networks
+}
+
+// allowed tells whether a connection comes from where it may.
+func (p *Port) allowed(conn net.Conn) bool {
+	p.mu.Lock()
+	networks := p.from
+	p.mu.Unlock()
+	if len(networks) == 0 {
+		return true
+	}
+	remote, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	if err != nil {
+		return false
+	}
+	ip := remote.Addr().Unmap()
+	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	if err == nil && local.Addr().Unmap() == ip {
+		return true
+	}
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(ip) })
 }
 
 // open makes a port of a listener, which becomes the port's own.
@@ -141,6 +173,11 @@ func (p *Port) accept() {
 			case <-p.accepting.Done():
 				return
 			}
+			continue
+		}
+		if !p.allowed(conn) {
+			p.logger.Debug("connection refused", "remote", conn.RemoteAddr().String(), "error", "it is from a network that --allow-from does not name")
+			conn.Close()
 			continue
 		}
 		end := p.begin(conn)
