@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"errors"
 	"net"
 	"testing"
 	"time"
@@ -36,8 +37,8 @@ func TestOnlyAllowedNetworksGossip(t *testing.T) {
 		must(t, err)
 		must(t, conn.SetReadDeadline(time.Now().Add(time.Second)))
 		_, err = conn.Read(make([]byte, 1))
-		timeout, ok := err.(net.Error)
-		if stays := ok && timeout.Timeout(); stays != let {
+		var timeout net.Error
+		if stays := errors.As(err, &timeout) && timeout.Timeout(); stays != let {
 			t.Errorf("a stream from %s: %v", ip, err)
 		}
 		conn.Close()

@@ -186,7 +186,7 @@ func TestCheckInsAtOnce(t *testing.T) {
 	for i := range 8 {
 		all.Go(func() {
 			for k := range 200 {
-				j.hear([]checkIn{{HostID: "a1", Instance: fmt.Sprint("only"), Addr: "x:1"}, {HostID: fmt.Sprint("a", i%5+1), Instance: "only", Addr: "x:1"}}, time.Now())
+				j.hear([]checkIn{{HostID: "a1", Instance: "only", Addr: "x:1"}, {HostID: fmt.Sprint("a", i%5+1), Instance: "only", Addr: "x:1"}}, time.Now())
 				if k%50 == 0 {
 					j.lifted(v)
 					j.silence(v, nil, time.Now())
