@@ -141,7 +141,7 @@ func TestE2ERemovedHostIsShutOut(t *testing.T) {
 		return nil
 	})
 	t.Logf("it is online after %v", time.Since(began).Round(time.Second))
-	c.await(time.Minute, "all to follow the deny-list", func() error {
+	c.await(2*time.Minute, "all to follow the deny-list", func() error {
 		var list struct {
 			HostsBehind []string `json:"hosts_behind"`
 		}
@@ -151,6 +151,7 @@ func TestE2ERemovedHostIsShutOut(t *testing.T) {
 		}
 		return nil
 	})
+	t.Logf("all say that they follow the list after %v", time.Since(began).Round(time.Second))
 	if creds := c.credentials("agent-3"); !creds.Denials.Host(stolen.HostID) {
 		t.Error("agent-3 has not kept the deny-list")
 	}
