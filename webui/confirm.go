@@ -18,16 +18,19 @@ const confirmedFor = 10 * time.Minute
 // password in the middle of an outage. API tokens are exempt: they are held by
 // programs, and nobody is there to ask.
 var dangerous = map[string]bool{
-	"DELETE /api/hosts/{id}":        true,
-	"POST /api/servers/{id}/remove": true,
-	"POST /api/release-keys":        true,
-	"POST /api/users":               true,
-	"PATCH /api/users/{id}":         true,
-	"DELETE /api/users/{id}":        true,
-	"POST /api/tokens":              true,
-	"DELETE /api/tokens/{id}":       true,
-	"POST /api/join-tokens":         true,
-	"GET /api/backup":               true, // it holds the CA's key
+	"DELETE /api/hosts/{id}":               true,
+	"POST /api/hosts/{id}/lift-quarantine": true,
+	"POST /api/gossip/rotate":              true,
+	"POST /api/gossip/{segment}/force":     true, // hosts that lack the new key stay out
+	"POST /api/servers/{id}/remove":        true,
+	"POST /api/release-keys":               true,
+	"POST /api/users":                      true,
+	"PATCH /api/users/{id}":                true,
+	"DELETE /api/users/{id}":               true,
+	"POST /api/tokens":                     true,
+	"DELETE /api/tokens/{id}":              true,
+	"POST /api/join-tokens":                true,
+	"GET /api/backup":                      true, // it holds the CA's key
 }
 
 // mustConfirm tells whether somebody has to type the password again first.

@@ -117,6 +117,7 @@ func TestStrangersMayOnlyTellOfAConfiguration(t *testing.T) {
 		{"GET", pathStatus},
 		{"GET", pathMembers},
 		{"POST", pathRelease},
+		{"POST", pathCheckIns},
 		{"GET", "/artifact/x"},
 		{"GET", pathState},
 		{"POST", pathMembers + "/../servers"},
@@ -147,7 +148,7 @@ func TestAgentsAreRefusedWhereServersSpeak(t *testing.T) {
 	defer closeWithin(port.Close, quiet, "node port")
 	asked := 0
 	api := http.NewServeMux()
-	addServerAPI(api, raft, &membership{raft: raft}, &publisher{raft: raft, logger: quiet})
+	addServerAPI(api, raft, &membership{raft: raft}, &publisher{raft: raft, logger: quiet}, &checkInDesk{})
 	port.ServeHTTP(nodeport.Handlers{Peer: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked++
 		api.ServeHTTP(w, r)
@@ -163,6 +164,7 @@ func TestAgentsAreRefusedWhereServersSpeak(t *testing.T) {
 		{"GET", pathMembers},
 		{"POST", pathMembers},
 		{"POST", pathRelease},
+		{"POST", pathCheckIns},
 	}
 	for _, op := range operations {
 		req, err := http.NewRequestWithContext(t.Context(), op.method, "https://"+port.Addr().String()+op.path, strings.NewReader(`{"id":"a1","address":"127.0.0.1:1"}`))
