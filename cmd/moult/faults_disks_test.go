@@ -167,6 +167,7 @@ func (f *diskRun) breakServer() {
 		f.c.startAgain(name, argv)
 	}
 	f.well(catchUpLimit)
+	f.writer.revoke() // what was pushed; the sick server could not have followed
 }
 
 // push writes until the sick server's disk has to take something, for a few seconds.
@@ -179,7 +180,6 @@ func (f *diskRun) push(name string) {
 			cancel()
 		}
 	}
-	f.writer.revoke()
 }
 
 // ledByAnother is nil when a server leads that is not this one.
