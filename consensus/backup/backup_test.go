@@ -243,7 +243,7 @@ func TestKeys(t *testing.T) {
 			t.Errorf("a passphrase of %d bytes is taken", len(text))
 		}
 	}
-	for _, text := range []string{"", "age1", "AGE-SECRET-KEY-1", public + "\n" + public, public[:len(public)-1] + "q", "/etc/passwd"} {
+	for _, text := range []string{"", "age1", "AGE-SECRET-KEY-1", public + "\n" + public, public[:len(public)-1] + another(public[len(public)-1]), "/etc/passwd"} {
 		if _, err := ParseRecipient(text); err == nil || !strings.Contains(err.Error(), "recipient") {
 			t.Errorf("recipient %q: %v", text, err)
 		}
@@ -256,4 +256,12 @@ func TestKeys(t *testing.T) {
 	if _, err := to.Decrypt(bytes.NewReader(file)); err == nil {
 		t.Error("a public key opens backups")
 	}
+}
+
+// another is a letter of age's keys that is not this one.
+func another(letter byte) string {
+	if letter == 'q' {
+		return "p"
+	}
+	return "q"
 }
