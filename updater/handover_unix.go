@@ -3,12 +3,15 @@
 package updater
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,12 +21,24 @@ import (
 // this process goes on. It runs on the thread that started the child, which
 // becomes the new program's first thread: ending any other thread would be taken
 // for the parent's death.
-func (s *supervisor) handOver(c *child) *child {
+//
+// A request to stop is not lost: what came before has ended ctx, and what comes
+// later ends this process, and the child with it.
+func (s *supervisor) handOver(ctx context.Context, c *child) *child {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, os.Interrupt, syscall.SIGTERM)
 	c.stopPumps()
 	fds := []int{descriptor(c.send), descriptor(c.recv), descriptor(c.out)}
 	state, err := json.Marshal(handover{PID: c.pid, Send: fds[0], Recv: fds[1], Out: fds[2], Pending: c.pending})
 	if err == nil {
 		s.side.flush(flushOutput)
+		signal.Stop(asked) // returns when all that was caught is delivered
+		signal.Reset(os.Interrupt, syscall.SIGTERM)
+		time.Sleep(signalDelay)
+		if len(asked) > 0 || ctx.Err() != nil {
+			c.startPumps()
+			return c
+		}
 		inheritAll(fds, true)
 		err = syscall.Exec(s.Installed, os.Args, append(withoutHandover(os.Environ()), envHandover+"="+string(state)))
 		inheritAll(fds, false)
@@ -32,6 +47,9 @@ func (s *supervisor) handOver(c *child) *child {
 	c.startPumps()
 	return c
 }
+
+// signalDelay is how long a signal that was caught may take to end a context.
+const signalDelay = 50 * time.Millisecond
 
 func withoutHandover(env []string) []string {
 	out := make([]string, 0, len(env)+1)

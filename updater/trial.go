@@ -22,7 +22,7 @@ var (
 // one) after a roll back.
 func (s *supervisor) trial(ctx context.Context) *child {
 	if c := s.tryStaged(ctx); c != nil {
-		return s.handOver(c)
+		return s.handOver(ctx, c)
 	}
 	return nil
 }

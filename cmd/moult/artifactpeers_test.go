@@ -91,7 +91,7 @@ func TestServersAskEachOther(t *testing.T) {
 
 func TestPullRateIsChecked(t *testing.T) {
 	for text, fits := range map[string]bool{"0": true, "100kB": true, "10MB": true, "99kB": false, "1": false} {
-		l := serveLimits{streams: 1}
+		l := serveLimits{streams: 1, hosts: 1}
 		if err := l.pull.Set(text); err != nil {
 			t.Fatal(err)
 		}

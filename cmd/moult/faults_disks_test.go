@@ -38,7 +38,7 @@ type diskFault struct {
 
 var diskFaults = []diskFault{
 	{"leader's disk: I/O errors", nil, true, (*diskRun).failSyncs},
-	{"agent's data disk full", []string{"free ", "no space left"}, false, func(f *diskRun, name string) func() { return f.fill(name+"/data", 1<<20) }},
+	{"agent's data disk full", []string{"free ", "no space left"}, false, (*diskRun).fillAgent},
 	{"agent's data disk read-only", []string{"read-only"}, false, func(f *diskRun, name string) func() { return f.remount(name+"/data", "ro") }},
 	{"leader's disk full", nil, true, func(f *diskRun, name string) func() { return f.fill(name+"/"+serverData, 0) }},
 	{"agent's data disk without execution", []string{"noexec"}, false, func(f *diskRun, name string) func() { return f.remount(name+"/data", "noexec") }},
@@ -231,6 +231,22 @@ func (f *diskRun) fill(name string, free int64) (mend func()) {
 			f.t.Error(err)
 		}
 	}
+}
+
+// fillAgent leaves no room for an artifact in an agent's data, not even by those of
+// earlier releases, which a job deletes first.
+func (f *diskRun) fillAgent(name string) (mend func()) {
+	f.t.Helper()
+	spare, err := filepath.Glob(filepath.Join(f.c.dir, name, "data", "artifacts", "*"))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for _, path := range spare {
+		if err := os.Remove(path); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	return f.fill(name+"/data", 1<<20)
 }
 
 // remount lays the same directory over itself with other options: what is open for

@@ -148,6 +148,12 @@ func jsonText(t *testing.T, s string) string {
 
 const healthToken = "moult_health"
 
+// noTrust is of a cluster that removed nobody and keeps its gossip keys.
+type noTrust struct{ webui.Trust }
+
+func (noTrust) Rotations() []webui.Rotation { return nil }
+func (noTrust) DeniedBehind() []string      { return nil }
+
 // serverWith serves the UI of the only server of a cluster, which has problems.
 func serverWith(t *testing.T, problems []webui.Problem) *httptest.Server {
 	t.Helper()
@@ -169,7 +175,7 @@ func serverWith(t *testing.T, problems []webui.Problem) *httptest.Server {
 	handler, err := webui.New(webui.Config{
 		Version: "1", Commit: "c", View: state.View, Subscribe: state.Subscribe, Proposer: noProposer{},
 		Observed: func() map[string]webui.Observation { return nil }, Changed: func() <-chan struct{} { return nil },
-		Servers: oneServer{self}, Publisher: &publisher{}, Binaries: &binaries{}, Webhooks: &webhookTester{}, Backups: &backups{store: &artifact.Store{}},
+		Servers: oneServer{self}, Publisher: &publisher{}, Trust: noTrust{}, Binaries: &binaries{}, Webhooks: &webhookTester{}, Backups: &backups{store: &artifact.Store{}},
 		Problems: func() []webui.Problem { return problems }, ProblemCodes: problemCodes, CatchUp: func(context.Context) error { return nil },
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
