@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"os"
 	"os/exec"
 	"regexp"
@@ -45,7 +46,14 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// sideBySide is how many tests run at a time unless -parallel says so: they wait for
+// processes most of the time.
+const sideBySide = 4
+
 func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", strconv.Itoa(sideBySide)); err != nil { // before the command line is read
+		panic(err)
+	}
 	testscript.Main(cleaningM{m}, map[string]func(){"moult": main})
 }
 
