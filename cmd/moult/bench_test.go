@@ -4,12 +4,10 @@ package main
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -30,7 +28,7 @@ func BenchmarkAtRest(b *testing.B) {
 		awaitQuiet(c, "agent-1")
 		supervisor := c.pid("agent-1")
 		var agent memory
-		for _, child := range children(b, supervisor) {
+		for _, child := range children(supervisor) {
 			agent = agent.plus(memoryOf(b, child))
 		}
 		both := agent.plus(memoryOf(b, supervisor))
@@ -80,7 +78,7 @@ func awaitQuiet(c *testCluster, name string) {
 	since := time.Now()
 	c.await(time.Minute, name+" to come to rest", func() error {
 		now := memoryOf(c.t, c.pid(name)).resident
-		for _, child := range children(c.t, c.pid(name)) {
+		for _, child := range children(c.pid(name)) {
 			now += memoryOf(c.t, child).resident
 		}
 		if now != last {
@@ -118,27 +116,4 @@ func memoryOf(t testing.TB, pid int) (m memory) {
 		}
 	}
 	return m
-}
-
-func children(t testing.TB, pid int) (pids []int) {
-	t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range tasks {
-		text, err := os.ReadFile(path)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // the thread has ended
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, field := range strings.Fields(string(text)) {
-			if child, err := strconv.Atoi(field); err == nil {
-				pids = append(pids, child)
-			}
-		}
-	}
-	return pids
 }

@@ -234,7 +234,7 @@ func (c *testCluster) findSecrets(session, password string) {
 			c.t.Fatal(err)
 		}
 		processes = append(processes, pid)
-		processes = append(processes, childrenOf(c.t, pid)...)
+		processes = append(processes, children(pid)...)
 		if text, err := os.ReadFile(filepath.Join(c.dir, n.Name, "join.token")); err == nil {
 			secrets["join token of "+n.Name] = string(bytes.TrimSpace(text[bytes.LastIndexByte(text, '.')+1:]))
 		}
@@ -293,30 +293,4 @@ func (c *testCluster) findSecrets(session, password string) {
 func lastLine(text string) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return lines[len(lines)-1]
-}
-
-// childrenOf are a process's children: an agent's, of its supervisor.
-func childrenOf(t testing.TB, pid int) (children []int) {
-	t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range tasks {
-		text, err := os.ReadFile(path)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // the thread has ended
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, field := range strings.Fields(string(text)) {
-			child, err := strconv.Atoi(field)
-			if err != nil {
-				t.Fatal(err)
-			}
-			children = append(children, child)
-		}
-	}
-	return children
 }

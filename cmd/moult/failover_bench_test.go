@@ -80,7 +80,7 @@ func BenchmarkFailover(b *testing.B) {
 func (c *testCluster) suspend(name string) (resume func()) {
 	c.t.Helper()
 	supervisor := c.pid(name)
-	pids := append(children(c.t, supervisor), supervisor)
+	pids := append(children(supervisor), supervisor)
 	signal := func(s syscall.Signal) {
 		for _, pid := range pids {
 			if err := syscall.Kill(pid, s); err != nil {

@@ -5,12 +5,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -75,23 +71,6 @@ func (f *faultRun) killAgent() {
 	restart := f.c.killForRestart(name)
 	time.Sleep(time.Duration(f.rng.Int64N(int64(time.Second))))
 	restart()
-}
-
-// childOf returns a child of a process, 0 when it has none.
-func childOf(pid int) int {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return 0
-	}
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, path := range tasks {
-		if more, err := os.ReadFile(path); err == nil {
-			text = append(text, more...)
-		}
-	}
-	first, _, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
-	child, _ := strconv.Atoi(first)
-	return child
 }
 
 func (f *faultRun) restartAgents() {
