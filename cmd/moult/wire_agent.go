@@ -86,12 +86,11 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	relays := len(o.also) > 0
-	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, agentGate(relays, creds.Denials.Host), logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts))
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, agentGate(relays, creds.Denials.Host), logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts), nodeport.AllowFrom(o.networks))
 	if err != nil {
 		return err
 	}
 	defer closeWithin(port.Close, logger, "node port")
-	port.AllowFrom(o.networks)
 	pools, err := o.pools(creds)
 	if err != nil {
 		return err

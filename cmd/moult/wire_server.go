@@ -116,12 +116,11 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		return err
 	}
 	gate := &memberGate{denied: creds.Denials.Host}
-	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, gate.allow, logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts))
+	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, gate.allow, logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts), nodeport.AllowFrom(o.networks))
 	if err != nil {
 		return err
 	}
 	defer closeWithin(port.Close, logger, "node port")
-	port.AllowFrom(o.networks)
 
 	// What was decided. Raft counts from its start, so what takes its numbers is first.
 	libraries := telemetry.NewLibraries()

@@ -88,19 +88,18 @@ func TestShutOutDuringTheHandshake(t *testing.T) {
 // Only connections from the networks that are named get as far as TLS; the machine
 // itself always does.
 func TestAllowFrom(t *testing.T) {
-	w := newWorld(t)
-	tries := func(ip string) error {
+	tries := func(w *world, ip string) error {
 		conn := w.dialFrom(t, ip)
 		defer conn.Close()
 		tc := tls.Client(conn, w.a1.ClientTLS(identity.ALPNHTTP, nil))
 		must(t, tc.SetDeadline(time.Now().Add(20*time.Second)))
 		return tc.HandshakeContext(t.Context())
 	}
-	must(t, tries("127.0.0.9"))
-	w.port.AllowFrom([]netip.Prefix{netip.MustParsePrefix("127.0.0.8/32"), netip.MustParsePrefix("10.0.0.0/8")})
-	if err := tries("127.0.0.9"); err == nil {
+	must(t, tries(newWorld(t), "127.0.0.9"))
+	w := newWorld(t, AllowFrom([]netip.Prefix{netip.MustParsePrefix("127.0.0.8/32"), netip.MustParsePrefix("10.0.0.0/8")}))
+	if err := tries(w, "127.0.0.9"); err == nil {
 		t.Error("a connection from another network is let in")
 	}
-	must(t, tries("127.0.0.8"))
-	must(t, tries("127.0.0.1")) // where the port listens
+	must(t, tries(w, "127.0.0.8"))
+	must(t, tries(w, "127.0.0.1")) // where the port listens
 }

@@ -56,6 +56,7 @@ type Port struct {
 	handshakes              *crowd.Crowd
 	members                 memberConns
 	limits                  *connLimits
+	from                    []netip.Prefix // connections may come from; empty: from everywhere
 	raft, peer, join, renew *queue
 
 	// Ends accepting and handshakes; requests outlive it by drainTimeout.
@@ -70,7 +71,6 @@ type Port struct {
 	closing  bool
 	servers  []*http.Server
 	ways     func(visited []string) []Way // nil: this port passes nothing on
-	from     []netip.Prefix               // connections may come from; empty: from everywhere
 	lastLost time.Time                    // when it was last told that there was no way
 }
 
@@ -90,21 +90,9 @@ func Listen(addr string, creds func() (identity.Credentials, bool), allow func(a
 	return open(l, creds, allow, logger, options...), nil
 }
 
-// AllowFrom lets only connections in that come from these networks, or from this
-// machine itself; others are closed before TLS begins. What a relay passes on counts
-// as the relay's. No networks: all. Call it before anybody knows of the port.
-func (p *Port) AllowFrom(networks []netip.Prefix) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.from = networks
-}
-
 // allowed tells whether a connection comes from where it may.
 func (p *Port) allowed(conn net.Conn) bool {
-	p.mu.Lock()
-	networks := p.from
-	p.mu.Unlock()
-	if len(networks) == 0 {
+	if len(p.from) == 0 {
 		return true
 	}
 	remote, err := netip.ParseAddrPort(conn.RemoteAddr().String())
@@ -116,7 +104,7 @@ func (p *Port) allowed(conn net.Conn) bool {
 	if err == nil && local.Addr().Unmap() == ip {
 		return true
 	}
-	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(ip) })
+	return slices.ContainsFunc(p.from, func(n netip.Prefix) bool { return n.Contains(ip) })
 }
 
 // open makes a port of a listener, which becomes the port's own.
@@ -145,6 +133,11 @@ type Option func(*Port)
 // HostsPerAddress says how many hosts share one address, as behind NAT: what an
 // address may hold is that many times as much. At least 1.
 func HostsPerAddress(n int) Option { return func(p *Port) { p.limits.perAddress = n } }
+
+// AllowFrom lets only connections in that come from these networks, or from this
+// machine itself; others are closed before TLS begins. What a relay passes on counts
+// as the relay's. No networks: all.
+func AllowFrom(networks []netip.Prefix) Option { return func(p *Port) { p.from = networks } }
 
 // inUse tells whether another process has the address.
 func inUse(err error) bool {

@@ -105,21 +105,21 @@ func (w *world) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	rw.Write([]byte(PeerFrom(r.Context()).String() + " " + string(body)))
 }
 
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB, options ...Option) *world {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	return newWorldOn(t, l)
+	return newWorldOn(t, l, options...)
 }
 
-func newWorldOn(t testing.TB, l net.Listener) *world {
+func newWorldOn(t testing.TB, l net.Listener, options ...Option) *world {
 	t.Helper()
 	ca := mustCA(t)
 	w := &world{
 		ca: ca, removed: map[string]bool{}, joins: make(chan string, 2*maxJoinConns), hold: make(chan struct{}),
 		s1: credentials(t, ca, identity.RoleServer, "s1"), s2: credentials(t, ca, identity.RoleServer, "s2"), a1: credentials(t, ca, identity.RoleAgent, "a1"),
 	}
-	w.port = open(l, func() (identity.Credentials, bool) { return w.s1, true }, w.allow, slog.New(slog.DiscardHandler))
+	w.port = open(l, func() (identity.Credentials, bool) { return w.s1, true }, w.allow, slog.New(slog.DiscardHandler), options...)
 	w.addr = w.port.Addr().String()
 	w.port.ServeHTTP(Handlers{Peer: w, Join: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
