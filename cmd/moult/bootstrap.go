@@ -85,6 +85,7 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 	for _, addr := range o.join {
 		creds, err := identity.Join(ctx, addr, token, store, req)
 		if err == nil {
+			_ = os.Remove(filepath.Join(o.data, joinTokenFile)) // it is used up, whoever left it
 			return creds, nil
 		}
 		errs = append(errs, fmt.Errorf("join through %s: %w", addr, err))

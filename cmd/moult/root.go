@@ -76,6 +76,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
 		newHostsCommand(), newHostCommand(), newGossipCommand(), newFleetCommand(), newJobCommand(),
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
+		newInstallCommand(), newUninstallCommand(),
 	)
 	explainArguments(root)
 	return root
