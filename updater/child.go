@@ -29,11 +29,14 @@ type message struct {
 	Event   string `json:"event"`
 	Version string `json:"version,omitempty"`
 	Digest  string `json:"digest,omitempty"`
+	Status  string `json:"status,omitempty"`
 }
 
 const (
 	eventJoined    = "joined"
 	eventCommitted = "committed"
+	eventServing   = "serving" // its ports are open
+	eventAlive     = "alive"   // every SignOfLife, with a status
 	// maxMessage bounds a line from a child that may be broken.
 	maxMessage = 64 << 10
 )
@@ -60,6 +63,7 @@ type child struct {
 
 // startInstalled starts the installed binary.
 func (s *supervisor) startInstalled() (*child, error) {
+	s.Service.Well(startPatience)
 	return s.start(nil, func(argv []string, attr *os.ProcAttr) (*os.Process, error) {
 		return os.StartProcess(s.Installed, argv, attr)
 	})
@@ -125,12 +129,14 @@ func (s *supervisor) start(env []string, start func([]string, *os.ProcAttr) (*os
 	return c, nil
 }
 
-// childEnv is the configured environment without an outer supervisor's words.
+// childEnv is the configured environment without an outer supervisor's words, and
+// without the way to the service manager.
 func (s *supervisor) childEnv(extra []string) []string {
 	var env []string
 	for _, kv := range s.Env {
 		switch name, _, _ := strings.Cut(kv, "="); name {
 		case envSupervised, envPipes, envTrial, envTrialFile, envHandover:
+		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID": // the service manager hears the supervisor alone
 		default:
 			env = append(env, kv)
 		}

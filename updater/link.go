@@ -96,7 +96,20 @@ func (l *SupervisorLink) OnTrial() bool { return l.trial }
 // Joined tells the supervisor that a live peer answered, and what this process
 // is: its version and the sha256 of its binary in hex.
 func (l *SupervisorLink) Joined(version, digest string) error {
-	b, err := json.Marshal(message{Event: eventJoined, Version: version, Digest: digest})
+	return l.say(message{Event: eventJoined, Version: version, Digest: digest})
+}
+
+// Serving tells the supervisor that this process's ports are open.
+func (l *SupervisorLink) Serving() error { return l.say(message{Event: eventServing}) }
+
+// Alive tells the supervisor that this process works, with a line for people. A
+// supervisor that is told for the first time expects it every SignOfLife.
+func (l *SupervisorLink) Alive(status string) error {
+	return l.say(message{Event: eventAlive, Status: status})
+}
+
+func (l *SupervisorLink) say(m message) error {
+	b, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,8 @@ type SupervisorConfig struct {
 	// may block: what they do not take in time is dropped.
 	Output io.Writer
 	Logger *slog.Logger
+	// Service is told how the agent is; nil: nobody.
+	Service Service
 	// SwapStep is install.SwapRequest.Step, for tests that cut the power.
 	SwapStep func(step string) error
 }
@@ -58,6 +60,9 @@ func (c *SupervisorConfig) validate() error {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Service == nil {
+		c.Service = noService{}
 	}
 	return nil
 }
@@ -89,6 +94,7 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 	defer runtime.UnlockOSThread()
 	s := supervisorOf(cfg)
 	defer s.side.flush(flushOutput)
+	s.Service.Well(startPatience)
 	c := s.adopt()
 	if c == nil {
 		// Not after adopting: the child may have staged the next trial already.
@@ -123,6 +129,7 @@ func (s *supervisor) run(ctx context.Context, c *child) error {
 			var err error
 			if c, err = s.startInstalled(); err != nil {
 				s.log.Error("start agent", "error", err)
+				s.status("cannot start the agent: " + err.Error())
 				if !s.wait(ctx) {
 					return nil
 				}
@@ -144,6 +151,7 @@ func (s *supervisor) run(ctx context.Context, c *child) error {
 			}
 		default:
 			s.log.Warn("agent ended; starting it again", "status", c.state.String(), "delay", s.delay, "last_output", c.tail.last())
+			s.status(fmt.Sprintf("the agent ended (%v); starting it again in %v", c.state, s.delay))
 			c = nil
 			if !s.wait(ctx) {
 				return nil
@@ -166,6 +174,7 @@ func (s *supervisor) watch(ctx context.Context, c *child) (code int, stopped boo
 			return 0, true
 		case m := <-c.messages:
 			s.log.Debug("agent says", "event", m.Event)
+			s.heard(m)
 		case <-c.exited:
 			if time.Since(c.began) >= s.MaxRestartDelay || c.state.ExitCode() == ExitRestart {
 				s.delay = s.RestartDelay
@@ -177,6 +186,7 @@ func (s *supervisor) watch(ctx context.Context, c *child) (code int, stopped boo
 
 // wait waits for the restart delay and doubles it; false: ctx ended.
 func (s *supervisor) wait(ctx context.Context) bool {
+	s.Service.Well(s.delay + slack)
 	t := time.NewTimer(s.delay)
 	defer t.Stop()
 	s.delay = min(2*s.delay, s.MaxRestartDelay)
@@ -190,6 +200,7 @@ func (s *supervisor) wait(ctx context.Context) bool {
 
 // stop ends the child: it asks, waits, kills.
 func (s *supervisor) stop(c *child) {
+	s.Service.Well(s.StopTimeout + slack)
 	c.terminate()
 	t := time.NewTimer(s.StopTimeout)
 	defer t.Stop()

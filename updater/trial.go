@@ -42,6 +42,8 @@ func (s *supervisor) tryStaged(ctx context.Context) *child {
 		return nil
 	}
 	s.log.Info("trial begins", "job", m.JobID, "release", m.Version)
+	s.status("trying version " + m.Version)
+	s.Service.Well(s.TrialTimeout + s.StopTimeout + slack)
 	deadline := time.Now().Add(s.TrialTimeout)
 	reason := fmt.Sprintf("the marker says that version %s was started %d times already", m.Version, m.Starts)
 	var output []string
@@ -190,6 +192,8 @@ func (s *supervisor) commit(c *child, m install.Marker) error {
 	}
 	s.settle(m, install.OutcomeOf(m, install.Committed, time.Now()))
 	s.log.Info("committed", "job", m.JobID, "release", m.Version)
+	s.status("version " + m.Version + " is kept")
+	s.Service.Well(startPatience)
 	c.trial = false
 	if s.alone {
 		return nil
@@ -202,6 +206,8 @@ func (s *supervisor) commit(c *child, m install.Marker) error {
 
 func (s *supervisor) rollBack(m install.Marker, reason string, output []string) {
 	s.log.Warn("rolled back", "job", m.JobID, "release", m.Version, "reason", reason)
+	s.status("version " + m.Version + " was rolled back: " + reason)
+	s.Service.Well(startPatience)
 	o := install.OutcomeOf(m, install.RolledBack, time.Now())
 	o.Reason, o.LastOutput = reason, output
 	s.settle(m, o)
