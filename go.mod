@@ -31,6 +31,7 @@ require (
 require (
 	filippo.io/age v1.3.2
 	github.com/anishathalye/porcupine v1.3.1
+	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/hashicorp/go-metrics v0.7.0
 	github.com/rogpeppe/go-internal v1.16.0
 )

@@ -36,6 +36,7 @@ type servicePlan struct {
 	settings map[string]any    // for the file, by key: bool, string, []string
 	keys     map[string][]byte // files to lie beside the configuration, by name: public release keys
 	token    string            // join token; "": none
+	found    bool              // a server's first start makes a cluster
 	start    bool              // enable and start it
 	purge    bool              // removal takes data, configuration, program and account too
 }
@@ -68,6 +69,7 @@ type stepResult struct {
 type installOptions struct {
 	noStart, dryRun, printUnit, json bool
 	user, configFile                 string
+	bootstrap                        bool // computed
 }
 
 func (o *installOptions) register(f *pflag.FlagSet) {
@@ -136,6 +138,10 @@ func newInstallServerCommand() *cobra.Command {
 		if err := o.validate(); err != nil {
 			return err
 		}
+		if o.keepPassword {
+			return errors.New("--keep-first-password is for clusters to try out, not for a service; leave it out")
+		}
+		own.bootstrap = o.bootstrap
 		return own.run(cmd, roleServer, program, o.nodeOptions, o.releaseKeyFile)
 	}
 	return cmd
@@ -168,7 +174,7 @@ func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nod
 		return servicePlan{}, err
 	}
 	at := defaultPlaces(role, self)
-	p := servicePlan{role: role, self: self, binary: at.binary, data: at.data, config: at.config, user: at.user, start: !o.noStart}
+	p := servicePlan{role: role, self: self, binary: at.binary, data: at.data, config: at.config, user: at.user, start: !o.noStart, found: o.bootstrap}
 	flags := cmd.Flags()
 	if flags.Changed("data") {
 		p.data = node.data
@@ -243,7 +249,7 @@ func (p *servicePlan) takeKeys(files []string) error {
 }
 
 // notSettings are flags that are about this one start, or have a place of their own.
-var notSettings = []string{"token", "token-file", "data", "binary", "release-key"}
+var notSettings = []string{"token", "token-file", "data", "binary", "release-key", "bootstrap"}
 
 // changedSettings are the flags that were given, as keys of the configuration.
 func changedSettings(flags *pflag.FlagSet) (map[string]any, error) {

@@ -90,7 +90,10 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	}
 	steps = append(steps, noting(configStep(p.config, firstConfig(p.role), p.settings, 0o644)))
 	if p.token != "" {
-		steps = append(steps, tokenStep(p))
+		steps = append(steps, onceStep(p, "join token", joinTokenFile, p.token+"\n"))
+	}
+	if p.found {
+		steps = append(steps, onceStep(p, "order to make a cluster", bootstrapOnceFile, ""))
 	}
 	steps = append(steps, noting(unitStep(p, text)))
 	if p.start {
@@ -172,12 +175,13 @@ func idsOf(name string) (uid, gid int, err error) {
 	return uid, gid, err
 }
 
-// tokenStep leaves the join token where the service takes it from, and removes it
-// after joining.
-func tokenStep(p servicePlan) installStep {
-	path := filepath.Join(p.data, joinTokenFile)
+// onceStep leaves what is needed for the first start alone where the service takes
+// it from, and removes it: the configuration is for good, and on an emptied disk
+// would make a second cluster.
+func onceStep(p servicePlan, what, name, content string) installStep {
+	path := filepath.Join(p.data, name)
 	return installStep{
-		what: "join token " + path,
+		what: what + " " + path,
 		done: func() (bool, error) {
 			store, err := identity.OpenStore(filepath.Join(p.data, "identity"))
 			return err == nil && store.Enrolled(), nil
@@ -187,7 +191,7 @@ func tokenStep(p servicePlan) installStep {
 			if err != nil {
 				return err
 			}
-			if err := writeFileAtomic(path, []byte(p.token+"\n"), 0o600); err != nil {
+			if err := writeFileAtomic(path, []byte(content), 0o600); err != nil {
 				return err
 			}
 			return os.Lchown(path, uid, gid)

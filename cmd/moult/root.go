@@ -37,14 +37,18 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return 0
 	}
+	priority := ""
+	if stderrIsJournal(stderr) {
+		priority = priorityError
+	}
 	var exit *exitError
 	if errors.As(err, &exit) {
 		if exit.err != nil {
-			fmt.Fprintf(stderr, "moult: %v\n", exit.err)
+			fmt.Fprintf(stderr, "%smoult: %v\n", priority, exit.err)
 		}
 		return exit.code
 	}
-	fmt.Fprintf(stderr, "moult: %v\n", err)
+	fmt.Fprintf(stderr, "%smoult: %v\n", priority, err)
 	return 1
 }
 

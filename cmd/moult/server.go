@@ -28,6 +28,7 @@ type nodeOptions struct {
 	join               []string
 	token, tokenFile   string
 	logJSON, logDebug  bool
+	logJournal         bool
 	segment            string
 	alsoFlags          []string
 	allowFrom          []string
@@ -55,6 +56,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
 	o.serve.register(f)
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines")
+	f.BoolVar(&o.logJournal, "log-journal", false, "log lines as systemd's journal takes them: a priority before each, no time (default: where stderr is the journal)")
 	f.BoolVar(&o.logDebug, "log-debug", false, "log more")
 }
 

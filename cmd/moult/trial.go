@@ -52,10 +52,14 @@ func (o *trialOptions) validate() error {
 }
 
 // supervisor is what runs this command again as a child.
-func (o *trialOptions) supervisor(dataDir string, output io.Writer, logger *slog.Logger) updater.SupervisorConfig {
+func (o *trialOptions) supervisor(dataDir string, output io.Writer, logger *slog.Logger, service updater.Service) updater.SupervisorConfig {
+	env := withoutJoinToken(os.Environ())
+	if stderrIsJournal(output) { // the child's is a pipe to this process
+		env = append(env, "MOULT_LOG_JOURNAL=true")
+	}
 	return updater.SupervisorConfig{
-		Installed: o.binary, DataDir: dataDir, Args: os.Args[1:], Env: withoutJoinToken(os.Environ()),
+		Installed: o.binary, DataDir: dataDir, Args: os.Args[1:], Env: env,
 		TrialTimeout: o.timeout, MaxStarts: o.starts, Soak: o.soak,
-		Output: output, Logger: logger,
+		Output: output, Logger: logger, Service: service,
 	}
 }

@@ -64,11 +64,6 @@ func otherRole(role string) string {
 	return roleAgent
 }
 
-func fileExists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
 // refuseToPurge refuses a directory that is not a data directory of moult's: what
 // the configuration names is removed with all that is in it.
 func refuseToPurge(data string) error {

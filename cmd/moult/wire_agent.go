@@ -28,6 +28,9 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 		return runSupervisedAgent(ctx, o, link, stderr)
 	}
 	logger := newLogger(o.nodeOptions, stderr).With("host", o.name)
+	service := newServiceManager(ctx, logger)
+	defer service.close()
+	service.Well(joinPatience)
 	unlock, err := openDataDir(o.data, o.anyDataPath)
 	if err != nil {
 		return err
@@ -53,7 +56,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	if err := awaitSegmentKeys(ctx, o.nodeOptions, current, agentAsk(o.nodeOptions, current), logger); err != nil {
 		return err
 	}
-	return updater.RunSupervisor(ctx, o.trial.supervisor(o.data, stderr, logger))
+	return updater.RunSupervisor(ctx, o.trial.supervisor(o.data, stderr, logger, service))
 }
 
 // runSupervisedAgent is the agent process:
@@ -149,6 +152,9 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this agent listens, for moult doctor", "error", err)
 	}
+	tasks.Go(func() {
+		showLife(ctx, linkSigns{link, logger}, func() string { return agentStatus(node) })
+	})
 	logger.Info("agent is up", "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link.OnTrial())
 	err = up.Run(ctx)
 	if errors.Is(err, updater.ErrRestart) {
