@@ -67,22 +67,23 @@ type stepResult struct {
 }
 
 type installOptions struct {
-	noStart, dryRun, printUnit, json bool
-	user, configFile                 string
-	bootstrap                        bool // computed
+	noStart, dryRun, printUnit, printConfig, json bool
+	user, configFile                              string
+	bootstrap                                     bool // computed
 }
 
 func (o *installOptions) register(f *pflag.FlagSet) {
 	f.BoolVar(&o.noStart, "no-start", false, "do not enable or start the service")
 	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be done, and do nothing")
 	f.BoolVar(&o.printUnit, "print-unit", false, "print the service's definition, and do nothing")
+	f.BoolVar(&o.printConfig, "print-config", false, "print the configuration that would be made where there is none, and do nothing")
 	f.StringVar(&o.user, "service-user", "", "account that the service runs as (default: the operating system's choice)")
 	f.StringVar(&o.configFile, "config-file", "", "configuration that the service reads, made if it is not there (default: the role's)")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 }
 
 // installFlags are of `moult install` itself; all others go into the service's configuration.
-var installFlags = []string{"no-start", "dry-run", "print-unit", "service-user", "config-file", "json", "config", "help"}
+var installFlags = []string{"no-start", "dry-run", "print-unit", "print-config", "service-user", "config-file", "json", "config", "help"}
 
 func newInstallCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -153,8 +154,13 @@ func (o *installOptions) run(cmd *cobra.Command, role, program string, node node
 	if err != nil {
 		return err
 	}
-	if o.printUnit {
-		text, err := serviceDefinition(p)
+	if o.printUnit || o.printConfig {
+		text := ""
+		if o.printUnit {
+			text, err = serviceDefinition(p)
+		} else {
+			text, err = withSettings(p.config, firstConfig(p.role), p.settings)
+		}
 		if err != nil {
 			return err
 		}
