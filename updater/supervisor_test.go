@@ -81,18 +81,24 @@ func mustDigest(t *testing.T, path string) string {
 	return d
 }
 
+// command starts the site's program as a service manager does.
+func (s *site) command(env ...string) *exec.Cmd {
+	cmd := exec.Command(s.installed, "agent")
+	cmd.Env = append(append(os.Environ(), "TEST_DATA="+s.data, "TEST_INSTALLED="+s.installed), append(s.env, env...)...)
+	cmd.Stdout, cmd.Stderr = s.output, s.output
+	if s.print != nil {
+		cmd.Stdout, cmd.Stderr = s.print, s.print
+	}
+	return cmd
+}
+
 // start runs the supervisor and waits for its agent.
 func (s *site) start(env ...string) {
 	s.t.Helper()
 	before := strings.Count(s.events(), "agent ")
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		s.cmd = exec.Command(s.installed, "agent")
-		s.cmd.Env = append(append(os.Environ(), "TEST_DATA="+s.data, "TEST_INSTALLED="+s.installed), append(s.env, env...)...)
-		s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
-		if s.print != nil {
-			s.cmd.Stdout, s.cmd.Stderr = s.print, s.print
-		}
+		s.cmd = s.command(env...)
 		err := s.cmd.Start()
 		if err == nil {
 			break

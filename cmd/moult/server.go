@@ -36,6 +36,9 @@ type nodeOptions struct {
 	gossipAdv, peerAdv string   // computed: what others dial
 }
 
+// defaultDataDir is where a host's data is when nothing else is said.
+const defaultDataDir = "/var/lib/moult"
+
 // The addresses that hosts listen on when nothing else is said.
 const (
 	defaultGossipAddr = "0.0.0.0:7946"
@@ -60,7 +63,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 func (o *nodeOptions) registerPlace(cmd *cobra.Command) {
 	host, _ := os.Hostname()
 	f := cmd.Flags()
-	f.StringVar(&o.data, "data", "/var/lib/moult", "data directory")
+	f.StringVar(&o.data, "data", defaultDataDir, "data directory")
 	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster")
 	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
 	f.StringVar(&o.peer, "peer", defaultPeerAddr, "node port: Raft, artifacts and joining, mutual TLS (TCP)")

@@ -63,7 +63,8 @@ func alone(p part) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	data := os.Getenv("TEST_DATA")
-	if err := updater.SettleTrial(config(data)); err != nil {
+	active := begin(p, data)
+	if err := updater.SettleTrial(config(data, active)); err != nil {
 		fatal(err)
 	}
 	note(data, "agent "+p.Version+" pid "+strconv.Itoa(os.Getpid())+" alone")
@@ -72,7 +73,7 @@ func alone(p part) {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		committed, err := updater.RunTrial(ctx, config(data))
+		committed, err := updater.RunTrial(ctx, config(data, active))
 		note(data, fmt.Sprintf("trial ended: committed %v, error %v", committed, err))
 		if ctx.Err() == nil {
 			fatal(updater.ReplaceSelf(os.Getenv("TEST_INSTALLED")))
@@ -85,8 +86,12 @@ func supervise(p part) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	data := os.Getenv("TEST_DATA")
+	active := begin(p, data)
 	note(data, "supervisor "+p.Version)
-	err := updater.RunSupervisor(ctx, config(data))
+	if p.Behave == "bad-supervisor" {
+		fatal(errors.New("the new supervisor does not work"))
+	}
+	err := updater.RunSupervisor(ctx, config(data, active))
 	note(data, "supervisor ended")
 	switch {
 	case errors.Is(err, updater.ErrGaveUp):
@@ -96,9 +101,17 @@ func supervise(p part) {
 	}
 }
 
-func config(data string) updater.SupervisorConfig {
+// begin becomes the active binary, if there is one.
+func begin(p part, data string) (active bool) {
+	return updater.BeginActive(updater.PackagedConfig{
+		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Version: p.Version,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+}
+
+func config(data string, active bool) updater.SupervisorConfig {
 	return updater.SupervisorConfig{
-		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Args: []string{"agent"},
+		Installed: os.Getenv("TEST_INSTALLED"), Active: active, DataDir: data, Args: []string{"agent"},
 		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", 20*time.Second), Soak: duration("TEST_SOAK", 100*time.Millisecond),
 		RestartDelay: duration("TEST_RESTART_DELAY", 20*time.Millisecond), MaxRestartDelay: 400 * time.Millisecond, StopTimeout: 3 * time.Second,
 		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
