@@ -90,12 +90,27 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 	defer runtime.UnlockOSThread()
 	s := supervisorOf(cfg)
 	defer s.side.flush(flushOutput)
+	defer reapWhile(ctx)()
 	c := s.adopt()
 	if c == nil {
 		// Not after adopting: the child may have staged the next trial already.
 		s.recover()
 	}
 	return s.run(ctx, c)
+}
+
+// reapWhile reaps orphans until the returned function is called.
+func reapWhile(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ReapOrphans(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // supervisorOf makes a supervisor that prints past what blocks.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,6 +40,7 @@ type site struct {
 	data      string
 	installed string
 	env       []string
+	wrap      []string // what runs the program; nil: nothing
 	cmd       *exec.Cmd
 	output    *syncBuffer
 	print     *os.File // instead of output, when it is set
@@ -83,7 +85,8 @@ func mustDigest(t *testing.T, path string) string {
 
 // command starts the site's program as a service manager does.
 func (s *site) command(env ...string) *exec.Cmd {
-	cmd := exec.Command(s.installed, "agent")
+	argv := append(slices.Clone(s.wrap), s.installed, "agent")
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(append(os.Environ(), "TEST_DATA="+s.data, "TEST_INSTALLED="+s.installed), append(s.env, env...)...)
 	cmd.Stdout, cmd.Stderr = s.output, s.output
 	if s.print != nil {

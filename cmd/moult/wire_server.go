@@ -50,6 +50,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	}
 	defer unlock()
 	active := o.trial.beginActive(o.data, logger)
+	go updater.ReapOrphans(ctx) // to the end of the process
 	trial := o.trial.supervisor(o.data, active, stderr, logger)
 	if err := updater.SettleTrial(trial); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -157,6 +158,9 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 			say(link, p.Version, digest)
 		}
 	}
+	if p.Behave == "orphans" {
+		orphan()
+	}
 	if p.Behave == "gives-up" {
 		fmt.Println("token refused")
 		os.Exit(updater.ExitGiveUp)
@@ -191,6 +195,15 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 				fmt.Println(string(b))
 			}
 		}
+	}
+}
+
+// orphan starts a process that starts another one and ends: that one has no parent
+// any more, and ends a moment later.
+func orphan() {
+	cmd := exec.Command("/bin/sh", "-c", "sleep 0.3 & exit 0")
+	if err := cmd.Run(); err != nil {
+		fatal(err)
 	}
 }
 
