@@ -1,11 +1,12 @@
 # moult: build, test and try it. `make help` lists the targets.
 
 VERSION ?= dev
+NUMBER  ?=
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 BIN     ?= bin/moult
 GO      ?= go
 TESTFLAGS ?=
-LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.number=$(NUMBER)
 FUZZTIME ?= 60s
 GOBIN   := $(shell $(GO) env GOPATH)/bin
 

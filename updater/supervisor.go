@@ -16,7 +16,8 @@ import (
 // SupervisorConfig says what RunSupervisor runs. Zero durations and counts mean
 // the defaults.
 type SupervisorConfig struct {
-	Installed string   // path of the installed binary
+	Installed string   // path of the installed binary; where there is an active one, of the packaged one
+	Active    bool     // this process is the active binary: see BeginActive
 	DataDir   string   // the agent's data directory
 	Args      []string // the child's arguments, without the program's name
 	Env       []string // the child's environment; nil: this process's
@@ -95,12 +96,27 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 	s := supervisorOf(cfg)
 	defer s.side.flush(flushOutput)
 	s.Service.Well(startPatience)
+	defer reapWhile(ctx)()
 	c := s.adopt()
 	if c == nil {
 		// Not after adopting: the child may have staged the next trial already.
 		s.recover()
 	}
 	return s.run(ctx, c)
+}
+
+// reapWhile reaps orphans until the returned function is called.
+func reapWhile(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ReapOrphans(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // supervisorOf makes a supervisor that prints past what blocks.
@@ -220,15 +236,14 @@ func (s *supervisor) recover() {
 	if err := install.SweepLeftovers(s.Installed); err != nil {
 		s.log.Warn("sweep leftovers of a swap", "error", err)
 	}
+	if err := install.SweepActive(s.DataDir); err != nil {
+		s.log.Warn("sweep leftovers in the data directory", "error", err)
+	}
 	m, err := s.loadMarker()
 	if err != nil {
 		return
 	}
-	installed, err := install.Digest(s.Installed)
-	if err != nil {
-		s.log.Error("hash installed binary", "error", err)
-	}
-	if installed == m.Digest {
+	if s.committed(m) {
 		s.log.Info("the swap was done before the power failed; finishing the commit", "job", m.JobID, "release", m.Version)
 		s.settle(m, install.OutcomeOf(m, install.Committed, time.Now()))
 		return
@@ -237,6 +252,22 @@ func (s *supervisor) recover() {
 	o.Reason = "interrupted: the host or its supervisor stopped before version " + m.Version + " had proved itself; start the update again"
 	s.log.Warn("a trial was interrupted; running the installed binary", "job", m.JobID, "release", m.Version)
 	s.settle(m, o)
+}
+
+// committed tells by what is on disk whether a trial's binary took its place.
+func (s *supervisor) committed(m install.Marker) bool {
+	if m.Place == install.InData {
+		a, err := install.LoadActive(s.DataDir)
+		if err != nil && !errors.Is(err, install.ErrNoActive) {
+			s.log.Error("read which binary is active", "error", err)
+		}
+		return err == nil && a.Digest == m.Digest
+	}
+	installed, err := install.Digest(s.Installed)
+	if err != nil {
+		s.log.Error("hash installed binary", "error", err)
+	}
+	return installed == m.Digest
 }
 
 // loadMarker returns the marker; one that is corrupt is set aside.

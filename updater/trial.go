@@ -179,17 +179,15 @@ func falsehood(msg message, m install.Marker) string {
 
 // commit makes the trial the installed binary, then says so.
 func (s *supervisor) commit(c *child, m install.Marker) error {
-	err := install.Swap(install.SwapRequest{
-		Staged: m.StagedPath, Digest: m.Digest, Installed: s.Installed, Step: s.SwapStep,
-	})
-	if err != nil {
+	if err := s.put(m); err != nil {
 		// The last steps can fail after the rename: then the new one is installed,
 		// and taking the marker for a failure would part the record from the disk.
-		if installed, digestErr := install.Digest(s.Installed); digestErr != nil || installed != m.Digest {
+		if !s.committed(m) {
 			return fmt.Errorf("install: %w", err)
 		}
 		s.log.Error("swap done, but perhaps not durable", "job", m.JobID, "error", err)
 	}
+	s.Active = m.Place == install.InData
 	s.settle(m, install.OutcomeOf(m, install.Committed, time.Now()))
 	s.log.Info("committed", "job", m.JobID, "release", m.Version)
 	s.status("version " + m.Version + " is kept")
@@ -202,6 +200,21 @@ func (s *supervisor) commit(c *child, m install.Marker) error {
 		s.log.Warn("tell the agent that it is committed", "error", err)
 	}
 	return nil
+}
+
+// put puts the staged binary where preflight said.
+func (s *supervisor) put(m install.Marker) error {
+	if m.Place == install.InData {
+		return s.activate(m)
+	}
+	err := install.Swap(install.SwapRequest{
+		Staged: m.StagedPath, Digest: m.Digest, Installed: s.Installed, Step: s.SwapStep,
+	})
+	if err != nil {
+		return err
+	}
+	// Afterwards: until then the active one is the last good binary.
+	return install.RemoveActive(s.DataDir)
 }
 
 func (s *supervisor) rollBack(m install.Marker, reason string, output []string) {

@@ -35,9 +35,6 @@ func systemdUnit(p servicePlan) (string, error) {
 	).Replace(unitText), nil
 }
 
-// defaultDataDir is --data where nothing else is said.
-const defaultDataDir = "/var/lib/moult"
-
 // quoteUnit quotes a path that has a space in it.
 func quoteUnit(path string) string {
 	if strings.ContainsAny(path, " \t'") {

@@ -24,6 +24,7 @@ import (
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 	"moult/updater"
+	"moult/updater/install"
 	"moult/webui"
 	"moult/webui/telemetry"
 )
@@ -51,7 +52,9 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	defer unlock()
-	trial := o.trial.supervisor(o.data, stderr, logger, service)
+	active := o.trial.beginActive(o.data, logger)
+	go updater.ReapOrphans(ctx) // to the end of the process
+	trial := o.trial.supervisor(o.data, active, stderr, logger, service)
 	if err := updater.SettleTrial(trial); err != nil {
 		return err
 	}
@@ -196,7 +199,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	health := &healthWatch{raft: raft, roster: node.Roster(), store: held.store, others: others, current: current, self: creds.HostID, started: started}
 	members.health = health
 	up, err := openUpdater(updaterSide{
-		data: o.data, installed: o.trial.binary, digest: me.digest, creds: creds, node: node, held: held, link: link,
+		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), digest: me.digest, creds: creds, node: node, held: held, link: link,
 		spare: keepAllArtifacts, mayRestart: members.mayRestart,
 	}, logger)
 	if err != nil {
@@ -300,7 +303,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 			}
 		})
 	})
-	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary}
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary, InstallTo: install.Place(o.trial.place)}
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this server listens, for moult doctor", "error", err)
 	}
