@@ -183,8 +183,7 @@ func onceStep(p servicePlan, what, name, content string) installStep {
 	return installStep{
 		what: what + " " + path,
 		done: func() (bool, error) {
-			store, err := identity.OpenStore(filepath.Join(p.data, "identity"))
-			return err == nil && store.Enrolled(), nil
+			return identity.HasEnrolment(filepath.Join(p.data, "identity")), nil
 		},
 		do: func(context.Context) error {
 			uid, gid, err := idsOf(p.user)
