@@ -92,7 +92,7 @@ func startMachines(t *testing.T) *machineCluster {
 	key := filepath.Join(c.dir, "release.key")
 	mustRun(t, ".", binary(t, versionA), "key", "generate", "--no-password", "--out", key)
 	at := func(m *machine) string { return m.addr("default") }
-	first.run("moult", "install", "server", "--bootstrap", "--release-key", first.take(key+".pub"), "--http", at(first)+":8480", "--soak", "1s")
+	first.run("moult", "install", "server", "--bootstrap", "--release-key", first.take(key+".pub"), "--http", at(first)+":8480", "--advertise", at(first), "--soak", "1s")
 	first.mustBeWell(roleServer)
 	c.follow(first)
 	c.within = []string{"ip", "netns", "exec", first.namespace()}
