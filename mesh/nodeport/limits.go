@@ -46,7 +46,7 @@ const (
 	maxAddress    = 64               // bytes of an IP:PORT
 	spliceIdle    = 30 * time.Second // without a byte, either way
 	spliceTime    = time.Minute      // in all
-	spliceBytes   = 256 << 10        // each way: a join is 64 KiB at most, and TLS around it
+	spliceBytes   = 512 << 10        // each way: a join's answer is 363 KiB at most, and TLS around it
 	spliceBuffer  = 8 << 10
 	lostInterval  = time.Minute // between warnings that no way was found
 
