@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -118,23 +119,20 @@ func TestE2ERemovedHostIsShutOut(t *testing.T) {
 	t.Logf("all refuse it after %v", time.Since(began).Round(100*time.Millisecond))
 
 	leader := c.leader()
-	follower := "server-1"
-	if leader == follower {
-		follower = "server-2"
-	}
-	checkIn := func(instance string) {
+	followers := slices.DeleteFunc([]string{"server-1", "server-2", "server-3"}, func(s string) bool { return s == leader })
+	checkIn := func(server, instance string) {
 		t.Helper()
-		_, err := identity.CheckIn(t.Context(), c.peerAddr(follower), c.credentials("agent-1"), identity.CheckInRequest{Instance: instance})
+		_, err := identity.CheckIn(t.Context(), c.peerAddr(server), c.credentials("agent-1"), identity.CheckInRequest{Instance: instance})
 		must(t, err)
 	}
-	checkIn("one")
+	checkIn(followers[0], "one") // whichever leads next, it knows of one of them by others
 	sleep(t.Context(), checkInCall+time.Second)
-	checkIn("another")
+	checkIn(followers[1], "another")
 	sleep(t.Context(), time.Second) // until the servers have told each other
 	revive := c.killForRestart(leader)
 	c.awaitRotated("default", 2*time.Minute)
 	t.Logf("the keys are changed after %v", time.Since(began).Round(time.Second))
-	checkIn("one")
+	checkIn(followers[0], "one")
 	c.await(30*time.Second, "agent-1 to be in quarantine", func() error {
 		var out struct {
 			Alerts []struct{ Kind string } `json:"alerts"`
