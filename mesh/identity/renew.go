@@ -139,6 +139,13 @@ func (c Credentials) CertDER() []byte {
 	return cert.Raw
 }
 
+// NotYetValid tells whether the certificate holds from later than now on: it was
+// issued by a clock that ran ahead by more than what is allowed for.
+func (c Credentials) NotYetValid(now time.Time) bool {
+	issued, _, err := c.Validity()
+	return err == nil && now.Before(issued.Add(-clockSkew))
+}
+
 // Validity returns when the certificate was issued and when it ends.
 func (c Credentials) Validity() (issued, ends time.Time, err error) {
 	cert, err := parseCertificate(c.CertPEM)
