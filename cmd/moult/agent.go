@@ -26,11 +26,15 @@ that a new binary can be tried and taken back. Joining needs a token from
 			return runAgent(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
+	o.registerFlags(cmd)
+	return cmd
+}
+
+func (o *agentOptions) registerFlags(cmd *cobra.Command) {
 	o.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.segment, "segment", "", "segment of this host (default: the token's)")
 	o.trial.register(f)
-	return cmd
 }
 
 func (o *agentOptions) validate() error {

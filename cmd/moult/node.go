@@ -22,7 +22,8 @@ import (
 	"moult/mesh/identity"
 )
 
-// newLogger logs to stderr: text for people, JSON when asked for.
+// newLogger logs to stderr: text for people, JSON when asked for, and what the
+// journal expects where stderr is the journal.
 func newLogger(o nodeOptions, w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if o.logDebug {
@@ -30,6 +31,9 @@ func newLogger(o nodeOptions, w io.Writer) *slog.Logger {
 	}
 	if o.logJSON {
 		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	if o.logJournal || stderrIsJournal(w) {
+		return slog.New(newJournalHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
 }

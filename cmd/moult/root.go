@@ -8,6 +8,8 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"moult/updater/install"
 )
 
 // exitError carries an exit code other than 1; a nil err prints nothing.
@@ -37,14 +39,18 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return 0
 	}
+	priority := ""
+	if stderrIsJournal(stderr) {
+		priority = priorityError
+	}
 	var exit *exitError
 	if errors.As(err, &exit) {
 		if exit.err != nil {
-			fmt.Fprintf(stderr, "moult: %v\n", exit.err)
+			fmt.Fprintf(stderr, "%smoult: %v\n", priority, exit.err)
 		}
 		return exit.code
 	}
-	fmt.Fprintf(stderr, "moult: %v\n", err)
+	fmt.Fprintf(stderr, "%smoult: %v\n", priority, err)
 	return 1
 }
 
@@ -76,6 +82,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
 		newHostsCommand(), newHostCommand(), newGossipCommand(), newFleetCommand(), newJobCommand(),
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
+		newInstallCommand(), newUninstallCommand(),
 	)
 	explainArguments(root)
 	return root
@@ -111,20 +118,51 @@ func explainArguments(cmd *cobra.Command) {
 
 func newVersionCommand() *cobra.Command {
 	var asJSON bool
+	var data string
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print the version of this binary",
-		Args:  cobra.NoArgs,
+		Short: "Print the version of this binary, and of the one it hands over to",
+		Long: `Print the version of this binary. Where an agent or server on this host was updated
+into its data directory, because a package manager owns this binary, also the
+version that runs there in its place, if this user may read that.`,
+		Example: "  moult version --json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version, "commit": commit})
-			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "moult %s (%s)\n", version, commit)
-			return err
+			return printVersion(cmd.OutOrStdout(), data, asJSON)
 		},
 	}
+	cmd.Flags().StringVar(&data, "data", defaultDataDir, "data directory to look into")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// printVersion also runs as the self test of a staged binary: nothing it may come
+// across in the data directory is an error.
+func printVersion(w io.Writer, data string, asJSON bool) error {
+	answer := struct {
+		Version string         `json:"version"`
+		Commit  string         `json:"commit"`
+		Number  string         `json:"number,omitempty"` // of the release, where the build knows it
+		Active  *activeVersion `json:"active,omitempty"`
+	}{Version: version, Commit: commit, Number: number}
+	if a, err := install.LoadActive(data); err == nil {
+		answer.Active = &activeVersion{a.Version, install.ActivePath(data, a.Digest)}
+	}
+	if asJSON {
+		return printJSON(w, answer)
+	}
+	text := fmt.Sprintf("moult %s (%s)\n", version, commit)
+	if answer.Active != nil {
+		text += fmt.Sprintf("hands over to %s in %s\n", answer.Active.Version, answer.Active.Path)
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// activeVersion is the binary that runs in this one's place.
+type activeVersion struct {
+	Version string `json:"version"`
+	Path    string `json:"path"`
 }
 
 func printJSON(w io.Writer, v any) error {

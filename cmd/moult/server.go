@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +28,7 @@ type nodeOptions struct {
 	join               []string
 	token, tokenFile   string
 	logJSON, logDebug  bool
+	logJournal         bool
 	segment            string
 	alsoFlags          []string
 	allowFrom          []string
@@ -35,6 +38,9 @@ type nodeOptions struct {
 	toward             []string // computed: node ports of servers; the way there gives this host's address
 	gossipAdv, peerAdv string   // computed: what others dial
 }
+
+// defaultDataDir is where a host's data is when nothing else is said.
+const defaultDataDir = "/var/lib/moult"
 
 // The addresses that hosts listen on when nothing else is said.
 const (
@@ -53,6 +59,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
 	o.serve.register(f)
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines")
+	f.BoolVar(&o.logJournal, "log-journal", false, "log lines as systemd's journal takes them: a priority before each, no time (default: where stderr is the journal)")
 	f.BoolVar(&o.logDebug, "log-debug", false, "log more")
 }
 
@@ -60,7 +67,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 func (o *nodeOptions) registerPlace(cmd *cobra.Command) {
 	host, _ := os.Hostname()
 	f := cmd.Flags()
-	f.StringVar(&o.data, "data", "/var/lib/moult", "data directory")
+	f.StringVar(&o.data, "data", defaultDataDir, "data directory")
 	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster")
 	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
 	f.StringVar(&o.peer, "peer", defaultPeerAddr, "node port: Raft, artifacts and joining, mutual TLS (TCP)")
@@ -209,8 +216,23 @@ func checkGossipPort(addr string) error {
 	return packets.Close()
 }
 
-// joinToken returns the token given, "" when none was.
+// joinTokenFile is where a join token may lie in the data directory: whoever
+// prepares a service leaves it there, and joining removes it.
+const joinTokenFile = "join.token"
+
+// joinToken returns the token given, else the one that was left in the data
+// directory, "" when there is none.
 func (o *nodeOptions) joinToken() (string, error) {
+	if o.tokenFile == "" && o.token == "" {
+		b, err := os.ReadFile(filepath.Join(o.data, joinTokenFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("read the join token: %w", err)
+		}
+		return strings.TrimSpace(string(b)), nil
+	}
 	if o.tokenFile == "" {
 		return strings.TrimSpace(o.token), nil
 	}
@@ -261,6 +283,12 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 			return runServer(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
+	o.registerFlags(cmd)
+	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand(), newServerRecoverCommand())
+	return cmd
+}
+
+func (o *serverOptions) registerFlags(cmd *cobra.Command) {
 	o.register(cmd)
 	cmd.Flags().StringVar(&o.http, "http", defaultAddr, "address of the UI and the API")
 	o.tls.register(cmd)
@@ -278,8 +306,6 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	o.trial.register(cmd.Flags())
 	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
 		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
-	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand(), newServerRecoverCommand())
-	return cmd
 }
 
 func (o *serverOptions) validate() error {

@@ -115,8 +115,11 @@ func trimNewline(b []byte) []byte {
 }
 
 // Enrolled tells whether this host has joined a cluster.
-func (s *Store) Enrolled() bool {
-	_, err := os.Stat(s.path(clusterFile))
+func (s *Store) Enrolled() bool { return HasEnrolment(s.dir) }
+
+// HasEnrolment tells the same of a directory that is not to be made.
+func HasEnrolment(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, clusterFile))
 	return err == nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -63,7 +64,8 @@ func alone(p part) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	data := os.Getenv("TEST_DATA")
-	if err := updater.SettleTrial(config(data)); err != nil {
+	active := begin(p, data)
+	if err := updater.SettleTrial(config(data, active)); err != nil {
 		fatal(err)
 	}
 	note(data, "agent "+p.Version+" pid "+strconv.Itoa(os.Getpid())+" alone")
@@ -72,7 +74,7 @@ func alone(p part) {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		committed, err := updater.RunTrial(ctx, config(data))
+		committed, err := updater.RunTrial(ctx, config(data, active))
 		note(data, fmt.Sprintf("trial ended: committed %v, error %v", committed, err))
 		if ctx.Err() == nil {
 			fatal(updater.ReplaceSelf(os.Getenv("TEST_INSTALLED")))
@@ -85,8 +87,12 @@ func supervise(p part) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	data := os.Getenv("TEST_DATA")
+	active := begin(p, data)
 	note(data, "supervisor "+p.Version)
-	err := updater.RunSupervisor(ctx, config(data))
+	if p.Behave == "bad-supervisor" {
+		fatal(errors.New("the new supervisor does not work"))
+	}
+	err := updater.RunSupervisor(ctx, config(data, active))
 	note(data, "supervisor ended")
 	switch {
 	case errors.Is(err, updater.ErrGaveUp):
@@ -96,9 +102,17 @@ func supervise(p part) {
 	}
 }
 
-func config(data string) updater.SupervisorConfig {
+// begin becomes the active binary, if there is one.
+func begin(p part, data string) (active bool) {
+	return updater.BeginActive(updater.PackagedConfig{
+		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Version: p.Version,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+}
+
+func config(data string, active bool) updater.SupervisorConfig {
 	return updater.SupervisorConfig{
-		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Args: []string{"agent"},
+		Installed: os.Getenv("TEST_INSTALLED"), Active: active, DataDir: data, Args: []string{"agent"},
 		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", 20*time.Second), Soak: duration("TEST_SOAK", 100*time.Millisecond),
 		RestartDelay: duration("TEST_RESTART_DELAY", 20*time.Millisecond), MaxRestartDelay: 400 * time.Millisecond, StopTimeout: 3 * time.Second,
 		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
@@ -144,6 +158,9 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 			say(link, p.Version, digest)
 		}
 	}
+	if p.Behave == "orphans" {
+		orphan()
+	}
 	if p.Behave == "gives-up" {
 		fmt.Println("token refused")
 		os.Exit(updater.ExitGiveUp)
@@ -178,6 +195,15 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 				fmt.Println(string(b))
 			}
 		}
+	}
+}
+
+// orphan starts a process that starts another one and ends: that one has no parent
+// any more, and ends a moment later.
+func orphan() {
+	cmd := exec.Command("/bin/sh", "-c", "sleep 0.3 & exit 0")
+	if err := cmd.Run(); err != nil {
+		fatal(err)
 	}
 }
 
