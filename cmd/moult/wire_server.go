@@ -181,7 +181,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	follower.listen()
 	trust := &trustKeeper{
 		raft: raft, roster: node.Roster(), current: current, lifetime: o.certLifetime, send: node.Send, own: follower,
-		logger: logger.With("component", "trust"), follows: map[string]trustFollowed{},
+		logger: logger.With("component", "trust"), follows: map[string]trustFollowed{}, behind: make(chan struct{}, 1),
 	}
 	node.Handle(topicTrustFollowed, trust.handle)
 
@@ -206,9 +206,9 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		return err
 	}
 	api := nodeAPI(node, held, puller)
-	desk := newCheckInDesk(raft, others, creds.HostID, logger.With("component", "check-ins"))
+	desk := newCheckInDesk(raft, others, creds.HostID, trust.listAfter, logger.With("component", "check-ins"))
 	addServerAPI(api, raft, members, publisher, desk)
-	enrolment.roster = node.Roster()
+	enrolment.roster, enrolment.denyList = node.Roster(), trust.newestList
 	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
 
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
