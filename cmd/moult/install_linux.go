@@ -101,8 +101,12 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	}
 	changed := false // whether a running service has to be started anew
 	noting := func(s installStep) installStep {
-		do := s.do
-		s.do = func(ctx context.Context) error { changed = true; return do(ctx) }
+		look := s.done
+		s.done = func() (bool, error) {
+			done, err := look()
+			changed = changed || !done
+			return done, err
+		}
 		return s
 	}
 	steps := []installStep{
