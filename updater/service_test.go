@@ -42,9 +42,9 @@ func TestServiceManagerHearsTheAgent(t *testing.T) {
 // A service manager hears nothing of an agent that hangs, and nothing of one that
 // was started and never said a word.
 func TestServiceManagerHearsNothingOfWhatHangs(t *testing.T) {
-	s := newSite(t, "TEST_SERVICE= works")
+	s := newSite(t, "TEST_SERVICE= works\nMAINPID=1")
 	s.start()
-	s.awaitEvent(`service status "agent 1.0.0 works"`)
+	s.awaitEvent(`service status "agent 1.0.0 worksMAINPID=1"`) // a line break would begin another assignment
 	agent := s.agentPID("1.0.0")
 	if err := syscall.Kill(agent, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
