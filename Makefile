@@ -29,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build release packages e2e-systemd sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots clean
+.PHONY: help build release packages test-packages e2e-systemd sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -103,6 +103,9 @@ release: $(GOBIN)/nfpm ## archives, deb and rpm of VERSION for PLATFORMS, with c
 
 packages: $(GOBIN)/nfpm ## the deb and rpm of VERSION for this machine, in dist/
 	@KINDS="$(KINDS)" $(RELEASE) linux/$$($(GO) env GOARCH)
+
+test-packages: $(GOBIN)/nfpm ## packages of all platforms, twice: the same bytes, and what lintian and rpm say
+	MOULT_PACKAGES=1 $(GO) test -count=1 -v -timeout 20m -run 'TestPackages' ./cmd/moult
 
 e2e-systemd: $(GOBIN)/nfpm ## packages on eight booted Debians with systemd; takes root and minutes
 	MOULT_SYSTEMD=1 $(GO) test -count=1 -v -timeout 15m -run 'TestE2ESystemd' ./cmd/moult

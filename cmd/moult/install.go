@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -182,6 +183,12 @@ func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nod
 	at := defaultPlaces(role, self)
 	p := servicePlan{role: role, self: self, binary: at.binary, data: at.data, config: at.config, user: at.user, start: !o.noStart, found: o.bootstrap}
 	flags := cmd.Flags()
+	if o.configFile != "" {
+		p.config = o.configFile
+	}
+	if p.data, err = configuredData(p.config, p.data); err != nil {
+		return p, err
+	}
 	if flags.Changed("data") {
 		p.data = node.data
 	}
@@ -191,29 +198,43 @@ func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nod
 	if o.user != "" {
 		p.user = o.user
 	}
-	if o.configFile != "" {
-		p.config = o.configFile
-	}
 	for what, path := range map[string]*string{"data": &p.data, "binary": &p.binary, "config-file": &p.config} {
 		if *path, err = filepath.Abs(*path); err != nil {
 			return p, fmt.Errorf("--%s: %w", what, err)
 		}
 	}
-	if p.token, err = node.joinToken(); err != nil {
-		return p, err
-	}
-	if p.token != "" {
+	if node.token != "" || node.tokenFile != "" { // one that waits in the data directory stays there
+		if p.token, err = node.joinToken(); err != nil {
+			return p, err
+		}
 		if _, err := identity.ParseToken(p.token); err != nil {
-			return p, fmt.Errorf("the join token: %w; make one with `moult token create`", err)
+			return p, err
 		}
 	}
 	if p.settings, err = changedSettings(flags); err != nil {
 		return p, err
 	}
-	if p.data != cmd.Flags().Lookup("data").DefValue {
+	if given := cmd.Flags().Lookup("data"); given.Changed || p.data != given.DefValue {
 		p.settings["data"] = p.data
 	}
 	return p, p.takeKeys(releaseKeys)
+}
+
+// configuredData is the data directory that a configuration names, usual where it
+// names none. One that cannot be read is an error: the usual one may be somebody
+// else's.
+func configuredData(config, usual string) (string, error) {
+	values, err := readSettings(config, func(string) bool { return true })
+	if errors.Is(err, fs.ErrNotExist) {
+		return usual, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w; mend it, or move it away", err)
+	}
+	if data, ok := values["data"].(string); ok {
+		return data, nil
+	}
+	return usual, nil
 }
 
 // ownFile is this program's file, links resolved.
@@ -346,6 +367,9 @@ as well: moult host remove NAME.`,
 			p := servicePlan{role: args[0], self: self, binary: at.binary, data: at.data, config: at.config, user: at.user, purge: purge}
 			if own.configFile != "" {
 				p.config = own.configFile
+			}
+			if p.data, err = configuredData(p.config, p.data); err != nil {
+				return err
 			}
 			steps, err := removalSteps(p)
 			if err != nil {

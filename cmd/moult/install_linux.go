@@ -30,10 +30,36 @@ var vendorUnitDirs = []string{"/usr/lib/systemd/system", "/lib/systemd/system"}
 
 func defaultPlaces(role, self string) places {
 	at := places{binary: usualBinary, data: defaultDataDir, config: filepath.Join(configDir, role+".toml"), user: serviceUser}
+	if binary, account, ok := readUnit(filepath.Join(unitDir, unitName(role))); ok {
+		at.binary, at.user = binary, account // what was chosen when it was installed
+	}
 	if inSystemPlace(self) {
 		at.binary = self
 	}
 	return at
+}
+
+// readUnit is what a unit that installing wrote says of program and account.
+func readUnit(path string) (binary, account string, ok bool) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", "", false
+	}
+	account = "root"
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "ExecStart":
+			if quoted, isQuoted := strings.CutPrefix(value, `"`); isQuoted {
+				binary, _, _ = strings.Cut(quoted, `"`)
+			} else {
+				binary, _, _ = strings.Cut(value, " ")
+			}
+		case "User":
+			account = value
+		}
+	}
+	return binary, account, binary != ""
 }
 
 // inSystemPlace tells whether a service may run a program from where it is: root
@@ -67,16 +93,20 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r, err := readRunning(p.data); err == nil && string(r.Role) != "" && string(r.Role) != p.role {
-		return nil, fmt.Errorf("%s is the data of this host's %s; a host is one or the other; run `moult uninstall %s --purge` first, or give another --data", p.data, r.Role, r.Role)
+	if err := refuseOthersData(p); err != nil {
+		return nil, err
 	}
 	if p.start && !bootedWithSystemd() {
 		return nil, errors.New("this machine was not booted with systemd, so nothing can be started; prepare it with --no-start")
 	}
 	changed := false // whether a running service has to be started anew
 	noting := func(s installStep) installStep {
-		do := s.do
-		s.do = func(ctx context.Context) error { changed = true; return do(ctx) }
+		look := s.done
+		s.done = func() (bool, error) {
+			done, err := look()
+			changed = changed || !done
+			return done, err
+		}
 		return s
 	}
 	steps := []installStep{
@@ -100,6 +130,14 @@ func installSteps(p servicePlan) ([]installStep, error) {
 		steps = append(steps, enableStep(p.role), startStep(p, &changed))
 	}
 	return steps, nil
+}
+
+// refuseOthersData refuses the data directory of this host's other role.
+func refuseOthersData(p servicePlan) error {
+	if r, err := readRunning(p.data); err == nil && r.Role != "" && string(r.Role) != p.role {
+		return fmt.Errorf("%s is the data of this host's %s; a host is one or the other; run `moult uninstall %s --purge` first, or give another --data", p.data, r.Role, r.Role)
+	}
+	return nil
 }
 
 func bootedWithSystemd() bool {

@@ -67,7 +67,8 @@ type journalOut struct {
 func newJournalHandler(w io.Writer, opts *slog.HandlerOptions) *journalHandler {
 	own := *opts
 	own.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
+		_, level := a.Value.Any().(slog.Level)
+		if len(groups) == 0 && (a.Key == slog.TimeKey && a.Value.Kind() == slog.KindTime || a.Key == slog.LevelKey && level) {
 			return slog.Attr{}
 		}
 		return a

@@ -192,7 +192,7 @@ func agentStatus(node *mesh.Node) string {
 		phase = ", " + string(r.Phase)
 	}
 	if n := node.LivePeers(); n > 0 {
-		return fmt.Sprintf("version %s, %d peers%s", r.Version, n, phase)
+		return fmt.Sprintf("version %s, live peers: %d%s", r.Version, n, phase)
 	}
 	return fmt.Sprintf("version %s, no peer has answered yet%s", r.Version, phase)
 }
@@ -204,5 +204,5 @@ func serverStatus(raft *consensus.Node, node *mesh.Node) string {
 		p, _ := judgeReady(serverFacts{Ready: err})
 		return fmt.Sprintf("version %s, not ready (%s): %s", version, p.Code, p.Message)
 	}
-	return fmt.Sprintf("version %s, ready, %d peers", version, node.LivePeers())
+	return fmt.Sprintf("version %s, ready, live peers: %d", version, node.LivePeers())
 }

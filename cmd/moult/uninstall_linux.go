@@ -15,11 +15,6 @@ import (
 // removalSteps take away what installSteps made. What a package brought stays: its
 // own tools remove that.
 func removalSteps(p servicePlan) ([]installStep, error) {
-	if values, err := readSettings(p.config, func(string) bool { return true }); err == nil {
-		if data, ok := values["data"].(string); ok {
-			p.data = data
-		}
-	}
 	vendor := vendorUnit(p.role)
 	steps := []installStep{stopStep(p.role)}
 	if vendor == "" || fileExists(filepath.Join(unitDir, unitName(p.role))) {
@@ -36,7 +31,7 @@ func removalSteps(p servicePlan) ([]installStep, error) {
 	if !p.purge {
 		return steps, nil
 	}
-	if err := refuseToPurge(p.data); err != nil {
+	if err := errors.Join(refuseToPurge(p.data), refuseOthersData(p)); err != nil {
 		return nil, err
 	}
 	steps = append(steps, removeStep(p.data))
@@ -49,7 +44,10 @@ func removalSteps(p servicePlan) ([]installStep, error) {
 		for _, key := range keys {
 			steps = append(steps, removeStep(key))
 		}
-		steps = append(steps, removeEmptyStep(filepath.Dir(p.config)), removeAccountStep(p.user))
+		steps = append(steps, removeEmptyStep(filepath.Dir(p.config)))
+		if p.user == serviceUser { // another one was somebody's before
+			steps = append(steps, removeAccountStep(p.user))
+		}
 		if p.binary == usualBinary {
 			steps = append(steps, removeStep(usualBinary), removeStep(usualBinary+".old"))
 		}
@@ -74,7 +72,7 @@ func refuseToPurge(data string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"identity", "lock"} {
+	for _, name := range []string{"identity", runningFile, joinTokenFile, bootstrapOnceFile} { // not lock: /var has one
 		if fileExists(filepath.Join(data, name)) {
 			return nil
 		}
@@ -112,7 +110,7 @@ func removeAccountStep(name string) installStep {
 		done: func() (bool, error) {
 			_, err := user.Lookup(name)
 			var unknown user.UnknownUserError
-			return errors.As(err, &unknown) || name == "root", nil
+			return errors.As(err, &unknown), nil
 		},
 		do: func(ctx context.Context) error {
 			err := runQuietly(ctx, "userdel", name)

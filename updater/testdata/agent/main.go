@@ -115,7 +115,7 @@ func config(data string, active bool) updater.SupervisorConfig {
 		Installed: os.Getenv("TEST_INSTALLED"), Active: active, DataDir: data, Args: []string{"agent"},
 		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", 20*time.Second), Soak: duration("TEST_SOAK", 100*time.Millisecond),
 		RestartDelay: duration("TEST_RESTART_DELAY", 20*time.Millisecond), MaxRestartDelay: 400 * time.Millisecond, StopTimeout: 3 * time.Second,
-		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Service: service(data),
 		SwapStep: func(step string) error {
 			if step == os.Getenv("TEST_KILL_AT") {
 				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -123,6 +123,33 @@ func config(data string, active bool) updater.SupervisorConfig {
 			}
 			return nil
 		},
+	}
+}
+
+// noting is a service manager that writes down what it is told.
+type noting struct{ data string }
+
+func (n noting) Ready()               { note(n.data, fmt.Sprintf("service %d ready", os.Getpid())) }
+func (n noting) Well(d time.Duration) { note(n.data, fmt.Sprintf("service well for %v", d)) }
+func (n noting) Status(line string)   { note(n.data, fmt.Sprintf("service status %q", line)) }
+
+func service(data string) updater.Service {
+	if os.Getenv("TEST_SERVICE") == "" {
+		return nil
+	}
+	return noting{data}
+}
+
+// live tells the supervisor that the agent works, far more often than it has to.
+func live(p part, link *updater.SupervisorLink) {
+	if err := link.Serving(); err != nil {
+		fatal(err)
+	}
+	for {
+		if err := link.Alive("agent " + p.Version + os.Getenv("TEST_SERVICE")); err != nil {
+			return // it is about to end
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
@@ -170,6 +197,10 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 	}
 	if p.Behave == "hang" {
 		signal.Ignore(syscall.SIGTERM)
+	}
+	if os.Getenv("TEST_SERVICE") != "" {
+		note(data, fmt.Sprintf("socket of the service manager: %q", os.Getenv("NOTIFY_SOCKET")))
+		go live(p, link)
 	}
 	committed, parentGone := link.Committed(), link.ParentGone()
 	if p.Behave == "deaf" {
