@@ -104,7 +104,7 @@ release: $(GOBIN)/nfpm ## archives, deb and rpm of VERSION for PLATFORMS, with c
 packages: $(GOBIN)/nfpm ## the deb and rpm of VERSION for this machine, in dist/
 	@KINDS="$(KINDS)" $(RELEASE) linux/$$($(GO) env GOARCH)
 
-test-packages: $(GOBIN)/nfpm ## packages of all platforms, twice: the same bytes, and what lintian and rpm say
+test-packages: $(GOBIN)/nfpm ## packages of all platforms: the same bytes twice, and what lintian and rpm say
 	MOULT_PACKAGES=1 $(GO) test -count=1 -v -timeout 20m -run 'TestPackages' ./cmd/moult
 
 e2e-systemd: $(GOBIN)/nfpm ## packages on eight booted Debians with systemd; takes root and minutes

@@ -20,8 +20,8 @@ func refuseForeignPath(dir string) error {
 		return err
 	}
 	me := os.Geteuid()
-	if owner := int(info.Sys().(*syscall.Stat_t).Uid); owner != me {
-		return fmt.Errorf("it belongs to user %d, and moult runs as user %d; run moult as its owner, or chown it", owner, me)
+	if err := refuseOwner(info, me); err != nil {
+		return err
 	}
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -38,6 +38,24 @@ func refuseForeignPath(dir string) error {
 		}
 	}
 	return nil
+}
+
+func refuseOwner(info fs.FileInfo, me int) error {
+	if owner := ownerOf(info); owner != me {
+		return fmt.Errorf("it belongs to user %d, and moult runs as user %d; run moult as its owner, or chown it", owner, me)
+	}
+	return nil
+}
+
+// refuseForeignOwner refuses a data directory that is another user's, for commands
+// that write in it: the service, which runs as that user, could not open what they
+// leave. One that is not there is nobody's.
+func refuseForeignOwner(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil //nolint:nilerr // the command itself tells what is wrong with it
+	}
+	return refuseOwner(info, os.Geteuid())
 }
 
 func refuseForeignParent(parent string, me int) error {

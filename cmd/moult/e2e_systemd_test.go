@@ -70,7 +70,9 @@ func mustPackage(t *testing.T, version string) string {
 func startMachines(t *testing.T) *machineCluster {
 	needMachines(t)
 	base := debian(t)
-	c := &machineCluster{segmentedNet: newSegmentedNet(t, "default"), deb: mustPackage(t, versionA)}
+	network := newSegmentedNet(t, "default")
+	sweepMachines(t)
+	c := &machineCluster{segmentedNet: network, deb: mustPackage(t, versionA)}
 	for i := 1; i <= 3; i++ {
 		c.servers = append(c.servers, c.machine(base, fmt.Sprintf("server-%d", i)))
 	}

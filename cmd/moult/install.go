@@ -224,12 +224,16 @@ func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nod
 // names none. One that cannot be read is an error: the usual one may be somebody
 // else's.
 func configuredData(config, usual string) (string, error) {
-	values, err := readSettings(config, func(string) bool { return true })
+	text, err := os.ReadFile(config)
 	if errors.Is(err, fs.ErrNotExist) {
 		return usual, nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("%w; mend it, or move it away", err)
+		return "", fmt.Errorf("read configuration: %w", err)
+	}
+	values, err := tomlKeys(config, text)
+	if err != nil {
+		return "", err
 	}
 	if data, ok := values["data"].(string); ok {
 		return data, nil

@@ -96,9 +96,9 @@ func configStep(path, first string, settings map[string]any, mode fs.FileMode) i
 // withSettings sets keys in the text of a TOML file: in the place of the line that
 // sets one now, else of the comment that shows one, else at the end.
 func withSettings(path, text string, settings map[string]any) (string, error) {
-	have := map[string]any{}
-	if err := toml.Unmarshal([]byte(text), &have); err != nil {
-		return "", fmt.Errorf("%s: %w; mend it, or move it away", path, err)
+	have, err := tomlKeys(path, []byte(text))
+	if err != nil {
+		return "", err
 	}
 	for _, key := range slices.Sorted(maps.Keys(settings)) {
 		value := settings[key]
@@ -142,15 +142,35 @@ func replaceSetting(text, key, line string, set bool) (_ string, ok bool, err er
 	return out, true, nil
 }
 
-func sameSetting(now, want any) bool {
-	return slices.Equal(settingValues(now), wantedValues(want))
+// tomlKeys are the top-level keys of a file's text.
+func tomlKeys(path string, text []byte) (map[string]any, error) {
+	keys := map[string]any{}
+	err := toml.Unmarshal(text, &keys)
+	var at *toml.DecodeError
+	if errors.As(err, &at) {
+		row, column := at.Position()
+		return nil, fmt.Errorf("%s:%d:%d: %w; mend it, or move it away", path, row, column, at)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; mend it, or move it away", path, err)
+	}
+	return keys, nil
 }
 
-func wantedValues(v any) []string {
-	if list, ok := v.([]string); ok {
-		return list
+// sameSetting tells whether a key's value in a file is the one that is wanted.
+func sameSetting(now, want any) bool { return slices.Equal(asTexts(now), asTexts(want)) }
+
+func asTexts(v any) (texts []string) {
+	switch v := v.(type) {
+	case []string:
+		return v
+	case []any:
+		for _, e := range v {
+			texts = append(texts, fmt.Sprint(e))
+		}
+		return texts
 	}
-	return settingValues(v)
+	return []string{fmt.Sprint(v)}
 }
 
 func tomlValue(v any) string {

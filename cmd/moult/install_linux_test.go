@@ -51,6 +51,24 @@ func TestUninstallTakesNobodyElsesData(t *testing.T) {
 	}
 }
 
+// What writes in a data directory runs as its owner: the service could not open what
+// others leave.
+func TestRecoveryRunsAsTheOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("it takes root to make a directory another user's")
+	}
+	data := t.TempDir()
+	if err := os.Chown(data, 12345, 12345); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := inspectForRecovery(t.Context(), data); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
+		t.Errorf("recover: %v", err)
+	}
+	if entries, err := os.ReadDir(data); err != nil || len(entries) > 0 {
+		t.Errorf("it left %v, %v", entries, err)
+	}
+}
+
 // An account that was there before is not removed with the service.
 func TestUninstallRemovesItsOwnAccountAlone(t *testing.T) {
 	for account, want := range map[string]bool{serviceUser: true, "deploy": false, "root": false} {

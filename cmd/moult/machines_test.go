@@ -106,6 +106,9 @@ type machine struct {
 	init    int           // process id of its systemd
 }
 
+// cgroupHierarchies are those that systemd may use, of the ones that there are.
+var cgroupHierarchies = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"}
+
 // machine makes one, not yet booted, until the test ends.
 func (n *segmentedNet) machine(base, name string) *machine {
 	n.t.Helper()
@@ -123,8 +126,8 @@ func (n *segmentedNet) machine(base, name string) *machine {
 			n.t.Fatalf("mount %s: %s", strings.Join(args, " "), out)
 		}
 	}
-	mustMount("-t", "overlay", "overlay", "-o", fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", base, upper, work), m.root)
-	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"} {
+	mustMount("-t", "overlay", m.namespace(), "-o", fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", base, upper, work), m.root)
+	for _, hierarchy := range cgroupHierarchies {
 		if _, err := os.Stat(filepath.Join(hierarchy, "cgroup.procs")); err == nil {
 			m.cgroups = append(m.cgroups, filepath.Join(hierarchy, m.namespace()))
 		}
@@ -136,6 +139,39 @@ func (n *segmentedNet) machine(base, name string) *machine {
 		}
 	}
 	return m
+}
+
+// sweepMachines removes the disks and cgroups of machines whose test was killed: the
+// name that both bear holds its process. Their processes go with their namespaces.
+func sweepMachines(t *testing.T) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 1 && ofDeadTest(f[0]) {
+			if out, err := exec.Command("umount", "--lazy", f[1]).CombinedOutput(); err != nil {
+				t.Errorf("umount %s, which an earlier test left: %s", f[1], out)
+			}
+		}
+	}
+	for _, hierarchy := range cgroupHierarchies {
+		dirs, _ := filepath.Glob(filepath.Join(hierarchy, namespacePrefix+"*"))
+		for _, dir := range dirs {
+			if ofDeadTest(filepath.Base(dir)) {
+				removeCgroup(t, dir)
+			}
+		}
+	}
+}
+
+// ofDeadTest tells whether a name is of a test whose process is gone.
+func ofDeadTest(name string) bool {
+	rest, ours := strings.CutPrefix(name, namespacePrefix)
+	pid, _, _ := strings.Cut(rest, "-")
+	id, err := strconv.Atoi(pid)
+	return ours && err == nil && errors.Is(syscall.Kill(id, 0), syscall.ESRCH)
 }
 
 // boot starts it and waits until systemd says that all is up.

@@ -26,7 +26,7 @@ func mustRelease(t *testing.T, source, out string, args ...string) {
 // Debian's and RPM's own tools take the packages, and minisign the signature.
 func TestPackages(t *testing.T) {
 	if os.Getenv("MOULT_PACKAGES") == "" {
-		t.Skip("it builds for five platforms twice: run it by `make test-packages`")
+		t.Skip("it builds for five platforms: run it by `make test-packages`")
 	}
 	for tool, pkg := range map[string]string{"lintian": "lintian", "rpm": "rpm", "dpkg-deb": "dpkg", "minisign": "minisign", "tar": "tar"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -45,15 +45,18 @@ func TestPackages(t *testing.T) {
 	mustRun(t, ".", binary(t, versionA), "key", "generate", "--no-password", "--out", key)
 	first, second := t.TempDir(), t.TempDir()
 	mustRelease(t, here, first, "release", "KEY="+key)
-	mustRelease(t, elsewhere, second, "release")
+	mustRelease(t, elsewhere, second, "release", "PLATFORMS=linux/arm windows/amd64") // one of each kind
 
-	var files []string
 	entries, err := os.ReadDir(second)
 	if err != nil {
 		t.Fatal(err)
 	}
+	compared := 0
 	for _, e := range entries {
-		files = append(files, e.Name())
+		if e.Name() == "SHA256SUMS" {
+			continue
+		}
+		compared++
 		a, err := os.ReadFile(filepath.Join(first, e.Name()))
 		if err != nil {
 			t.Error(err)
@@ -67,8 +70,18 @@ func TestPackages(t *testing.T) {
 			t.Errorf("two builds of %s differ", e.Name())
 		}
 	}
+	if compared != 4 {
+		t.Errorf("%d files were compared", compared)
+	}
+	var files []string
+	if entries, err = os.ReadDir(first); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		files = append(files, e.Name())
+	}
 	want := []string{
-		"SHA256SUMS", "moult-1.2.3-darwin-arm64.tar.gz", "moult-1.2.3-linux-amd64.tar.gz", "moult-1.2.3-linux-arm.tar.gz", "moult-1.2.3-linux-arm64.tar.gz",
+		"SHA256SUMS", "SHA256SUMS.minisig", "release", "moult-1.2.3-darwin-arm64.tar.gz", "moult-1.2.3-linux-amd64.tar.gz", "moult-1.2.3-linux-arm.tar.gz", "moult-1.2.3-linux-arm64.tar.gz",
 		"moult-1.2.3-windows-amd64.zip", "moult-1.2.3.aarch64.rpm", "moult-1.2.3.armv7hl.rpm", "moult-1.2.3.x86_64.rpm",
 		"moult_1.2.3_amd64.deb", "moult_1.2.3_arm64.deb", "moult_1.2.3_armhf.deb",
 	}
@@ -105,6 +118,12 @@ func TestPackages(t *testing.T) {
 			if out := string(mustRun(t, first, "rpm", "-qcp", path)); out != "/etc/moult/agent.toml\n/etc/moult/server.toml\n" {
 				t.Errorf("its configuration files are %q", out)
 			}
+		}
+	}
+	if exec.Command("make", "-C", here, "-n", "man").Run() == nil { // pages are made where they can be
+		list := string(mustRun(t, first, "rpm", "-qlp", filepath.Join(first, "moult-1.2.3.x86_64.rpm")))
+		if !strings.Contains(list, "/usr/share/man/man1/moult-agent.1.gz\n") {
+			t.Errorf("there are no manual pages:\n%s", list)
 		}
 	}
 	deb := string(mustRun(t, first, "dpkg-deb", "--contents", filepath.Join(first, "moult_1.2.3_amd64.deb")))

@@ -89,6 +89,9 @@ func inspectForRecovery(ctx context.Context, data string) (r *recovery, err erro
 	if _, err := os.Stat(data); err != nil {
 		return nil, fmt.Errorf("look into --data: %w", err)
 	}
+	if err := refuseForeignOwner(data); err != nil {
+		return nil, err
+	}
 	unlock, err := lockDataDir(data)
 	if err != nil {
 		return nil, err

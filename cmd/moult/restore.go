@@ -107,6 +107,9 @@ func (r *restore) run(ctx context.Context) error {
 	if err := os.MkdirAll(r.o.data, 0o700); err != nil {
 		return fmt.Errorf("make --data: %w", err)
 	}
+	if err := refuseForeignOwner(r.o.data); err != nil {
+		return fmt.Errorf("--data %s: %w", r.o.data, err)
+	}
 	unlock, err := lockDataDir(r.o.data)
 	if err != nil {
 		return err

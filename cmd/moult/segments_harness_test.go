@@ -112,10 +112,7 @@ func sweepNamespaces(t *testing.T) {
 	}
 	for line := range strings.SplitSeq(string(out), "\n") {
 		name, _, _ := strings.Cut(line, " ")
-		rest, ours := strings.CutPrefix(name, namespacePrefix)
-		pid, _, _ := strings.Cut(rest, "-")
-		id, err := strconv.Atoi(pid)
-		if ours && err == nil && errors.Is(syscall.Kill(id, 0), syscall.ESRCH) {
+		if ofDeadTest(name) {
 			removeNamespace(t, name)
 		}
 	}

@@ -84,6 +84,7 @@ for platform; do
     $GO run ./cmd/moult/packaging/archive -time "$epoch" -root "$name" -out "$out/$name.$end" "${files[@]}"
     made+=("$name.$end")
   fi
+  packing=()
   for kind in deb rpm; do
     if [ "$os" != linux ] || ! has $kind; then continue; fi
     case $arch in arm) package_arch=arm7 ;; *) package_arch=$arch ;; esac
@@ -95,10 +96,12 @@ for platform; do
     sed -e "s|@ARCH@|$package_arch|; s|@VERSION@|$version|; s|@TIME@|$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)|" \
       -e "s|@STAGE@|$dir|; s|@MAINTAINER@|$MAINTAINER|; s|@HOMEPAGE@|$HOMEPAGE|" \
       -e "$(compgen -G "$dir/man/*.gz" >/dev/null || echo '/man1/d')" \
-      cmd/moult/packaging/nfpm.yaml >"$stage/nfpm.yaml"
-    "$NFPM" package --config "$stage/nfpm.yaml" --packager $kind --target "$out/$name" >&2
+      cmd/moult/packaging/nfpm.yaml >"$dir/$kind.yaml"
+    "$NFPM" package --config "$dir/$kind.yaml" --packager $kind --target "$out/$name" >&2 & # xz takes its time
+    packing+=($!)
     made+=("$name")
   done
+  for pid in "${packing[@]}"; do wait "$pid"; done
 done
 
 (cd "$out" && sha256sum "${made[@]}" >SHA256SUMS)
