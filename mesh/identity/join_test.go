@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -133,6 +134,10 @@ func TestJoin(t *testing.T) {
 	}
 	loaded, err := mustStore(t, dir).Load()
 	must(t, err)
+	if !slices.Equal(loaded.Trusted.Hashes(), creds.Trusted.Hashes()) {
+		t.Errorf("loaded, it trusts %v", loaded.Trusted.Hashes())
+	}
+	loaded.Trusted = creds.Trusted
 	if !reflect.DeepEqual(loaded, creds) {
 		t.Errorf("loaded %#v", loaded)
 	}

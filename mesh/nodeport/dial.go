@@ -47,9 +47,40 @@ func Probe(ctx context.Context, creds identity.Credentials, addr string) (identi
 
 // DialRaft opens a Raft connection to the server at addr (HOST:PORT of its node
 // port), within 5 s. It errs when something else than a server of the cluster
-// answers. A server that refuses this host shows that on the first read only.
+// answers. A server that refuses this host shows that on the first read only. Once
+// the CA by which the server was believed is retired, the connection ends.
 func DialRaft(ctx context.Context, creds identity.Credentials, addr string) (net.Conn, error) {
-	return dial(ctx, addr, creds.ClientTLS(identity.ALPNRaft, nil))
+	conn, err := dial(ctx, addr, creds.ClientTLS(identity.ALPNRaft, nil))
+	if err != nil {
+		return nil, err
+	}
+	shown := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
+	return &dialledRaft{Conn: conn, trusted: creds.Verifier().Recheck(shown)}, nil
+}
+
+// dialledRaft is a Raft connection to another server. They live for days.
+type dialledRaft struct {
+	net.Conn
+	trusted func() error
+}
+
+// Write sends nothing to a server that is no longer believed.
+func (c *dialledRaft) Write(b []byte) (int, error) {
+	if err := c.trusted(); err != nil {
+		_ = c.Close()
+		return 0, fmt.Errorf("this Raft connection is cut: %w", err)
+	}
+	return c.Conn.Write(b)
+}
+
+// Read believes nothing of it either.
+func (c *dialledRaft) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if refused := c.trusted(); refused != nil {
+		_ = c.Close()
+		return 0, fmt.Errorf("this Raft connection is cut: %w", refused)
+	}
+	return n, err
 }
 
 func dial(ctx context.Context, addr string, cfg *tls.Config) (net.Conn, error) {
