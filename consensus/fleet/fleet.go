@@ -378,7 +378,7 @@ type JoinToken struct {
 	CreatedBy string     `json:"created_by"`
 	ExpiresAt time.Time  `json:"expires_at"`
 	UsedAt    *time.Time `json:"used_at,omitempty"`
-	UsedBy    string     `json:"used_by,omitempty"` // host id
+	UsedBy    string     `json:"used_by,omitempty"`   // host id
 	CANumber  uint64     `json:"ca_number,omitempty"` // of the CA when it was made
 }
 

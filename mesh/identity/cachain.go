@@ -44,6 +44,16 @@ func ChainHandler(next http.Handler, chain func() CAChain) http.Handler {
 	return mux
 }
 
+// Hashes returns the sha256 of the CAs that the chain is about, trusted or retired.
+func (c CAChain) Hashes() (hashes []string) {
+	for _, raw := range c.Successions {
+		if o, err := openSuccession(raw); err == nil {
+			hashes = append(hashes, o.previous.hash, o.ca.hash)
+		}
+	}
+	return hashes
+}
+
 // since returns the sha256 of the CAs that come after the one with this sha256, one
 // signed by the other.
 func (c CAChain) since(hash string) (after []string, err error) {

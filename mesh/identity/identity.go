@@ -147,7 +147,7 @@ type Verifier struct {
 	cluster string
 	trusted *Trusted // their CAs sign certificates, epoch statements and deny-lists
 	denials *Denials // nil: nobody is denied
-	refusal error             // set: it believes nobody, and says why
+	refusal error    // set: it believes nobody, and says why
 }
 
 // NewVerifier returns a verifier of a cluster's certificates by one CA.

@@ -95,7 +95,9 @@ func trustOnly(caPEM []byte) (*Trusted, error) {
 // SetMembers tells which key each host is enrolled with. From then on a certificate
 // of an enrolled host is believed with that key only, whoever signed it, and one of
 // a retired CA is enough to renew it: the key proves the host. For servers.
-func (t *Trusted) SetMembers(keyOf func(hostID string) (ed25519.PublicKey, bool)) { t.members.Store(&keyOf) }
+func (t *Trusted) SetMembers(keyOf func(hostID string) (ed25519.PublicKey, bool)) {
+	t.members.Store(&keyOf)
+}
 
 // otherKey tells whether a host is enrolled with another key.
 func (t *Trusted) otherKey(hostID string, key ed25519.PublicKey) bool {
