@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -251,10 +253,15 @@ func (r *caRotation) run(ctx context.Context) (a apiCA, err error) {
 // it begins at, so one that was taken although the answer got lost is not repeated.
 func retryable(err error) bool {
 	var refused *apiError
-	if errors.As(err, &refused) {
+	var unknown x509.UnknownAuthorityError
+	var transport *url.Error
+	switch {
+	case errors.As(err, &refused):
 		return refused.Status >= http.StatusInternalServerError
+	case errors.As(err, &unknown), errors.Is(err, context.Canceled):
+		return false
 	}
-	return !errors.Is(err, context.Canceled)
+	return errors.Is(err, errUnreachable) || errors.As(err, &transport)
 }
 
 // once looks, and takes the next step if its time has come.
