@@ -215,6 +215,8 @@ func TestE2ETheCAIsChanged(t *testing.T) {
 		t.Errorf("a server refuses another one: %v", err)
 	}
 
+	began := time.Now()
+	since := func(what string) { t.Logf("%s after %v", what, time.Since(began).Round(time.Second)) }
 	c.moult("ca", "rotate", "--step", "--yes", "--reason", "stolen")
 	a := c.awaitCA(caPrepared, "agent-3")
 	var refused *apiError
@@ -222,12 +224,14 @@ func TestE2ETheCAIsChanged(t *testing.T) {
 		t.Errorf("a step without a host is answered with %v", err)
 	}
 	newHash := a.Next.SHA256
+	since("prepared")
 
 	// The leader dies in the first phase, and stays away.
 	first := c.leader()
 	reviveFirst := c.killForRestart(first)
 	c.advanceCA(caPrepared, 1)
 	c.awaitCA(caSwitched, slices.Sorted(slices.Values([]string{"agent-3", first}))...)
+	since("switched")
 
 	// The next one dies in the second phase, and comes back.
 	second := c.leader()
@@ -250,10 +254,12 @@ func TestE2ETheCAIsChanged(t *testing.T) {
 	c.advanceCA(caSwitched, 3)
 	c.awaitCA("", slices.Sorted(slices.Values([]string{"agent-3", "late-1", first}))...)
 	c.trustsOnly(newHash, second, restartedAs, "agent-1", "agent-2")
+	since("retired")
 
 	reviveFirst()
 	restartAgent()
 	c.trustsOnly(newHash, first, "agent-3")
+	since("those that were off are back")
 	c.await(2*time.Minute, "all to be online", func() error {
 		servers, err := c.client.servers(t.Context())
 		if err != nil {

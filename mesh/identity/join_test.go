@@ -34,6 +34,7 @@ type door struct {
 	seen    identity.JoinRequest                                   // the last one
 	spoil   func(*identity.Enrolment)                              // lies with it; may be nil
 	instead func(identity.JoinRequest) (identity.Enrolment, error) // answers by it; may be nil
+	chain   identity.CAChain                                       // what it tells of its CA
 }
 
 type tokenState struct {
@@ -104,7 +105,11 @@ func open(t testing.TB, ca *identity.CA, shown identity.Credentials, logger *slo
 	p, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return shown, true }, nil, logger)
 	must(t, err)
 	t.Cleanup(func() { must(t, p.Close(context.Background())) })
-	p.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler(), Join: identity.JoinHandler(d.enroll)})
+	p.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler(), Join: identity.ChainHandler(identity.JoinHandler(d.enroll), func() identity.CAChain {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.chain
+	})})
 	d.addr = p.Addr().String()
 	return d
 }
