@@ -194,7 +194,7 @@ const (
 	caPoll = time.Second
 	// caPatience is how long a step that is to be forced waits for hosts that follow by
 	// themselves, since the last one did.
-	caPatience = 30 * time.Second
+	caPatience = 20 * time.Second
 	// caUnreachable is how long no server may answer, or accept a step: an election.
 	caUnreachable = 2 * time.Minute
 )

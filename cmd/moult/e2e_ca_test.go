@@ -81,7 +81,7 @@ func (c *testCluster) letsIn(name, alpn string, creds identity.Credentials) erro
 	addr := c.peerAddr(name)
 	switch alpn {
 	case identity.ALPNRaft:
-		conn, err := nodeport.DialRaft(ctx, creds, addr)
+		conn, err := nodeport.DialRaft(ctx, creds, addr, nil)
 		if err != nil {
 			return err
 		}

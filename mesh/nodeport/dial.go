@@ -49,9 +49,10 @@ func Probe(ctx context.Context, creds identity.Credentials, addr string) (identi
 
 // DialRaft opens a Raft connection to the server at addr (HOST:PORT of its node
 // port), within 5 s. It errs when something else than a server of the cluster
-// answers. A server that refuses this host shows that on the first read only.
-func DialRaft(ctx context.Context, creds identity.Credentials, addr string) (net.Conn, error) {
-	return dialTrusted(ctx, addr, creds, creds.ClientTLS(identity.ALPNRaft, nil))
+// answers, or one that want (nil: any will do) refuses. A server that refuses this
+// host shows that on the first read only.
+func DialRaft(ctx context.Context, creds identity.Credentials, addr string, want func(identity.Identity) error) (net.Conn, error) {
+	return dialTrusted(ctx, addr, creds, creds.ClientTLS(identity.ALPNRaft, want))
 }
 
 func dial(ctx context.Context, addr string, cfg *tls.Config) (net.Conn, error) {
