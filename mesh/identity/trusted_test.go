@@ -3,6 +3,7 @@ package identity_test
 import (
 	"crypto/ed25519"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"maps"
@@ -147,11 +148,38 @@ func TestFollowRefuses(t *testing.T) {
 		return b
 	}
 	chain := func(successions ...[]byte) identity.CAChain { return identity.CAChain{Successions: successions} }
+	// Signed by one of the two only: somebody names a CA that is not theirs, or that
+	// nobody trusts.
+	var halves struct {
+		Statement []byte `json:"statement"`
+		Signature []byte `json:"sig"`
+		New       []byte `json:"new_sig"`
+	}
+	must(t, json.Unmarshal(c.chain.Successions[0], &halves))
+	both := halves
+	halves.New = both.Signature
+	oldAlone, err := json.Marshal(halves)
+	must(t, err)
+	halves.New, halves.Signature = both.New, both.New
+	newAlone, err := json.Marshal(halves)
+	must(t, err)
+	// A retirement of the true CA's, and a signature of its over something else.
+	var told struct {
+		Statement []byte `json:"statement"`
+		Signature []byte `json:"sig"`
+	}
+	must(t, json.Unmarshal(retire(c.all[1], clusterID, 1), &told))
+	told.Signature = both.New
+	unsigned, err := json.Marshal(told)
+	must(t, err)
 	cases := map[string]identity.CAChain{
+		"by the old CA alone":            chain(oldAlone),
+		"by the new CA alone":            chain(newAlone),
+		"a retirement by nobody":         {Successions: c.chain.Successions[:1], Retirement: unsigned},
 		"another cluster's CAs":          other.chain,
 		"of another cluster":             chain(sign(c.all[0], "cluster-2", 1, c.all[1])),
 		"with a gap":                     chain(c.chain.Successions[1]),
-		"by the new CA alone":            chain(sign(other.all[1], clusterID, 1, c.all[1])),
+		"from a CA of nobody":            chain(sign(other.all[1], clusterID, 1, c.all[1])),
 		"with a number too high":         chain(sign(c.all[0], clusterID, 2, c.all[1])),
 		"garbage":                        chain([]byte("{}")),
 		"too long":                       chain([]byte(strings.Repeat(" ", 9<<10))),
@@ -189,7 +217,7 @@ func TestFollowRefuses(t *testing.T) {
 	// Two successors of one number: somebody has the old key. Neither the first one nor
 	// its order changes.
 	_, _, creds := joinedUnder(t, c.all[0])
-	_, err := creds.Trusted.Follow(clusterID, chain(c.chain.Successions[0]))
+	_, err = creds.Trusted.Follow(clusterID, chain(c.chain.Successions[0]))
 	must(t, err)
 	evil := mustCA(t, clusterID, time.Now())
 	if _, err := creds.Trusted.Follow(clusterID, chain(sign(c.all[0], clusterID, 1, evil))); !errors.Is(err, identity.ErrOtherSuccessor) {
