@@ -255,6 +255,7 @@ var auditActions = actionsOf(
 	fleet.WebhookChanged{}, fleet.WebhookCreated{}, fleet.WebhookDeleted{}, fleet.WebhookTested{},
 	fleet.EpochBegun{}, fleet.BackupTaken{}, fleet.ServerStandbyChanged{},
 	fleet.HostDenied{}, fleet.GossipRotationBegun{}, fleet.GossipRotationAdvanced{}, fleet.HostQuarantined{}, fleet.HostQuarantineLifted{}, fleet.AlertRaised{},
+	fleet.CARotationBegun{}, fleet.CASwitched{}, fleet.CARetired{},
 )
 
 func actionsOf(changes ...fleet.Change) (actions []string) {

@@ -22,6 +22,8 @@ var dangerous = map[string]bool{
 	"POST /api/hosts/{id}/lift-quarantine": true,
 	"POST /api/gossip/rotate":              true,
 	"POST /api/gossip/{segment}/force":     true, // hosts that lack the new key stay out
+	"POST /api/ca/rotate":                  true,
+	"POST /api/ca/advance":                 true, // hosts that did not follow stay out
 	"POST /api/servers/{id}/remove":        true,
 	"POST /api/release-keys":               true,
 	"POST /api/users":                      true,

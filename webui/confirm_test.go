@@ -21,7 +21,7 @@ func TestDangerousTakesThePasswordAgain(t *testing.T) {
 	w := StartWorld(t)
 	if want := []string{
 		"DELETE /api/hosts/{id}", "DELETE /api/tokens/{id}", "DELETE /api/users/{id}", "GET /api/backup", "PATCH /api/users/{id}",
-		"POST /api/gossip/rotate", "POST /api/gossip/{segment}/force", "POST /api/hosts/{id}/lift-quarantine", "POST /api/join-tokens", "POST /api/release-keys", "POST /api/servers/{id}/remove", "POST /api/tokens", "POST /api/users",
+		"POST /api/ca/advance", "POST /api/ca/rotate", "POST /api/gossip/rotate", "POST /api/gossip/{segment}/force", "POST /api/hosts/{id}/lift-quarantine", "POST /api/join-tokens", "POST /api/release-keys", "POST /api/servers/{id}/remove", "POST /api/tokens", "POST /api/users",
 	}; !slices.Equal(slices.Sorted(maps.Keys(dangerous)), want) {
 		t.Errorf("dangerous are %v", slices.Sorted(maps.Keys(dangerous)))
 	}

@@ -29,6 +29,7 @@ const (
 	codeHostOffline      = "host_offline"
 	codeUpToDate         = "already_up_to_date"
 	codeHostsChanged     = "hosts_changed"
+	codeHostsPending     = "hosts_pending"
 	codeHostsUnheard     = "hosts_unheard"
 	codeNoAccount        = "no_account"
 	codeInternal         = "internal"

@@ -108,6 +108,9 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 			w.agents["fleet"] = m["fleet_update_id"].(string)
 		}},
 		{op: "GET /api/segments"},
+		{op: "POST /api/ca/rotate", body: `{"reason":"yearly"}`},
+		{op: "POST /api/ca/advance", body: `{"from":"prepared","force":true,"expect_pending":0}`},
+		{op: "GET /api/ca"},
 		{op: "POST /api/gossip/rotate", body: `{"segments":["default"],"reason":"yearly","force":true}`},
 		{op: "POST /api/gossip/{segment}/force", path: "/api/gossip/default/force", body: `{"expect_pending":1}`},
 		{op: "GET /api/gossip"},

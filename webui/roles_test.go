@@ -32,6 +32,7 @@ var roleMatrix = map[string]fleet.UserRole{
 	"POST /api/account/password": fleet.Viewer, "POST /api/account/confirm": fleet.Viewer, "POST /api/account/end-sessions": fleet.Viewer, "GET /alerts": fleet.Viewer, "GET /audit": fleet.Viewer,
 
 	"GET /api/denied": fleet.Viewer, "GET /api/gossip": fleet.Viewer, "POST /api/gossip/rotate": fleet.Admin, "POST /api/gossip/{segment}/force": fleet.Admin,
+	"GET /api/ca": fleet.Viewer, "POST /api/ca/rotate": fleet.Admin, "POST /api/ca/advance": fleet.Admin,
 	"POST /api/hosts/{id}/lift-quarantine": fleet.Admin,
 	"GET /api/segments":                    fleet.Viewer, "GET /segments": fleet.Viewer, "GET /api/fleet/plan": fleet.Viewer,
 

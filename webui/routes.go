@@ -46,6 +46,10 @@ func (u *ui) routes() []route {
 		{"POST", "/api/gossip/rotate", fleet.Admin, u.rotateGossip},
 		{"POST", "/api/gossip/{segment}/force", fleet.Admin, u.forceGossip},
 
+		{"GET", "/api/ca", fleet.Viewer, u.getCA},
+		{"POST", "/api/ca/rotate", fleet.Admin, u.rotateCA},
+		{"POST", "/api/ca/advance", fleet.Admin, u.advanceCA},
+
 		{"GET", "/api/fleet/plan", fleet.Viewer, u.getPlan},
 		{"POST", "/api/fleet/update", fleet.Admin, u.startFleetUpdate},
 		{"GET", "/api/fleet-updates", fleet.Viewer, u.listFleetUpdates},

@@ -79,6 +79,7 @@ type Config struct {
 	Servers   Servers
 	Publisher Publisher
 	Trust     Trust
+	CAs       CAs
 	// FollowedKeys tells which key statement each host says it follows, by host id.
 	// nil: nobody says.
 	FollowedKeys func() map[string]uint64
@@ -261,7 +262,7 @@ func (c *Config) validate() error {
 	for name, missing := range map[string]bool{
 		"Version": c.Version == "", "View": c.View == nil, "Subscribe": c.Subscribe == nil,
 		"Proposer": c.Proposer == nil, "Observed": c.Observed == nil, "Changed": c.Changed == nil,
-		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Trust": c.Trust == nil, "Binaries": c.Binaries == nil,
+		"Servers": c.Servers == nil, "Publisher": c.Publisher == nil, "Trust": c.Trust == nil, "CAs": c.CAs == nil, "Binaries": c.Binaries == nil,
 		"Webhooks": c.Webhooks == nil, "Backups": c.Backups == nil, "Problems": c.Problems == nil, "CatchUp": c.CatchUp == nil, "Logger": c.Logger == nil,
 	} {
 		if missing {

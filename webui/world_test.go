@@ -83,7 +83,7 @@ func StartWorldWith(tb testing.TB, releaseKeys ...string) *world {
 		Version: ownVersion, Commit: "abc123",
 		View: state.View, Subscribe: state.Subscribe, Proposer: w.log,
 		Observed: w.roster.observed, Changed: w.roster.Changed,
-		Servers: w.servers, Publisher: w.store, Trust: w.trust, Binaries: w.store, Webhooks: w.tester, Backups: w.backups,
+		Servers: w.servers, Publisher: w.store, Trust: w.trust, CAs: &casWorld{view: state.View}, Binaries: w.store, Webhooks: w.tester, Backups: w.backups,
 		Problems: func() []Problem {
 			if w.ready != nil {
 				return []Problem{{Code: "no_leader", Message: w.ready.Error(), Next: "wait", Failing: true}}

@@ -43,6 +43,20 @@ func (f *clientFlags) trust() (*tls.Config, error) {
 	return nil, nil
 }
 
+// trustAlso is trust with another UI CA beside the one that was given; nil: whom the
+// system believes, which this does not change.
+func (f *clientFlags) trustAlso(uiCA, hash string) (*tls.Config, error) {
+	cfg, err := f.trust()
+	switch {
+	case err != nil || cfg == nil:
+		return nil, err
+	case f.caHash != "":
+		return identity.PinnedTLS(strings.ToLower(strings.ReplaceAll(f.caHash, ":", "")), hash), nil
+	}
+	cfg.RootCAs.AppendCertsFromPEM([]byte(uiCA))
+	return cfg, nil
+}
+
 // newAPIClient returns an HTTP client of servers' UIs. No redirect gets a token onto
 // a plain connection: net/http keeps it back from other hosts, not from other schemes.
 func newAPIClient(trust *tls.Config) *http.Client {

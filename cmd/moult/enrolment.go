@@ -120,6 +120,7 @@ func (e *enrolment) answer(v fleet.View, host fleet.Host, takesDenied bool) (ide
 		return identity.Enrolment{}, err
 	}
 	out := identity.Enrolment{Identity: id, CertPEM: cert, CAPEM: cluster.CACert, ReleaseKeys: cluster.ReleaseKeys, KeyPolicy: identity.KeyPolicy{ReleaseThreshold: cluster.ReleaseThreshold, KeysNumber: cluster.KeysNumber}}
+	out.CAs, out.Chain = trustedBy(cluster), chainOf(cluster)
 	for _, h := range v.Hosts() {
 		if h.Role == fleet.RoleServer && h.ID != host.ID {
 			out.Servers = append(out.Servers, h.PeerAddr)
@@ -171,7 +172,7 @@ func segmentAnswer(v fleet.View, cluster fleet.Cluster, name string, seeds []str
 
 // firstKeys answers with the keys that a segment has before they ever change.
 func firstKeys(cluster fleet.Cluster, name string, seeds []string) (identity.Segment, error) {
-	keys, err := identity.GossipKeys(cluster.GossipKeys, cluster.CAKey, cluster.ID, name)
+	keys, err := identity.GossipKeys(cluster.GossipKeys, cluster.GossipRoot(), cluster.ID, name)
 	return identity.Segment{Name: name, GossipKeys: keys, GossipJoin: seeds}, err
 }
 

@@ -32,7 +32,7 @@ func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
 
 	// A client in TLS 1.3 learns on its first read whether it was let in.
 	dial := func(c identity.Credentials) net.Conn {
-		conn, err := nodeport.DialRaft(ctx, c, addr)
+		conn, err := nodeport.DialRaft(ctx, c, addr, nil)
 		must(t, err)
 		t.Cleanup(func() { conn.Close() })
 		return conn
@@ -50,7 +50,7 @@ func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
 
 	raft, err := consensus.Open(consensus.Config{
 		Dir: filepath.Join(t.TempDir(), "raft"), ServerID: "s1", Address: addr, Listener: port.Raft(),
-		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return nodeport.DialRaft(ctx, s1, addr) },
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return nodeport.DialRaft(ctx, s1, addr, nil) },
 		Forward: func(context.Context, string, string, []byte) ([]byte, error) {
 			return nil, errors.New("nobody else is here")
 		},
@@ -179,7 +179,7 @@ func TestAgentsAreRefusedWhereServersSpeak(t *testing.T) {
 	if asked != len(operations) {
 		t.Errorf("%d requests arrived", asked)
 	}
-	conn, err := nodeport.DialRaft(t.Context(), agent, port.Addr().String())
+	conn, err := nodeport.DialRaft(t.Context(), agent, port.Addr().String(), nil)
 	if err == nil { // in TLS 1.3 the first read tells
 		defer conn.Close()
 		must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))

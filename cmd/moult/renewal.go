@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -111,11 +112,19 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// renewAt asks one server or relay after the other.
+// renewAt asks one server or relay after the other. Where a server shows a certificate
+// of a CA that this host does not know, it asks how the CA was changed, and follows
+// what is proven: it was off meanwhile.
 func renewAt(ctx context.Context, addrs []string, creds identity.Credentials, req identity.RenewRequest) (identity.Enrolment, error) {
 	var errs []error
 	for _, addr := range addrs[:min(len(addrs), maxRenewalAsked)] {
 		e, err := identity.Renew(ctx, addr, creds, req)
+		var unknown x509.UnknownAuthorityError
+		if errors.As(err, &unknown) && creds.Trusted != nil {
+			if err = followAt(ctx, addr, creds); err == nil {
+				e, err = identity.Renew(ctx, addr, creds, req)
+			}
+		}
 		if err == nil {
 			return e, nil
 		}
@@ -129,6 +138,19 @@ func renewAt(ctx context.Context, addrs []string, creds identity.Credentials, re
 		errs = append(errs, errors.New("no server and no relay is known; give one with --join"))
 	}
 	return identity.Enrolment{}, errors.Join(errs...)
+}
+
+// followAt asks a server or relay how the CA was changed.
+func followAt(ctx context.Context, addr string, creds identity.Credentials) error {
+	chain, err := identity.FetchChain(ctx, addr)
+	if err != nil {
+		return err
+	}
+	news, err := creds.Trusted.Follow(creds.Cluster, chain)
+	if err == nil && !news {
+		err = fmt.Errorf("%s shows a certificate of a CA that this host does not trust, and nothing that leads to it: it is of another cluster, or the CA was changed too often while this host was off; then join it again with a new token", addr)
+	}
+	return err
 }
 
 // awaitSegmentKeys gets the keys of segments that this host is started in for the

@@ -23,6 +23,7 @@ const (
 	topicKeysFollowed = "keys-followed" // agent to server: keysFollowed as JSON
 
 	topicDenied        = "denied"         // server to host: the deny-list, as the CA signed it
+	topicCAs           = "cas"            // server to host: casNotice as JSON
 	topicRings         = "rings"          // server to host: ringsNotice as JSON
 	topicTrustFollowed = "trust-followed" // host to server: trustFollowed as JSON
 )

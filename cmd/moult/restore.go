@@ -209,7 +209,7 @@ func (r *restore) enrol(ids *identity.Store, now time.Time) (identity.Enrolment,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, PublicKey: publicKey(key),
 		GossipAddr: r.o.gossipAdv, PeerAddr: r.o.peerAdv, HTTPAddr: httpAddr,
 	}
-	keys, err := identity.GossipKeys(cluster.GossipKeys, cluster.CAKey, cluster.ID, r.server.Segment)
+	segment, err := segmentAnswer(r.state.View(), cluster, r.server.Segment, nil)
 	if err != nil {
 		return identity.Enrolment{}, fleet.Entry{}, err
 	}
@@ -217,7 +217,7 @@ func (r *restore) enrol(ids *identity.Store, now time.Time) (identity.Enrolment,
 	begin, err := beginEpoch(cluster, r.epoch, r.server, "the cluster was restored from a backup of "+r.header.TakenAt.Format(time.RFC3339), now)
 	return identity.Enrolment{
 		Identity: id, CertPEM: cert, CAPEM: cluster.CACert, Segment: r.server.Segment,
-		GossipKeys: keys, ReleaseKeys: cluster.ReleaseKeys, KeyPolicy: identity.KeyPolicy{ReleaseThreshold: cluster.ReleaseThreshold, KeysNumber: cluster.KeysNumber},
+		GossipKeys: segment.GossipKeys, GossipRevision: segment.GossipRevision, CAs: trustedBy(cluster), ReleaseKeys: cluster.ReleaseKeys, KeyPolicy: identity.KeyPolicy{ReleaseThreshold: cluster.ReleaseThreshold, KeysNumber: cluster.KeysNumber},
 	}, begin, err
 }
 

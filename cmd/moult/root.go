@@ -80,7 +80,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 	root.AddCommand(
 		newVersionCommand(), newSBOMCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
-		newHostsCommand(), newHostCommand(), newGossipCommand(), newFleetCommand(), newJobCommand(),
+		newHostsCommand(), newHostCommand(), newGossipCommand(), newCACommand(), newFleetCommand(), newJobCommand(),
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
 		newInstallCommand(), newUninstallCommand(),
 	)

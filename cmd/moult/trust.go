@@ -53,12 +53,16 @@ type trustFollowed struct {
 	Epoch  uint64            `json:"epoch"`  // of the deny-list
 	Denied uint64            `json:"denied"` // its number
 	Rings  map[string]uint64 `json:"rings"`  // revision of the gossip keys, by segment
+	CAs    []string          `json:"cas"`    // sha256 of the CAs that it trusts, by number
+	Signer string            `json:"signer"` // sha256 of the CA that signed its certificate
 }
 
 // followedBy tells what credentials say of their host.
 func followedBy(creds identity.Credentials) trustFollowed {
 	f := trustFollowed{Rings: map[string]uint64{creds.Segment: creds.GossipRevision}}
 	f.Epoch, f.Denied = creds.Denials.Followed()
+	f.CAs = creds.Trusted.Hashes()
+	f.Signer, _ = identity.CAHash(creds.CAPEM) // Load has parsed it
 	for _, s := range creds.Also {
 		f.Rings[s.Name] = s.GossipRevision
 	}
@@ -80,13 +84,13 @@ type trustKeeper struct {
 	mu      sync.Mutex
 	follows map[string]trustFollowed // by host id, as the hosts say
 	list    []byte                   // signed, of
-	listOf  [2]uint64                // this epoch and number
+	listOf  [3]uint64                // this epoch and number, and by this CA
 }
 
 // handle takes a host's word on what it follows.
 func (k *trustKeeper) handle(from identity.Identity, payload []byte) {
 	var said trustFollowed
-	if json.Unmarshal(payload, &said) != nil || len(said.Rings) > mesh.MaxSegments {
+	if json.Unmarshal(payload, &said) != nil || len(said.Rings) > mesh.MaxSegments || len(said.CAs) > identity.MaxCAStatements+1 {
 		k.logger.Warn("a host's word on what it follows is refused", "host", from.HostID)
 		return
 	}
@@ -144,7 +148,7 @@ func (k *trustKeeper) signedList(v fleet.View) (raw []byte, epoch, number uint64
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if is := [2]uint64{cluster.Epoch, number}; k.list == nil || k.listOf != is {
+	if is := [3]uint64{cluster.Epoch, number, cluster.CANumber}; k.list == nil || k.listOf != is {
 		raw, err := signDenyList(cluster, number, hosts)
 		if err != nil {
 			k.logger.Error("sign the deny-list", "error", err)
@@ -189,7 +193,7 @@ func (k *trustKeeper) run(ctx context.Context) {
 			case <-k.behind:
 				due = true
 			case e := <-events:
-				due = slices.ContainsFunc(e.Topics, func(t string) bool { return t == "denied" || t == "gossip" || t == "*" })
+				due = slices.ContainsFunc(e.Topics, func(t string) bool { return t == "denied" || t == "gossip" || t == "ca" || t == "*" })
 			}
 		}
 	}
@@ -197,6 +201,12 @@ func (k *trustKeeper) run(ctx context.Context) {
 
 // follow has this server do what it tells others.
 func (k *trustKeeper) follow(v fleet.View) {
+	// Before the deny-list, which the new CA may have signed.
+	if cluster, _ := v.Cluster(); cluster.CARotation != nil {
+		if wanted, err := wantedCAs(cluster); err == nil {
+			k.own.takeCAs(casNotice{Chain: chainOf(cluster), Signer: wanted.signer})
+		}
+	}
 	if raw, _, _ := k.signedList(v); raw != nil {
 		k.own.takeDenied(raw)
 	}
@@ -236,7 +246,8 @@ func (f trustFollowed) behind(epoch, number uint64) bool {
 // round sends what they lack to the hosts that are online.
 func (k *trustKeeper) round(ctx context.Context, v fleet.View) {
 	list, epoch, number := k.signedList(v)
-	if list == nil && len(v.GossipRings()) == 0 {
+	cas, wanted := k.casOf(v)
+	if list == nil && cas == nil && len(v.GossipRings()) == 0 {
 		return
 	}
 	follows, self := k.followed(), k.current.Get().HostID
@@ -259,6 +270,9 @@ func (k *trustKeeper) round(ctx context.Context, v fleet.View) {
 			continue
 		}
 		f := follows[m.HostID]
+		if cas != nil && !wanted.followedBy(f) {
+			tell(m.HostID, topicCAs, cas)
+		}
 		if list != nil && (f.Epoch != epoch || f.Denied != number) {
 			tell(m.HostID, topicDenied, list)
 		}
@@ -283,7 +297,7 @@ func (k *trustKeeper) NewKeys(segments []string) ([]fleet.SegmentKey, error) {
 	cluster, _ := k.raft.State().View().Cluster()
 	var keys []fleet.SegmentKey
 	for _, segment := range segments {
-		base, err := identity.GossipKeys(cluster.GossipKeys, cluster.CAKey, cluster.ID, segment)
+		base, err := identity.GossipKeys(cluster.GossipKeys, cluster.GossipRoot(), cluster.ID, segment)
 		if err != nil {
 			return nil, err
 		}

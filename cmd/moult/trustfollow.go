@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,8 @@ const (
 	lostAfter   = time.Minute
 	maxLostWait = 10 * time.Minute // between such questions
 	watchTick   = time.Second
+	// unknownCAEvery is how often strangers' certificates make a host ask at most.
+	unknownCAEvery = 30 * time.Second
 )
 
 // trustFollower is what a host does with the deny-list and with new gossip keys.
@@ -48,6 +51,14 @@ func (f *trustFollower) listen() {
 			f.say(context.Background(), from.HostID)
 		}
 	})
+	f.node.Handle(topicCAs, func(from identity.Identity, payload []byte) {
+		var n casNotice
+		if from.Role != identity.RoleServer || json.Unmarshal(payload, &n) != nil {
+			return
+		}
+		f.takeCAs(n)
+		f.say(context.Background(), from.HostID)
+	})
 	f.node.Handle(topicRings, func(from identity.Identity, payload []byte) {
 		var n ringsNotice
 		if from.Role != identity.RoleServer || json.Unmarshal(payload, &n) != nil || len(n.Rings) > mesh.MaxSegments {
@@ -71,6 +82,25 @@ func (f *trustFollower) takeDenied(raw []byte) {
 	epoch, number := creds.Denials.Followed()
 	f.logger.Info("deny-list followed", "epoch", epoch, "number", number)
 	f.cut()
+}
+
+// takeCAs follows a change of the CA as far as it is proven, and asks for a
+// certificate by the CA that signs now.
+func (f *trustFollower) takeCAs(n casNotice) {
+	creds := f.current.Get()
+	news, err := creds.Trusted.Follow(creds.Cluster, n.Chain)
+	if err != nil {
+		f.logger.Error("the change of the CA is not followed", "error", err)
+		return
+	}
+	trusted := creds.Trusted.Hashes()
+	if news {
+		f.logger.Info("the CAs that are trusted have changed", "sha256", trusted)
+		f.cut()
+	}
+	if signer, err := identity.CAHash(creds.CAPEM); err == nil && signer != n.Signer && slices.Contains(trusted, n.Signer) {
+		f.askSoon()
+	}
 }
 
 // takeRings asks for new gossip keys, where the host has not those that it should.
@@ -144,6 +174,19 @@ func (f *trustFollower) watch(ctx context.Context) {
 		}
 		if w.due(f.node.LivePeers(), len(servers), time.Now()) {
 			f.logger.Info("gossip shows no server; asking one whether the keys have changed")
+			f.askSoon()
+		}
+	}
+}
+
+// watchCAs has the host ask a server for the CAs when it meets certificates of one that
+// it does not know: it was off, or could not be reached, while the CA was changed.
+func (f *trustFollower) watchCAs(ctx context.Context) {
+	var asked time.Time
+	for sleep(ctx, watchTick) {
+		if f.current.Get().Trusted.MetUnknown() && time.Since(asked) >= unknownCAEvery {
+			f.logger.Info("a certificate of an unknown CA was shown; asking a server whether the CA has changed")
+			asked = time.Now()
 			f.askSoon()
 		}
 	}

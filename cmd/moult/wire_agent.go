@@ -146,6 +146,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	defer stop()
 	tasks.Go(func() { agentRenewal(o, follower, ways, logger).run(ctx) })
 	tasks.Go(func() { follower.watch(ctx) })
+	tasks.Go(func() { follower.watchCAs(ctx) })
 	shows := &shower{instance: newInstance(), peer: o.peerAdv, current: current, ways: ways, denied: follower.takeDenied, logger: logger.With("component", "check-in")}
 	tasks.Go(func() { shows.run(ctx) })
 	tasks.Go(func() { proveHealth(ctx, link, me.digest, logger, hasPeers(node)) })

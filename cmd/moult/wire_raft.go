@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"moult/consensus"
@@ -19,14 +20,25 @@ import (
 // openRaft opens this server's Raft node. Entries go over the node port's Raft
 // protocol, all else that servers ask each other over HTTP on the same port.
 func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *identity.Current, others *serverClient, unfit func() error, logger *slog.Logger) (*consensus.Node, error) {
-	return consensus.Open(consensus.Config{
+	// Entries hold secrets, a new CA's key among them: whoever has the present one's
+	// must not get it. So they go to members of the group only, and of those a server
+	// knows the keys (identity.Trusted).
+	var opened atomic.Pointer[consensus.Node]
+	member := onlyMembers(func() []consensus.ServerStatus {
+		if n := opened.Load(); n != nil {
+			return n.Servers()
+		}
+		return nil
+	})
+	leader := &serverClient{http: nodeport.Client(current.Get, member), statusTimeout: others.statusTimeout}
+	node, err := consensus.Open(consensus.Config{
 		Dir: filepath.Join(o.data, "raft"), ServerID: hostID, Address: o.peerAdv,
 		Listener: port.Raft(),
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-			return nodeport.DialRaft(ctx, current.Get(), addr)
+			return nodeport.DialRaft(ctx, current.Get(), addr, member)
 		},
 		Forward: func(ctx context.Context, _, addr string, req []byte) ([]byte, error) {
-			return others.post(ctx, addr, pathPropose, req)
+			return leader.post(ctx, addr, pathPropose, req)
 		},
 		Progress: func(ctx context.Context, _, addr string) (uint64, error) {
 			st, err := others.status(ctx, addr)
@@ -48,6 +60,21 @@ func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *iden
 		Logger:    logger,
 		Timing:    o.raft.timing(),
 	})
+	opened.Store(node)
+	return node, err
+}
+
+// onlyMembers refuses whoever is not in the Raft configuration, as this server knows
+// it.
+func onlyMembers(servers func() []consensus.ServerStatus) func(identity.Identity) error {
+	return func(id identity.Identity) error {
+		for _, s := range servers() {
+			if s.ID == id.HostID && id.Role == identity.RoleServer {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s is not in this server's Raft group", id)
+	}
 }
 
 // joinRaft commits the cluster's first entry, or has this server added to the

@@ -144,6 +144,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	defer closeWithin(raft.Close, logger, "raft")
 	members.raft = raft
 	gate.open(raft)
+	creds.Trusted.SetMembers(enrolledKey(raft))
 
 	// Who is here.
 	enrolment := &enrolment{raft: raft, lifetime: o.certLifetime, logger: logger.With("component", "enrolment")}
@@ -209,7 +210,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	desk := newCheckInDesk(raft, others, creds.HostID, trust.listAfter, logger.With("component", "check-ins"))
 	addServerAPI(api, raft, members, publisher, desk)
 	enrolment.roster, enrolment.denyList = node.Roster(), trust.newestList
-	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
+	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.ChainHandler(identity.JoinHandler(enrolment.enrol), trust.chain)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
 
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
 		return err
@@ -232,7 +233,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
 		Proposer: raft, Started: started, Observed: observer.observed, Changed: observer.Changed,
-		Servers: members, Publisher: publisher, Trust: trust, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
+		Servers: members, Publisher: publisher, Trust: trust, CAs: trust, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Problems: health.problems, ProblemCodes: problemCodes, CatchUp: raft.CatchUp,
 		Metrics: []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.store, held.served}},
@@ -270,6 +271,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	})
 	tasks.Go(func() { keys.run(ctx) })
 	tasks.Go(func() { trust.run(ctx) })
+	tasks.Go(func() { follower.watchCAs(ctx) })
 	tasks.Go(func() { desk.run(ctx) })
 	tasks.Go(func() { watchForgeries(ctx, o.name, node, raft.Propose, logger.With("component", "forgeries")) })
 	tasks.Go(func() { raft.Lead(ctx, func(ctx context.Context) { desk.lead(ctx, node.Roster()) }) })

@@ -199,6 +199,9 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	HostQuarantined{}.Kind():        on(applyHostQuarantined),
 	HostQuarantineLifted{}.Kind():   on(applyHostQuarantineLifted),
 	AlertRaised{}.Kind():            on(applyAlertRaised),
+	CARotationBegun{}.Kind():        on(applyCARotationBegun),
+	CASwitched{}.Kind():             on(applyCASwitched),
+	CARetired{}.Kind():              on(applyCARetired),
 
 	FleetUpdateWithServersStarted{}.Kind(): on(applyFleetUpdateWithServersStarted),
 }

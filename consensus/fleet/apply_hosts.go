@@ -81,6 +81,7 @@ func applyJoinTokenCreated(t *tx, c JoinTokenCreated) *Error {
 	}
 	k.ExpiresAt = k.ExpiresAt.UTC()
 	k.CreatedAt, k.CreatedBy, k.UsedAt, k.UsedBy = t.at, t.actor, nil, ""
+	k.CANumber = t.view().meta().Cluster.CANumber
 	t.put(tableJoinTokens, k)
 	t.touch("tokens")
 	t.audit("join token "+k.ID, string(k.Role)+" in segment "+k.Segment)
@@ -124,6 +125,9 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 	}
 	if t.at.After(token.ExpiresAt) {
 		return refuse(CodeTokenExpired, "the join token expired at %s; make a new one with: moult token create", token.ExpiresAt.UTC().Format(timeFormat))
+	}
+	if v.tokenOfRetiredCA(token) {
+		return refuse(CodeTokenInvalid, "the join token was made before the cluster's CA was changed, and whoever has the old CA's key could have read it; make a new one with: moult token create")
 	}
 	if h.Role != "" && h.Role != token.Role {
 		return refuse(CodeBadRequest, "the join token is for the role %s, not %s; make another one with: moult token create --role %s", token.Role, clip(string(h.Role), 16), clip(string(h.Role), 16))

@@ -400,6 +400,33 @@ type (
 	HostQuarantineLifted struct {
 		HostID string `json:"host_id"`
 	}
+	// CARotationBegun makes a new CA, which hosts get to trust beside the present one.
+	// Succession is the signed statement that they believe. Refused with
+	// CodeRotationRunning while the CA is being changed.
+	CARotationBegun struct {
+		Number     uint64 `json:"number"`
+		Cert       []byte `json:"cert"` // PEM
+		Key        []byte `json:"key"`  // PEM, PKCS #8
+		Succession []byte `json:"succession"`
+		Reason     string `json:"reason,omitempty"`
+	}
+	// CASwitched has the new CA sign: the hosts trust it, or, Forced, all but those of
+	// Missing, by name. EpochStatement is the new CA's on the epoch of the cluster.
+	CASwitched struct {
+		Number         uint64   `json:"number"`
+		EpochStatement []byte   `json:"epoch_statement,omitempty"`
+		Forced         bool     `json:"forced,omitempty"`
+		Missing        []string `json:"missing,omitempty"`
+	}
+	// CARetired ends the trust in the old CA, for which Retirement is the signed word.
+	// GossipKey replaces the secret of which the gossip keys of new segments are derived.
+	CARetired struct {
+		Number     uint64   `json:"number"`
+		Retirement []byte   `json:"retirement"`
+		GossipKey  []byte   `json:"gossip_key"`
+		Forced     bool     `json:"forced,omitempty"`
+		Missing    []string `json:"missing,omitempty"`
+	}
 	// AlertRaised opens an alert over what a server observes, unless one of this kind
 	// is open about the host. HostID may be empty.
 	AlertRaised struct {
@@ -466,6 +493,9 @@ func (GossipRotationAdvanced) Kind() string { return "gossip_rotation_advanced" 
 func (HostQuarantined) Kind() string        { return "host_quarantined" }
 func (HostQuarantineLifted) Kind() string   { return "host_quarantine_lifted" }
 func (AlertRaised) Kind() string            { return "alert_raised" }
+func (CARotationBegun) Kind() string        { return "ca_rotation_begun" }
+func (CASwitched) Kind() string             { return "ca_switched" }
+func (CARetired) Kind() string              { return "ca_retired" }
 
 // Kind implements Change.
 func (FleetUpdateWithServersStarted) Kind() string { return "fleet_update_with_servers_started" }

@@ -378,7 +378,8 @@ type JoinToken struct {
 	CreatedBy string     `json:"created_by"`
 	ExpiresAt time.Time  `json:"expires_at"`
 	UsedAt    *time.Time `json:"used_at,omitempty"`
-	UsedBy    string     `json:"used_by,omitempty"` // host id
+	UsedBy    string     `json:"used_by,omitempty"`   // host id
+	CANumber  uint64     `json:"ca_number,omitempty"` // of the CA when it was made
 }
 
 // Cluster is what the cluster as a whole holds. It carries secrets: it never
@@ -400,6 +401,14 @@ type Cluster struct {
 	ReleaseThreshold int            `json:"release_threshold,omitempty"` // how many of ReleaseKeys have to sign; 0 counts as 1
 	KeysNumber       uint64         `json:"keys_number,omitempty"`       // of the newest of KeyStatements; 0: there is none
 	KeyStatements    []KeyStatement `json:"key_statements,omitempty"`    // all there ever were, by their number from 1
+
+	// CANumber is that of CACert: it counts the changes of the CA. CASuccessions and
+	// CARetirement prove them to hosts, which believe those and never this state.
+	CANumber      uint64      `json:"ca_number,omitempty"`
+	CARotation    *CARotation `json:"ca_rotation,omitempty"` // the last change; nil: there never was one
+	CASuccessions [][]byte    `json:"ca_successions,omitempty"`
+	CARetirement  []byte      `json:"ca_retirement,omitempty"`
+	GossipCAKey   []byte      `json:"gossip_ca_key,omitempty"` // see GossipRoot
 }
 
 // KeyStatement is the signed text that changed the release keys. Hosts believe

@@ -41,6 +41,7 @@ const (
 	MaxRings  = 10_000 // segments whose gossip keys were changed
 
 	MaxKeyStatements = 256 // changes of the release keys
+	MaxCASuccessions = 16  // changes of the CA that are kept; a host that missed more joins again
 
 	MaxSources       = 64 // sources kept per job; the first ones win
 	MaxKnownNetworks = 8  // of one user; the oldest is forgotten
@@ -74,6 +75,7 @@ const (
 	MaxRingKeys          = 8 // gossip keys of a segment at a time
 	gossipKeyBytes       = 32
 	MaxReleaseKeyBytes   = 128     // of a key's line
+	MaxCABytes           = 8 << 10 // of a CA's certificate, of its key, and of what is signed about it
 	MaxStatementBytes    = 4 << 10 // of an epoch, or of a change of the release keys
 )
 

@@ -47,6 +47,7 @@ func anyChange(r *rapid.T, v View) Change {
 	if next := awaited(v); len(next) > 0 && rapid.Bool().Draw(r, "awaited") {
 		return rapid.SampledFrom(next).Draw(r, "next")
 	}
+	cluster, _ := v.Cluster()
 	return rapid.SampledFrom([]Change{
 		joinToken(token),
 		HostEnrolled{TokenHash: token, Host: host(rapid.IntRange(1, 5).Draw(r, "n"))},
@@ -100,6 +101,9 @@ func anyChange(r *rapid.T, v View) Change {
 		GossipRotationAdvanced{Segment: "default", Revision: revision},
 		HostQuarantined{HostID: hostID, Why: "two machines"},
 		HostQuarantineLifted{HostID: hostID},
+		caBegun(cluster.CANumber + 1),
+		CASwitched{Number: cluster.CANumber + 1, EpochStatement: cluster.EpochStatement},
+		caRetired(cluster.CANumber),
 		AlertRaised{AlertKind: AlertHostSilent, HostID: hostID, Message: "silent"},
 		ServerStandbyChanged{HostID: hostID, Standby: rapid.Bool().Draw(r, "standby")},
 	}).Draw(r, "change")

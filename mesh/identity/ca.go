@@ -22,7 +22,7 @@ const (
 	// caSkew is how far the clock of the server that made the CA may have run ahead:
 	// what the CA signs holds from when each certificate says.
 	caSkew = 30 * 24 * time.Hour
-	// caLifetime is that of the cluster: there is no rotation of the CA.
+	// caLifetime is long: a CA is changed because of its key, see CAChain.
 	caLifetime = 20 * 365 * 24 * time.Hour
 )
 
@@ -96,6 +96,9 @@ func LoadCA(certPEM, keyPEM []byte) (*CA, error) {
 	}
 	return &CA{cert: cert, key: key}, nil
 }
+
+// Ends is when the CA's certificate ends, and with it all that it signed.
+func (ca *CA) Ends() time.Time { return ca.cert.NotAfter }
 
 // CertPEM returns the CA's certificate.
 func (ca *CA) CertPEM() []byte { return certPEM(ca.cert.Raw) }

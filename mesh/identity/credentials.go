@@ -2,7 +2,7 @@ package identity
 
 import (
 	"crypto/ed25519"
-	"encoding/pem"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
@@ -32,6 +32,11 @@ type Enrolment struct {
 	// Denied is the newest deny-list, as it was signed, for a host that takes it;
 	// nil: there never was one.
 	Denied []byte `json:"denied,omitempty"`
+	// CAs are those that are trusted, by number, once the cluster's CA was changed:
+	// for a host that joins. One that has joined follows Chain instead, and takes no
+	// server's word.
+	CAs   []TrustedCA `json:"cas,omitempty"`
+	Chain CAChain     `json:"ca_chain,omitzero"`
 }
 
 // KeyPolicy is what belongs to the release keys beside the keys.
@@ -46,7 +51,11 @@ func (e Enrolment) GoString() string { return "identity.Enrolment{" + e.String()
 
 // check tells whether a host can live by the enrolment from now on.
 func (e Enrolment) check(hostID string, key ed25519.PrivateKey, now time.Time) error {
-	id, err := certified(e.Cluster, e.CAPEM, e.CertPEM, hostID, key, now)
+	by, err := trustOnly(e.CAPEM)
+	if err != nil {
+		return err
+	}
+	id, err := certified(e.Cluster, by.set.Load().roots, e.CertPEM, hostID, key, now)
 	switch {
 	case err != nil:
 		return err
@@ -71,20 +80,22 @@ func (e Enrolment) check(hostID string, key ed25519.PrivateKey, now time.Time) e
 }
 
 // certified returns whom a certificate makes of a host: it must be this host's,
-// for this key, of this cluster, by this CA, and valid at now.
-func certified(cluster string, caPEM, certPEM []byte, hostID string, key ed25519.PrivateKey, now time.Time) (Identity, error) {
-	verifier, err := NewVerifier(cluster, caPEM)
+// for this key, of this cluster, by one of these CAs, and valid at now.
+func certified(cluster string, roots *x509.CertPool, certPEM []byte, hostID string, key ed25519.PrivateKey, now time.Time) (Identity, error) {
+	cert, err := parseCertificate(certPEM)
 	if err != nil {
 		return Identity{}, err
 	}
-	block, _ := pem.Decode(certPEM)
-	if block == nil {
-		return Identity{}, errors.New("no PEM certificate found")
+	if err := verifyChain(cert, roots, now); err != nil {
+		return Identity{}, err
 	}
-	id, public, err := verifier.Verify(block.Bytes, now)
+	id, err := FromCertificate(cert)
+	public, _ := cert.PublicKey.(ed25519.PublicKey)
 	switch {
 	case err != nil:
 		return Identity{}, err
+	case id.Cluster != cluster:
+		return Identity{}, fmt.Errorf("the certificate is of cluster %s, not %s", id.Cluster, cluster)
 	case id.HostID != hostID:
 		return Identity{}, fmt.Errorf("the certificate is of host %s, this host is %s", id.HostID, hostID)
 	case !publicOf(key).Equal(public):
@@ -100,7 +111,7 @@ type Credentials struct {
 	Identity
 	Key            ed25519.PrivateKey `json:"-"`
 	CertPEM        []byte
-	CAPEM          []byte
+	CAPEM          []byte    // of the CA that signed the certificate
 	Segment        string    // the home segment
 	GossipKeys     [][]byte  `json:"-"` // of the home segment; 32 bytes each, the first one encrypts
 	GossipRevision uint64    // of GossipKeys
@@ -111,6 +122,7 @@ type Credentials struct {
 	Also           []Segment `json:"-"` // further segments
 	Relays         []string  // node ports of relays of the host's segments, as of then
 	Denials        *Denials  `json:"-"` // who is denied, as of now; nil: nobody
+	Trusted        *Trusted  `json:"-"` // the CAs that are trusted, as of now; nil: CAPEM
 }
 
 // In returns what the host knows of one of its segments.
@@ -132,6 +144,9 @@ func (c Credentials) GoString() string { return "identity.Credentials{" + c.Stri
 // Verifier returns what believes this cluster's certificates. When the CA does
 // not parse it believes nobody.
 func (c Credentials) Verifier() *Verifier {
+	if c.Trusted != nil {
+		return &Verifier{cluster: c.Cluster, trusted: c.Trusted, denials: c.Denials}
+	}
 	v, err := NewVerifier(c.Cluster, c.CAPEM)
 	if err != nil {
 		return &Verifier{refusal: err}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -97,15 +98,13 @@ type denySet struct {
 	raw           []byte
 }
 
-// openDenyList reads a deny-list that the verifier's CA signed for its cluster.
-func (v *Verifier) openDenyList(raw []byte) (*denySet, error) {
-	if v.refusal != nil {
-		return nil, v.refusal
-	}
+// openDenyList reads a deny-list that one of these CAs signed for the verifier's
+// cluster.
+func (v *Verifier) openDenyList(raw []byte, by []trustedCA) (*denySet, error) {
 	if len(raw) > maxDeniedBytes {
 		return nil, fmt.Errorf("the deny-list is %d bytes; at most %d are read", len(raw), maxDeniedBytes)
 	}
-	if len(raw) < ed25519.SignatureSize || !ed25519.Verify(v.ca, append([]byte(deniedDomain), raw[ed25519.SignatureSize:]...), raw[:ed25519.SignatureSize]) {
+	if len(raw) < ed25519.SignatureSize || !signed(by, append([]byte(deniedDomain), raw[ed25519.SignatureSize:]...), raw[:ed25519.SignatureSize]) {
 		return nil, errors.New("the deny-list is not signed by the cluster's CA")
 	}
 	malformed := errors.New("the deny-list is malformed; update this host's moult")
@@ -131,6 +130,13 @@ func (v *Verifier) openDenyList(raw []byte) (*denySet, error) {
 	return set, nil
 }
 
+func (v *Verifier) cas() (*caSet, error) {
+	if v.refusal != nil {
+		return nil, v.refusal
+	}
+	return v.trusted.set.Load(), nil
+}
+
 // Denials is the newest deny-list that a host has taken. Whoever verifies by the
 // host's Credentials asks it each time. Nil denies nobody. Its methods are safe
 // for concurrent use.
@@ -145,7 +151,11 @@ type Denials struct {
 // it is another one than before, and refuses what the verifier's CA did not sign
 // and, with ErrOldDenyList, what would be a step back.
 func (d *Denials) Take(v *Verifier, raw []byte) (news bool, err error) {
-	set, err := v.openDenyList(raw)
+	by, err := v.cas()
+	if err != nil {
+		return false, err
+	}
+	set, err := v.openDenyList(raw, by.trusted)
 	if err != nil {
 		return false, err
 	}
@@ -153,8 +163,8 @@ func (d *Denials) Take(v *Verifier, raw []byte) (news bool, err error) {
 	defer d.mu.Unlock()
 	if old := d.set.Load(); old != nil {
 		switch {
-		case bytes.Equal(old.raw, set.raw):
-			return false, nil
+		case bytes.Equal(old.raw[ed25519.SignatureSize:], set.raw[ed25519.SignatureSize:]):
+			return false, nil // signed by another CA, maybe
 		case set.epoch < old.epoch || set.epoch == old.epoch && set.number <= old.number:
 			return false, ErrOldDenyList
 		}
@@ -181,7 +191,12 @@ func (d *Denials) load(v *Verifier) error {
 	if err != nil {
 		return err
 	}
-	set, err := v.openDenyList(raw)
+	by, err := v.cas()
+	if err != nil {
+		return err
+	}
+	// What lies here was verified once: its CA may have been retired since.
+	set, err := v.openDenyList(raw, slices.Concat(by.trusted, by.retired))
 	if err != nil {
 		return err
 	}

@@ -51,21 +51,22 @@ func (ca *CA) SignEpoch(s EpochStatement) ([]byte, error) {
 // enter. It refuses one that the cluster's CA did not sign. It does not expire: a
 // host may hear of an epoch years after it began.
 func (v *Verifier) VerifyEpoch(statement []byte) (uint64, error) {
-	if v.refusal != nil {
-		return 0, v.refusal
+	cas, err := v.cas()
+	if err != nil {
+		return 0, err
 	}
 	if len(statement) > maxEpochStatement {
 		return 0, fmt.Errorf("the epoch statement is %d bytes; at most %d are read", len(statement), maxEpochStatement)
 	}
-	var signed signedStatement
-	if err := decodeOne(statement, &signed); err != nil {
+	var text signedStatement
+	if err := decodeOne(statement, &text); err != nil {
 		return 0, fmt.Errorf("read the epoch statement: %w", err)
 	}
-	if !ed25519.Verify(v.ca, append([]byte(epochDomain), signed.Statement...), signed.Signature) {
+	if !signed(cas.trusted, append([]byte(epochDomain), text.Statement...), text.Signature) {
 		return 0, errors.New("the epoch statement is not signed by the cluster's CA")
 	}
 	var s EpochStatement
-	if err := decodeOne(signed.Statement, &s); err != nil {
+	if err := decodeOne(text.Statement, &s); err != nil {
 		return 0, fmt.Errorf("read the epoch statement: %w", err)
 	}
 	if s.Cluster != v.cluster {

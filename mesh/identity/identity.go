@@ -45,6 +45,7 @@
 //	cert.pem      the host's certificate
 //	cluster.json  what else joining gave; its presence says "has joined"
 //	denied        the newest deny-list, once there is one
+//	cas.json      the CAs that it trusts, once the cluster's CA was changed
 //
 // DESIGN.md says why it is like this. Everything in the package is safe for
 // concurrent use.
@@ -58,6 +59,7 @@ import (
 	"log/slog"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -143,32 +145,32 @@ func validID(s string) bool {
 // Verifier believes the certificates of one cluster.
 type Verifier struct {
 	cluster string
-	roots   *x509.CertPool
-	ca      ed25519.PublicKey // signs epoch statements and deny-lists
-	denials *Denials          // nil: nobody is denied
-	refusal error             // set: it believes nobody, and says why
+	trusted *Trusted // their CAs sign certificates, epoch statements and deny-lists
+	denials *Denials // nil: nobody is denied
+	refusal error    // set: it believes nobody, and says why
 }
 
-// NewVerifier returns a verifier of a cluster's certificates.
+// NewVerifier returns a verifier of a cluster's certificates by one CA.
 func NewVerifier(clusterID string, caPEM []byte) (*Verifier, error) {
-	cert, err := parseCertificate(caPEM)
+	trusted, err := trustOnly(caPEM)
 	if err != nil {
-		return nil, fmt.Errorf("CA certificate: %w", err)
+		return nil, err
 	}
-	key, ok := cert.PublicKey.(ed25519.PublicKey)
-	if !ok {
-		return nil, errors.New("CA certificate: its key is not ed25519")
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(cert)
-	return &Verifier{cluster: clusterID, roots: roots, ca: key}, nil
+	return &Verifier{cluster: clusterID, trusted: trusted}, nil
 }
 
 // Verify returns whose certificate this is, and the host's public key. It
-// refuses one that the cluster's CA did not sign, that is not valid at now, that
-// names another cluster or, with ErrDenied, whose host or key is on the deny-list.
-// Whether the host is still a member the replicated state says, on servers.
+// refuses one that none of the cluster's CAs signed, that is not valid at now, that
+// names another cluster or, with ErrDenied, whose host or key is on the deny-list;
+// on servers also one of an enrolled host with another key. Whether the host is still
+// a member the replicated state says, on servers.
 func (v *Verifier) Verify(certDER []byte, now time.Time) (Identity, ed25519.PublicKey, error) {
+	return v.verify(certDER, now, false)
+}
+
+// verify is Verify; with enrolled it also takes a certificate of a retired CA, of a
+// host that is known to be enrolled with its very key.
+func (v *Verifier) verify(certDER []byte, now time.Time, enrolled bool) (Identity, ed25519.PublicKey, error) {
 	if v.refusal != nil {
 		return Identity{}, nil, v.refusal
 	}
@@ -176,13 +178,18 @@ func (v *Verifier) Verify(certDER []byte, now time.Time) (Identity, ed25519.Publ
 	if err != nil {
 		return Identity{}, nil, fmt.Errorf("parse certificate: %w", err)
 	}
-	_, err = cert.Verify(x509.VerifyOptions{Roots: v.roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	var invalid x509.CertificateInvalidError
-	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return Identity{}, nil, fmt.Errorf("verify certificate of %q: %w; compare both hosts' clocks; a host that reaches a server renews its certificate by itself, and if it was off for too long, join the host again with a new token", cert.Subject.CommonName, err)
+	cas := v.trusted.set.Load()
+	err = verifyChain(cert, cas.roots, now)
+	var unknown x509.UnknownAuthorityError
+	stranger := errors.As(err, &unknown)
+	if stranger && enrolled {
+		err = verifyChain(cert, cas.ever, now)
 	}
 	if err != nil {
-		return Identity{}, nil, fmt.Errorf("verify certificate: %w", err)
+		if stranger {
+			v.trusted.unknown.Store(true)
+		}
+		return Identity{}, nil, err
 	}
 	id, err := FromCertificate(cert)
 	if err != nil {
@@ -195,15 +202,42 @@ func (v *Verifier) Verify(certDER []byte, now time.Time) (Identity, ed25519.Publ
 	if !ok {
 		return Identity{}, nil, errors.New("the certificate's key is not ed25519")
 	}
+	if stranger {
+		if key, known := v.trusted.enrolledKey(id.HostID); !known || !key.Equal(pub) {
+			return Identity{}, nil, fmt.Errorf("%s shows a certificate of a CA that is no longer trusted, and is not enrolled with its key; join the host again with a new token: %w", id, unknown)
+		}
+	}
+	if v.trusted.otherKey(id.HostID, pub) {
+		return Identity{}, nil, fmt.Errorf("%s shows a certificate for another key than the one that it is enrolled with: somebody else has a CA's key; change the CA with: moult ca rotate", id)
+	}
 	if v.denials.denies(id.HostID, pub) {
 		return Identity{}, nil, fmt.Errorf("%s: %w", id, ErrDenied)
 	}
 	return id, pub, nil
 }
 
+// Recheck returns what refuses a certificate that was believed before, once its CA is
+// retired. It costs nothing as long as the trusted CAs are the same, and is safe for
+// concurrent use.
+func (v *Verifier) Recheck(cert *x509.Certificate) func() error {
+	var seen atomic.Pointer[caSet]
+	return func() error {
+		cas, err := v.cas()
+		if err != nil || cas == seen.Load() {
+			return err
+		}
+		if _, ok := (&caSet{trusted: cas.trusted}).issuerOf(cert); !ok {
+			return fmt.Errorf("the certificate of %q is of a CA that is no longer trusted", cert.Subject.CommonName)
+		}
+		seen.Store(cas)
+		return nil
+	}
+}
+
 // VerifyForRenewal is Verify for a host that asks for a fresh certificate: it also
 // takes one that expired at most RenewalGrace ago, or that a server issued whose clock
-// ran ahead by that much at most.
+// ran ahead by that much at most, and, on servers, one of a retired CA from a host that
+// is enrolled with its key: it was off while the CA was changed.
 func (v *Verifier) VerifyForRenewal(certDER []byte, now time.Time) (Identity, ed25519.PublicKey, error) {
 	cert, err := x509.ParseCertificate(certDER)
 	if err != nil {
@@ -215,5 +249,5 @@ func (v *Verifier) VerifyForRenewal(certDER []byte, now time.Time) (Identity, ed
 	case now.Before(cert.NotBefore) && cert.NotBefore.Sub(now) <= RenewalGrace:
 		now = cert.NotBefore
 	}
-	return v.Verify(certDER, now)
+	return v.verify(certDER, now, true)
 }

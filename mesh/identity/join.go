@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -89,6 +90,9 @@ type joinRefusal struct {
 // keeps the answer in the store and returns the credentials. It takes at most
 // 20 s. HostID, Secret, PublicKey and Signature of req are filled in.
 //
+// A token that was made before the cluster's CA was changed is good as long as the
+// cluster takes it: its CA's signature leads to the new one.
+//
 // Errors: ErrUntrustedServer when the server is not of the token's cluster, and
 // the secret was not sent; ErrOtherCluster when the store is of another cluster,
 // and nobody was asked; *CodedError when the server refuses. After any other
@@ -111,11 +115,22 @@ func Join(ctx context.Context, addr string, tok Token, s *Store, req JoinRequest
 	}
 	req.HostID, req.Secret, req.PublicKey = hostID, tok.secret, publicOf(key)
 	req.Signature, req.TakesDenied = ed25519.Sign(key, req.signed()), true
-	e, err := askToJoin(ctx, addr, tok.CAHash, req)
+	cas := []string{tok.CAHash}
+	e, err := askToJoin(ctx, addr, cas, req)
+	if errors.Is(err, errNotPinned) {
+		// The CA may have been changed since the token was made: then the one in the
+		// token vouches for the one after it.
+		if chain, fetchErr := FetchChain(ctx, addr); fetchErr == nil {
+			if after, sinceErr := chain.since(tok.CAHash); sinceErr == nil {
+				cas = after
+				e, err = askToJoin(ctx, addr, cas, req)
+			}
+		}
+	}
 	if err != nil {
 		return Credentials{}, err
 	}
-	if hash, err := CAHash(e.CAPEM); err != nil || hash != tok.CAHash {
+	if hash, err := CAHash(e.CAPEM); err != nil || !slices.Contains(cas, hash) {
 		return Credentials{}, errors.New("the server answered with another CA than the join token's; update that server, or join through another one")
 	}
 	if err := s.Save(e); err != nil {
@@ -125,12 +140,12 @@ func Join(ctx context.Context, addr string, tok Token, s *Store, req JoinRequest
 }
 
 // askToJoin does the exchange with the server.
-func askToJoin(ctx context.Context, addr, caHash string, req JoinRequest) (Enrolment, error) {
+func askToJoin(ctx context.Context, addr string, cas []string, req JoinRequest) (Enrolment, error) {
 	if err := checkAddress(addr); err != nil {
 		return Enrolment{}, fmt.Errorf("%q %w; give --join a server's node port as HOST:PORT", addr, err)
 	}
 	var e Enrolment
-	err := ask(ctx, askClient(joinTLS(caHash)), "https://"+addr+joinPath, req, &e)
+	err := ask(ctx, askClient(joinTLS(cas...)), "https://"+addr+joinPath, req, &e)
 	var coded *CodedError
 	if err == nil || errors.Is(err, ErrUntrustedServer) || errors.As(err, &coded) {
 		return e, err

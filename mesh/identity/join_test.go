@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,6 +34,7 @@ type door struct {
 	seen    identity.JoinRequest                                   // the last one
 	spoil   func(*identity.Enrolment)                              // lies with it; may be nil
 	instead func(identity.JoinRequest) (identity.Enrolment, error) // answers by it; may be nil
+	chain   identity.CAChain                                       // what it tells of its CA
 }
 
 type tokenState struct {
@@ -103,7 +105,11 @@ func open(t testing.TB, ca *identity.CA, shown identity.Credentials, logger *slo
 	p, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return shown, true }, nil, logger)
 	must(t, err)
 	t.Cleanup(func() { must(t, p.Close(context.Background())) })
-	p.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler(), Join: identity.JoinHandler(d.enroll)})
+	p.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler(), Join: identity.ChainHandler(identity.JoinHandler(d.enroll), func() identity.CAChain {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.chain
+	})})
 	d.addr = p.Addr().String()
 	return d
 }
@@ -133,6 +139,10 @@ func TestJoin(t *testing.T) {
 	}
 	loaded, err := mustStore(t, dir).Load()
 	must(t, err)
+	if !slices.Equal(loaded.Trusted.Hashes(), creds.Trusted.Hashes()) {
+		t.Errorf("loaded, it trusts %v", loaded.Trusted.Hashes())
+	}
+	loaded.Trusted = creds.Trusted
 	if !reflect.DeepEqual(loaded, creds) {
 		t.Errorf("loaded %#v", loaded)
 	}

@@ -3,9 +3,9 @@ package identity
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,18 +102,23 @@ func NewCurrent(s *Store, c Credentials) *Current {
 func (c *Current) Get() Credentials { return *c.creds.Load() }
 
 // Take keeps what a renewal gave, on the disk first, and returns the credentials
-// from now on. It refuses what is of another host, cluster, role or CA, and
-// leaves all as it was.
+// from now on. It refuses what is of another host, cluster or role, or of a CA that
+// the host neither trusts nor follows, and leaves all as it was.
 func (c *Current) Take(e Enrolment) (Credentials, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.Get()
-	have, err := CAHash(old.CAPEM)
+	hash, err := CAHash(e.CAPEM)
 	if err != nil {
-		return old, err
+		return old, errOtherCA
 	}
-	if hash, err := CAHash(e.CAPEM); err != nil || hash != have {
-		return old, errors.New("the server answered with another CA than this host's; update that server")
+	if old.Trusted != nil && len(e.Chain.Successions) > 0 {
+		if _, err := old.Trusted.Follow(old.Cluster, e.Chain); err != nil {
+			return old, err
+		}
+	}
+	if have, err := CAHash(old.CAPEM); err != nil || hash != have && !slices.Contains(old.Trusted.Hashes(), hash) {
+		return old, errOtherCA
 	}
 	if e.HostID != old.HostID || e.Cluster != old.Cluster || e.Role != old.Role {
 		return old, fmt.Errorf("the server answered for %s, this host is %s", e.Identity, old.Identity)

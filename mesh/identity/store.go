@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ const startOver = "restore the data directory from a backup, or move it away and
 type Store struct {
 	dir     string
 	denials *Denials
+	trusted *Trusted
 	mu      sync.Mutex // orders the writes
 }
 
@@ -44,7 +46,7 @@ func OpenStore(dir string) (*Store, error) {
 	if err := makePrivateDir(dir); err != nil {
 		return nil, fmt.Errorf("open identity directory: %w; give a --data that this user owns", err)
 	}
-	return &Store{dir: dir, denials: &Denials{dir: dir}}, nil
+	return &Store{dir: dir, denials: &Denials{dir: dir}, trusted: &Trusted{dir: dir}}, nil
 }
 
 // Dir is the store's directory.
@@ -125,7 +127,8 @@ func HasEnrolment(dir string) bool {
 
 // Save keeps what joining gave, after checking that it can be used: the
 // certificate must be this host's, for this host's key, by the CA beside it, and
-// valid now. A store of another cluster is refused with ErrOtherCluster and
+// valid now. A host that joins trusts the CAs that the enrolment names; one that has
+// joined goes on trusting those that it did, see Trusted.Follow. A store of another cluster is refused with ErrOtherCluster and
 // stays as it was; saving again for the same cluster replaces what was there.
 func (s *Store) Save(e Enrolment) error {
 	s.mu.Lock()
@@ -136,6 +139,10 @@ func (s *Store) Save(e Enrolment) error {
 	}
 	if err := s.refuseOther(e.Cluster); err != nil {
 		return err
+	}
+	cas, err := s.casFor(e)
+	if err != nil {
+		return fmt.Errorf("keep the enrolment: %w", err)
 	}
 	if err := e.check(hostID, key, time.Now()); err != nil {
 		return fmt.Errorf("keep the enrolment: %w", err)
@@ -148,7 +155,11 @@ func (s *Store) Save(e Enrolment) error {
 	if err != nil {
 		return fmt.Errorf("keep the enrolment: %w", err)
 	}
-	s.takeDenied(e)
+	// Before the certificate: what it verifies it by must be there whenever it is.
+	if err := s.keepCAs(e, cas); err != nil {
+		return err
+	}
+	s.takeDenied(e, cas)
 	// cluster.json comes last: it says that the others are there.
 	if err := writeFile(s.dir, caFile, e.CAPEM); err != nil {
 		return err
@@ -163,10 +174,65 @@ func (s *Store) Save(e Enrolment) error {
 // talks to anybody by it. One that is no good keeps no host from joining or from
 // renewing its certificate: servers send it again to whoever does not say that it
 // follows it, and then the host's log tells what is wrong with it.
-func (s *Store) takeDenied(e Enrolment) {
-	if verifier, err := NewVerifier(e.Cluster, e.CAPEM); err == nil && len(e.Denied) > 0 {
-		_, _ = s.denials.Take(verifier, e.Denied)
+func (s *Store) takeDenied(e Enrolment, cas *caSet) {
+	if len(e.Denied) > 0 {
+		trusted := &Trusted{}
+		trusted.set.Store(cas)
+		_, _ = s.denials.Take(&Verifier{cluster: e.Cluster, trusted: trusted}, e.Denied)
 	}
+}
+
+// casFor returns the CAs that the host will trust with an enrolment. Whoever has
+// joined takes none from there.
+func (s *Store) casFor(e Enrolment) (*caSet, error) {
+	named, err := parseCertificate(e.CAPEM)
+	if err != nil {
+		return nil, fmt.Errorf("CA certificate: %w", err)
+	}
+	if s.Enrolled() {
+		old, err := os.ReadFile(s.path(caFile))
+		if err == nil {
+			err = s.trusted.load(old)
+		}
+		if err != nil {
+			return nil, err
+		}
+		cas := s.trusted.set.Load()
+		if !slices.ContainsFunc(cas.trusted, func(ca trustedCA) bool { return ca.hash == certHash(named) }) {
+			return nil, errOtherCA
+		}
+		return cas, nil
+	}
+	if len(e.CAs) == 0 {
+		only, err := trustOnly(e.CAPEM)
+		if err != nil {
+			return nil, err
+		}
+		return only.set.Load(), nil
+	}
+	cas, err := newCASet(e.CAs, nil)
+	if err == nil && !slices.ContainsFunc(cas.trusted, func(ca trustedCA) bool { return ca.hash == certHash(named) }) {
+		err = errors.New("cas: the CA that signed the certificate is not among them")
+	}
+	return cas, err
+}
+
+// errOtherCA is about an answer to a host that trusts another CA.
+var errOtherCA = errors.New("the server answered with another CA than this host's; update that server, or join this host again with a new token")
+
+// keepCAs writes what a host that joins trusts. One that has joined has it.
+func (s *Store) keepCAs(e Enrolment, cas *caSet) error {
+	switch {
+	case s.Enrolled():
+		return nil
+	case len(e.CAs) > 0:
+		return cas.write(s.dir)
+	}
+	err := os.Remove(s.path(trustedFile)) // of a join to another cluster that was cut off
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // refuseOther errs when the store belongs to another cluster than this one.
@@ -208,7 +274,10 @@ func (s *Store) refuseOtherCA(caHash string) error {
 	if err != nil {
 		return fmt.Errorf("%s is damaged: %w; %s", s.path(caFile), err, startOver)
 	}
-	if have != caHash {
+	if err := s.trusted.load(text); err != nil {
+		return err
+	}
+	if have != caHash && !s.trusted.Knows(caHash) {
 		return s.otherCluster(old.Cluster, "the join token's cluster")
 	}
 	return nil
@@ -269,9 +338,22 @@ func (s *Store) Load() (Credentials, error) {
 	if err != nil {
 		return Credentials{}, fmt.Errorf("load identity: %s is damaged: %w; %s", s.path(certFile), err, startOver)
 	}
+	if _, err := parseCertificate(ca); err != nil {
+		return Credentials{}, fmt.Errorf("load identity: %s is damaged: %w; %s", s.path(caFile), err, startOver)
+	}
+	if err := s.trusted.load(ca); err != nil {
+		return Credentials{}, fmt.Errorf("load identity: %w", err)
+	}
+	// A change of the CA that was cut off leaves ca.pem of another one than the
+	// certificate's; and a host that was off while its CA was retired still renews by
+	// the old certificate.
+	cas := s.trusted.set.Load()
+	if issuer, ok := cas.issuerOf(cert); ok {
+		ca = issuer
+	}
 	caCert, err := parseCertificate(ca)
 	if err != nil {
-		return Credentials{}, fmt.Errorf("load identity: %s is damaged: %w; %s", s.path(caFile), err, startOver)
+		return Credentials{}, fmt.Errorf("load identity: %w", err)
 	}
 	// As of the first moment of both: Load is about damage, not about age. The
 	// CA's may be the later one, where the issuer's clock runs behind its maker's.
@@ -281,15 +363,13 @@ func (s *Store) Load() (Credentials, error) {
 	}
 	// The certificate says who this host is; cluster.json may be older, by a Save
 	// that was cut off between the two.
-	id, err := certified(r.Cluster, ca, certText, hostID, key, first)
+	id, err := certified(r.Cluster, cas.ever, certText, hostID, key, first)
 	if err != nil {
 		return Credentials{}, fmt.Errorf("load identity: the files in %s do not fit each other: %w; %s", s.dir, err, startOver)
 	}
-	if verifier, err := NewVerifier(r.Cluster, ca); err == nil {
-		_ = s.denials.load(verifier) // a damaged one is made good by the next that a server sends
-	}
+	_ = s.denials.load(&Verifier{cluster: r.Cluster, trusted: s.trusted}) // a damaged one is made good by the next that a server sends
 	return Credentials{
-		Denials:  s.denials,
+		Denials: s.denials, Trusted: s.trusted,
 		Identity: id, Key: key, CertPEM: certText, CAPEM: ca, Segment: r.Segment,
 		GossipKeys: r.GossipKeys, ReleaseKeys: r.ReleaseKeys, KeyPolicy: r.KeyPolicy, Servers: r.Servers, GossipJoin: r.GossipJoin, Also: r.Also,
 		GossipRevision: r.GossipRevision, Relays: r.Relays,

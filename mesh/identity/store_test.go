@@ -84,7 +84,7 @@ func TestStoreKeepsTheEnrolment(t *testing.T) {
 		Identity: e.Identity, Key: key, CertPEM: e.CertPEM, CAPEM: e.CAPEM, Segment: e.Segment,
 		GossipKeys: e.GossipKeys, ReleaseKeys: e.ReleaseKeys, Servers: e.Servers, GossipJoin: e.GossipJoin,
 		GossipRevision: 3, Relays: []string{"192.0.2.9:7947"},
-		Denials: got.Denials, // nobody is denied
+		Denials: got.Denials, Trusted: got.Trusted, // nobody is denied
 	}
 	if !reflect.DeepEqual(got, want) || got.HostID != host {
 		t.Errorf("loaded %#v", got)

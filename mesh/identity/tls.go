@@ -143,14 +143,14 @@ func PeerIdentity(cs tls.ConnectionState) (Identity, error) {
 }
 
 // joinTLS is the dialing side of moult-join: no certificate to show, and the
-// other side must be a server under the CA that the token pins.
-func joinTLS(caHash string) *tls.Config {
+// other side must be a server under the CA that the token pins, or one of these.
+func joinTLS(cas ...string) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		NextProtos:         []string{ALPNJoin},
 		InsecureSkipVerify: true, // the token is the trust: VerifyConnection checks the chain against it
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			err := verifyPinned(cs, caHash, time.Now())
+			err := verifyPinned(cs, cas, time.Now())
 			if err != nil {
 				return fmt.Errorf("%w; %w", err, ErrUntrustedServer)
 			}
@@ -159,15 +159,18 @@ func joinTLS(caHash string) *tls.Config {
 	}
 }
 
-// verifyPinned tells whether the other side is a server under the CA with this
-// hash.
-func verifyPinned(cs tls.ConnectionState, caHash string, now time.Time) error {
+// errNotPinned says that a server's CA is none of those that are looked for.
+var errNotPinned = errors.New("the server's CA is not the one in the join token: this is another cluster, or somebody stands in between; check the address, or create a new token on a server with: moult token create")
+
+// verifyPinned tells whether the other side is a server under a CA with one of these
+// hashes.
+func verifyPinned(cs tls.ConnectionState, cas []string, now time.Time) error {
 	if cs.NegotiatedProtocol != ALPNJoin {
 		return fmt.Errorf("the other side does not speak %s; give --join a server's node port (7947 by default)", ALPNJoin)
 	}
-	ca := pinned(cs.PeerCertificates, caHash)
+	ca := pinned(cs.PeerCertificates, cas...)
 	if ca == nil {
-		return errors.New("the server's CA is not the one in the join token: this is another cluster, or somebody stands in between; check the address, or create a new token on a server with: moult token create")
+		return errNotPinned
 	}
 	leaf := cs.PeerCertificates[0]
 	id, err := FromCertificate(leaf)
@@ -187,9 +190,9 @@ func verifyPinned(cs tls.ConnectionState, caHash string, now time.Time) error {
 	return nil
 }
 
-func pinned(chain []*x509.Certificate, caHash string) *x509.Certificate {
+func pinned(chain []*x509.Certificate, hashes ...string) *x509.Certificate {
 	for _, cert := range chain {
-		if certHash(cert) == caHash {
+		if slices.Contains(hashes, certHash(cert)) {
 			return cert
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"strings"
 	"time"
 )
 
@@ -88,15 +89,15 @@ func (u *UICA) GoString() string { return u.String() }
 func (u *UICA) LogValue() slog.Value { return slog.StringValue(u.String()) }
 
 // PinnedTLS believes whoever shows a certificate for its name that chains to the
-// one with this sha256, which it has to show too.
-func PinnedTLS(caHash string) *tls.Config {
+// one with this sha256, or one of these, which it has to show too.
+func PinnedTLS(caHashes ...string) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, // the hash is the trust: VerifyConnection checks the chain against it
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			ca := pinned(cs.PeerCertificates, caHash)
+			ca := pinned(cs.PeerCertificates, caHashes...)
 			if ca == nil {
-				return fmt.Errorf("none of the certificates has the sha256 %s: %w", caHash, x509.UnknownAuthorityError{Cert: cs.PeerCertificates[0]})
+				return fmt.Errorf("none of the certificates has the sha256 %s: %w", strings.Join(caHashes, " or "), x509.UnknownAuthorityError{Cert: cs.PeerCertificates[0]})
 			}
 			roots, between := x509.NewCertPool(), x509.NewCertPool()
 			roots.AddCert(ca)

@@ -75,7 +75,7 @@ func TestShutOutDuringTheHandshake(t *testing.T) {
 		return nil
 	}, slog.New(slog.DiscardHandler))
 	defer func() { must(t, port.Close(t.Context())) }()
-	conn, err := DialRaft(t.Context(), s2, port.Addr().String())
+	conn, err := DialRaft(t.Context(), s2, port.Addr().String(), nil)
 	must(t, err)
 	defer conn.Close()
 	_ = ended(t, conn)

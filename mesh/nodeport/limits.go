@@ -132,6 +132,8 @@ type memberConn struct {
 	alpn string
 	peer identity.Identity
 	conn net.Conn // beneath TLS
+
+	trusted func() error // errs once the peer's CA is retired; nil: that does not matter
 }
 
 // add counts a connection in; the release that it returns also calls the other.

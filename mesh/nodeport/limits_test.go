@@ -231,7 +231,7 @@ func TestCloseIsBounded(t *testing.T) {
 	stuck := w.dialFrom(t, "127.0.0.1")
 	join := tls.Client(w.dialFrom(t, "127.0.0.1"), bareTLS(identity.ALPNJoin))
 	must(t, join.Handshake())
-	raft, err := DialRaft(t.Context(), w.s2, w.addr) // and nobody accepts it
+	raft, err := DialRaft(t.Context(), w.s2, w.addr, nil) // and nobody accepts it
 	must(t, err)
 	defer raft.Close()
 	held := make(chan error, 1)

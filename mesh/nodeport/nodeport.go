@@ -304,8 +304,12 @@ func (p *Port) dispatch(tc *tls.Conn, conn net.Conn, began time.Time) error {
 	}
 	release, err := p.limits.admit(alpn, who)
 	if err == nil && alpn != identity.ALPNJoin {
-		release = p.members.add(&memberConn{alpn: alpn, peer: peer, conn: conn}, release)
-		err = p.allow(alpn, peer) // it may have changed its mind since the handshake, and CutRefused has run
+		c := &memberConn{alpn: alpn, peer: peer, conn: conn}
+		if alpn != identity.ALPNRenew { // it is for those whose CA was retired, too
+			c.trusted = p.recheckCA(tc)
+		}
+		release = p.members.add(c, release)
+		err = p.refuses(c) // it may have changed its mind since the handshake, and CutRefused has run
 		if err != nil {
 			release()
 		}
@@ -322,11 +326,30 @@ func (p *Port) dispatch(tc *tls.Conn, conn net.Conn, began time.Time) error {
 	return err
 }
 
-// CutRefused closes the open connections of hosts that allow refuses by now,
-// whatever is under way on them. Call it when who may speak has changed.
+// refuses tells why a connection that was let in would not be now.
+func (p *Port) refuses(c *memberConn) error {
+	if err := p.allow(c.alpn, c.peer); err != nil || c.trusted == nil {
+		return err
+	}
+	return c.trusted()
+}
+
+// recheckCA returns what errs once the CA by which the other side was believed is
+// retired.
+func (p *Port) recheckCA(tc *tls.Conn) func() error {
+	creds, ok := p.creds()
+	if !ok {
+		return nil
+	}
+	return creds.Verifier().Recheck(tc.ConnectionState().PeerCertificates[0])
+}
+
+// CutRefused closes the open connections of hosts that allow refuses by now, or that
+// showed a certificate of a CA that is retired by now, whatever is under way on them.
+// Call it when who may speak has changed.
 func (p *Port) CutRefused() {
 	for _, c := range p.members.all() {
-		if err := p.allow(c.alpn, c.peer); err != nil {
+		if err := p.refuses(c); err != nil {
 			p.logger.Info("connection cut", "host", c.peer.HostID, "protocol", c.alpn, "why", err)
 			c.conn.Close() // beneath TLS: a goodbye could block
 		}

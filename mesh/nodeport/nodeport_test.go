@@ -170,7 +170,7 @@ func (w *world) dialFrom(t testing.TB, ip string) net.Conn {
 // raftPair is a Raft connection of s2 with s1, both ends.
 func (w *world) raftPair(t testing.TB) (dialed, accepted net.Conn) {
 	t.Helper()
-	dialed, err := DialRaft(t.Context(), w.s2, w.addr)
+	dialed, err := DialRaft(t.Context(), w.s2, w.addr, nil)
 	must(t, err)
 	t.Cleanup(func() { dialed.Close() })
 	accepted, err = w.port.Raft().Accept()
@@ -345,14 +345,14 @@ func TestClient(t *testing.T) {
 	if _, err := c.Get("http://" + w.addr + "/"); err == nil || !strings.Contains(err.Error(), "https://") {
 		t.Errorf("without TLS: %v", err)
 	}
-	early, err := DialRaft(t.Context(), w.a1, w.addr)
+	early, err := DialRaft(t.Context(), w.a1, w.addr, nil)
 	must(t, err) // TLS 1.3: it learns on its first read that it is refused
 	defer early.Close()
 	_ = ended(t, early)
 	agentPort, err := Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return w.a1, true }, nil, slog.New(slog.DiscardHandler))
 	must(t, err)
 	defer func() { must(t, agentPort.Close(context.Background())) }()
-	if _, err := DialRaft(t.Context(), w.s2, agentPort.Addr().String()); err == nil || !strings.Contains(err.Error(), "is not a server") {
+	if _, err := DialRaft(t.Context(), w.s2, agentPort.Addr().String(), nil); err == nil || !strings.Contains(err.Error(), "is not a server") {
 		t.Errorf("Raft with an agent: %v", err)
 	}
 }
