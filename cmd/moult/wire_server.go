@@ -47,6 +47,9 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	service := newServiceManager(ctx, logger)
 	defer service.close()
 	service.Well(joinPatience)
+	if err := checkBinary(o.trial.binary, o.anyDataPath); err != nil {
+		return err
+	}
 	unlock, err := openDataDir(o.data, o.anyDataPath)
 	if err != nil {
 		return err
