@@ -63,7 +63,7 @@ func (k *kinds) learn(ctx context.Context, s ServerStatus) []string {
 	return k.known[s.ID]
 }
 
-// tooNew refuses a change of a kind that another server says it does not know. A
+// tooNew refuses a change of a kind, or with a feature, that another server says it does not know. A
 // server that is down and was not heard of by this leader holds nothing up.
 func (n *Node) tooNew(ctx context.Context, kind string) *fleet.Error {
 	if n.kinds.ask == nil || slices.Contains(fleet.FirstKinds(), kind) {

@@ -24,7 +24,7 @@ func TestNewKindsWaitForTheOldestServer(t *testing.T) {
 			if known, ok := knows[id]; ok {
 				return known, nil
 			}
-			return fleet.Kinds(), nil
+			return fleet.Known(), nil
 		}
 	})
 	leader := c.AwaitLeader()
@@ -49,12 +49,29 @@ func TestNewKindsWaitForTheOldestServer(t *testing.T) {
 	}
 	mustPropose(t, leader, user("ann")) // what all know goes on
 
-	mu.Lock()
-	knows[older] = fleet.Kinds()
-	mu.Unlock()
-	leader.kinds.mu.Lock()
-	clear(leader.kinds.asked) // as kindsLive later
-	leader.kinds.mu.Unlock()
+	later := func(known []string) {
+		mu.Lock()
+		knows[older] = known
+		mu.Unlock()
+		leader.kinds.mu.Lock()
+		clear(leader.kinds.asked) // as kindsLive later
+		leader.kinds.mu.Unlock()
+	}
+	// Of a server that knows webhooks, but alerts of two kinds alone.
+	later(fleet.Kinds())
+	hook := fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "w1", Name: "pager", Format: fleet.WebhookJSON, URL: "https://h/", Kinds: []string{fleet.AlertUpdateFailed}}}
+	mustPropose(t, leader, hook)
+	all := []string{fleet.AlertHostSilent}
+	for _, change := range []fleet.Change{
+		fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "w2", Name: "pager-2", Format: fleet.WebhookJSON, URL: "https://h/", Kinds: all}},
+		fleet.WebhookChanged{WebhookID: "w1", Kinds: &all},
+	} {
+		if _, err := leader.Propose(c.within(10*time.Second), "user:test", change); !errors.As(err, new(*fleet.Error)) || !strings.Contains(err.Error(), "update all servers") {
+			t.Errorf("%s with a later kind of alerts: %v", change.Kind(), err)
+		}
+	}
+	later(fleet.Known())
+	mustPropose(t, leader, fleet.WebhookChanged{WebhookID: "w1", Kinds: &all})
 	if _, err := leader.Propose(c.within(10*time.Second), "user:test", newer); errors.As(err, new(*fleet.Error)) && strings.Contains(err.Error(), "update all servers") {
 		t.Errorf("after the update: %v", err)
 	}

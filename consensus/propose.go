@@ -85,8 +85,10 @@ func (n *Node) proposeInTerm(ctx, term context.Context, entry fleet.Entry) (flee
 // servePropose appends the entry on this server, which leads, and waits until it
 // is applied.
 func (n *Node) servePropose(ctx context.Context, e fleet.Entry) response {
-	if refused := n.tooNew(ctx, e.Type); refused != nil {
-		return response{Result: &fleet.Result{Err: refused}}
+	for _, needed := range e.Needs() {
+		if refused := n.tooNew(ctx, needed); refused != nil {
+			return response{Result: &fleet.Result{Err: refused}}
+		}
 	}
 	future, err := n.appendEntry(ctx, e)
 	if err != nil {

@@ -1,6 +1,7 @@
 package webui
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -45,6 +46,13 @@ func TestWebhookIsSetChangedAndDeleted(t *testing.T) {
 	got := w.Admin("PUT", path, `{"name":"night pager","enabled":false}`)
 	if msg := got.Refused(400, "bad_request"); !strings.HasPrefix(msg, "name") {
 		t.Error(msg)
+	}
+	every, err := json.Marshal(map[string]any{"kinds": fleet.AlertKinds})
+	if err != nil || len(fleet.AlertKinds) < 5 {
+		t.Fatal(err, fleet.AlertKinds)
+	}
+	if got, _ := w.Admin("PUT", path, string(every)).OK()["kinds"].([]any); len(got) != len(fleet.AlertKinds) {
+		t.Errorf("of all kinds it keeps %v", got)
 	}
 	out := w.Admin("PUT", path, `{"name":"night-pager","enabled":false,"kinds":[]}`).OK()
 	if h := hook(); h.Name != "night-pager" || h.Enabled || len(h.Kinds) != 0 || h.BearerToken != "B34RER" || h.URL == "" {
@@ -96,6 +104,7 @@ func TestBadWebhooksAreRefusedByField(t *testing.T) {
 		{`{"name":"a","format":"json","url":"https://h/","bearer_token":"B34RER\nX: y"}`, "bearer_token"},
 		{`{"name":"a","format":"json","url":"https://h/","signing_secret":"S1GNING"}`, "signing_secret"},
 		{`{"name":"a","format":"json","url":"https://h/","kinds":["moon"]}`, "kinds"},
+		{`{"name":"a","format":"json","url":"https://h/","kinds":["host_silent","host_silent"]}`, "kinds"},
 		{`{"name":"a","format":"json","url":"https://h/","kinds":"all"}`, "kinds"},
 		{`{"name":"a","format":"json","url":"https://h/","enabled":"yes"}`, "enabled"},
 		{`{"name":"a","format":"json","url":"https://h/","secret":"S3CRET"}`, "unknown field"},

@@ -31,6 +31,22 @@ func openDataDir(dir string, anyPath bool) (unlock func(), err error) {
 	return lockDataDir(dir)
 }
 
+// checkBinary refuses an installed binary that others could exchange, as openDataDir
+// does a data directory.
+func checkBinary(binary string, anyPath bool) error {
+	if anyPath {
+		return nil
+	}
+	path, err := filepath.Abs(binary)
+	if err == nil {
+		err = refuseForeignBinary(path)
+	}
+	if err != nil {
+		return fmt.Errorf("--binary %s: %w", binary, err)
+	}
+	return nil
+}
+
 // withoutJoinToken is an environment without the join token, which a process needs
 // once: children and what they start do not get it.
 func withoutJoinToken(environ []string) []string {

@@ -77,3 +77,42 @@ func TestChildrenGetNoJoinToken(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// An installed binary that others could exchange is refused: it, the directory that it
+// is in, or one above it, and by a link as well.
+func TestBinaryThatOthersCouldExchange(t *testing.T) {
+	base := t.TempDir()
+	dir := filepath.Join(base, "opt", "bin")
+	must(t, os.MkdirAll(dir, 0o755))
+	path := filepath.Join(dir, "moult")
+	must(t, os.WriteFile(path, []byte("#!"), 0o755))
+	must(t, os.Chmod(path, 0o755))
+	link := filepath.Join(base, "moult")
+	must(t, os.Symlink(path, link))
+	must(t, checkBinary(path, false))
+	must(t, checkBinary(link, false))
+	for _, open := range []string{path, dir, filepath.Dir(dir)} {
+		must(t, os.Chmod(open, 0o777))
+		for _, given := range []string{path, link} {
+			err := checkBinary(given, false)
+			if err == nil || !strings.Contains(err.Error(), "--binary "+given) || !strings.Contains(err.Error(), open+" can be written to by others (mode 0777)") || !strings.Contains(err.Error(), "--any-data-path") {
+				t.Errorf("%s, where everybody writes to %s: %v", given, open, err)
+			}
+			must(t, checkBinary(given, true))
+		}
+		must(t, os.Chmod(open, 0o755))
+	}
+	if err := checkBinary(filepath.Join(dir, "gone"), false); err == nil {
+		t.Error("one that is not there is taken")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	for _, theirs := range []string{path, dir} {
+		must(t, os.Chown(theirs, 12345, 0))
+		if err := checkBinary(path, false); err == nil || !strings.Contains(err.Error(), theirs+" belongs to user 12345") {
+			t.Errorf("where %s is another user's: %v", theirs, err)
+		}
+		must(t, os.Chown(theirs, 0, 0))
+	}
+}

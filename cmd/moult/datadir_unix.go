@@ -23,13 +23,35 @@ func refuseForeignPath(dir string) error {
 	if err := refuseOwner(info, me); err != nil {
 		return err
 	}
-	real, err := filepath.EvalSymlinks(dir)
+	return refuseForeignParents(dir, "directory", "move --data to where root alone writes, such as /var/lib/moult"+trustAllHere)
+}
+
+const trustAllHere = ", or give --any-data-path if only people whom you trust reach this machine"
+
+// refuseForeignBinary refuses an installed binary that others can write to, or put
+// another one in the place of: this process runs it, and moult may run as root.
+func refuseForeignBinary(path string) error {
+	const next = "move the binary to where root alone writes, such as /usr/local/bin" + trustAllHere
+	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return err
 	}
-	for _, path := range []string{dir, real} {
+	if err := refuseForeign(real, os.Geteuid(), "binary", next); err != nil {
+		return err
+	}
+	return refuseForeignParents(path, "binary", next)
+}
+
+// refuseForeignParents looks at all parents of a path, of which what says what it is,
+// and next what to do.
+func refuseForeignParents(path, what, next string) error {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	for _, path := range []string{path, real} {
 		for parent := filepath.Dir(path); ; parent = filepath.Dir(parent) {
-			if err := refuseForeignParent(parent, me); err != nil {
+			if err := refuseForeign(parent, os.Geteuid(), what, next); err != nil {
 				return err
 			}
 			if parent == filepath.Dir(parent) {
@@ -58,23 +80,24 @@ func refuseForeignOwner(dir string) error {
 	return refuseOwner(info, os.Geteuid())
 }
 
-func refuseForeignParent(parent string, me int) error {
-	info, err := os.Stat(parent)
+// refuseForeign refuses a path that is neither user me's nor root's, or that others
+// write to.
+func refuseForeign(path string, me int, what, next string) error {
+	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	stat := info.Sys().(*syscall.Stat_t)
-	const next = "; move --data to where root alone writes, such as /var/lib/moult, or give --any-data-path if only people whom you trust reach this machine"
-	if owner := int(stat.Uid); owner != me && owner != 0 {
-		return fmt.Errorf("%s belongs to user %d, who could put another directory in its place%s", parent, owner, next)
+	if owner := ownerOf(info); owner != me && owner != 0 {
+		return fmt.Errorf("%s belongs to user %d, who could put another %s in its place; %s", path, owner, what, next)
 	}
-	if info.Mode()&fs.ModeSticky != 0 {
+	if info.IsDir() && info.Mode()&fs.ModeSticky != 0 {
 		return nil // as /tmp: others cannot rename what is not theirs
 	}
 	mode := info.Mode().Perm()
 	ownGroup := me != 0 && int(stat.Gid) == os.Getegid() || stat.Gid == 0
 	if mode&0o002 != 0 || mode&0o020 != 0 && !ownGroup {
-		return fmt.Errorf("%s can be written to by others (mode %04o), who could put another directory in its place; chmod go-w it%s", parent, mode, next)
+		return fmt.Errorf("%s can be written to by others (mode %04o), who could put another %s in its place; chmod go-w it; %s", path, mode, what, next)
 	}
 	return nil
 }

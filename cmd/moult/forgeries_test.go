@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"moult/consensus/fleet"
 	"moult/mesh"
 )
 
@@ -13,7 +16,7 @@ import (
 func TestForgeriesAreToldOf(t *testing.T) {
 	start := time.Now()
 	tick := 0
-	w := &forgeryWatch{}
+	w := newForgeryWatch()
 	var c mesh.Counters
 	look := func(more uint64) string {
 		tick++
@@ -44,5 +47,69 @@ func TestForgeriesAreToldOf(t *testing.T) {
 	}
 	if look(0) == "" {
 		t.Error("it goes on for an hour, and nobody is told")
+	}
+}
+
+// The alert over forgeries closes when there was no more of it for an hour at any
+// server, and not while a server does not answer.
+func TestForgeriesThatStopped(t *testing.T) {
+	start := time.Now()
+	w := newForgeryWatch()
+	var c mesh.Counters
+	at := func(tick int, more uint64) time.Duration {
+		c.UnverifiedRecords += more
+		now := start.Add(time.Duration(tick) * forgeryTick)
+		w.look("server-1", c, now)
+		return w.calm(now)
+	}
+	at(1, forgeryAlarm)
+	if calm := at(2, 0); calm != 0 {
+		t.Errorf("in the same minutes it is calm for %v", calm)
+	}
+	for tick := 3; tick < 200; tick++ {
+		calm, want := at(tick, forgeryAlarm/forgeryTicks-1), time.Duration(tick-forgeryTicks)*forgeryTick
+		if tick > 2*forgeryTicks && calm != want {
+			t.Fatalf("at tick %d it is calm for %v, not %v", tick, calm, want)
+		}
+	}
+	if calm := at(200, forgeryAlarm); calm != 0 {
+		t.Errorf("it begins again, and it is calm for %v", calm)
+	}
+}
+
+// A leader closes the alert over forgeries by itself.
+func TestForgeryAlertCloses(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	raft := startLoneRaft(t)
+	must(t, raft.Bootstrap(ctx))
+	propose := func(c fleet.Change) {
+		t.Helper()
+		_, err := raft.Propose(ctx, "system", c)
+		must(t, err)
+	}
+	propose(fleet.ClusterInitialized{
+		Cluster: fleet.Cluster{ID: "cluster-1"}, Server: fleet.Host{ID: "s1", Name: "s1", OS: "linux", Arch: "amd64"},
+		Admin: fleet.User{ID: "u1", Name: "admin"}, Token: fleet.APIToken{ID: "t1", Name: "t", Hash: "h"},
+	})
+	propose(fleet.AlertRaised{AlertKind: fleet.AlertForgedRecords, Message: "m"})
+	m := &membership{raft: raft, self: "s1"}
+	w := newForgeryWatch()
+	open := func() bool { return len(raft.State().View().OpenAlerts()) == 1 }
+	w.close(ctx, m, quiet, time.Now().Add(forgeryCalm-time.Minute))
+	if !open() {
+		t.Error("it closes too early")
+	}
+	m.self = "another" // and so s1 is a server that has to be asked, and cannot be
+	m.servers = &serverClient{http: http.DefaultClient, statusTimeout: time.Second}
+	w.close(ctx, m, quiet, time.Now().Add(forgeryCalm+time.Minute))
+	if !open() {
+		t.Error("it closes while a server does not answer")
+	}
+	m.self = "s1"
+	w.close(ctx, m, quiet, time.Now().Add(forgeryCalm+time.Minute))
+	if open() {
+		t.Error("it stays open")
 	}
 }

@@ -68,7 +68,7 @@ func inSystemPlace(path string) bool {
 	for _, dir := range []string{"/usr/", "/opt/", "/bin/", "/sbin/"} {
 		if strings.HasPrefix(path, dir) {
 			for p := path; p != "/"; p = filepath.Dir(p) {
-				if refuseForeignParent(p, 0) != nil {
+				if refuseForeign(p, 0, "binary", "") != nil {
 					return false
 				}
 			}

@@ -26,7 +26,8 @@ type membership struct {
 	health  *healthWatch
 	self    string
 	// patience is how long this server waits to be allowed to restart.
-	patience time.Duration
+	patience  time.Duration
+	forgeries *forgeryWatch
 }
 
 // add has a joined server become a member of the Raft group.
@@ -46,7 +47,7 @@ func (m *membership) own() nodeStatus {
 	problems := m.health.problems()
 	return nodeStatus{
 		Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: !isFailing(problems), Problems: problems,
-		Kinds: fleet.Kinds(), Now: time.Now(),
+		Kinds: fleet.Known(), Now: time.Now(), ForgeryCalm: m.forgeries.calm(time.Now()),
 	}
 }
 

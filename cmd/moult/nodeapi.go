@@ -43,8 +43,11 @@ type nodeStatus struct {
 	Now time.Time `json:"now,omitzero"`
 	// Problems are missing where an older server answers.
 	Problems []webui.Problem `json:"problems,omitempty"`
-	// Kinds are those of changes that it knows; missing: fleet.FirstKinds.
+	// Kinds are what of fleet.Known it knows; missing: fleet.FirstKinds.
 	Kinds []string `json:"kinds,omitempty"`
+	// ForgeryCalm is for how long it has refused no more forged gossip than happens in a
+	// healthy mesh; missing: it does, or does not tell.
+	ForgeryCalm time.Duration `json:"forgery_calm,omitempty"`
 }
 
 // addServerRequest asks to become a member of the Raft group.

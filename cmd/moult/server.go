@@ -54,7 +54,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f.StringArrayVar(&o.alsoFlags, "also-segment", nil, "further segment that this host is in, as SEGMENT=GOSSIP_ADDRESS; it relays between its segments; may be repeated")
 	f.StringSliceVar(&o.allowFrom, "allow-from", nil, "networks, in CIDR notation, that may reach the gossip and node ports; this host's own addresses always may; may be repeated (default: all)")
 	f.StringArrayVar(&o.join, "join", nil, "node port of a server, or of a relay, to join through; may be repeated")
-	f.BoolVar(&o.anyDataPath, "any-data-path", false, "take --data although others could exchange it by the permissions of its parents")
+	f.BoolVar(&o.anyDataPath, "any-data-path", false, "take --data and --binary although others could exchange them by the permissions of their parents")
 	f.StringVar(&o.token, "token", "", "join token (better: --token-file or MOULT_TOKEN, the process list does not show them)")
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
 	o.serve.register(f)

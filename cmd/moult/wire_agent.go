@@ -32,6 +32,9 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	service := newServiceManager(ctx, logger)
 	defer service.close()
 	service.Well(joinPatience)
+	if err := checkBinary(o.trial.binary, o.anyDataPath); err != nil {
+		return err
+	}
 	unlock, err := openDataDir(o.data, o.anyDataPath)
 	if err != nil {
 		return err

@@ -47,6 +47,9 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	service := newServiceManager(ctx, logger)
 	defer service.close()
 	service.Well(joinPatience)
+	if err := checkBinary(o.trial.binary, o.anyDataPath); err != nil {
+		return err
+	}
 	unlock, err := openDataDir(o.data, o.anyDataPath)
 	if err != nil {
 		return err
@@ -135,7 +138,8 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	}
 	others := newServerClient(current.Get, o.raft.statusTimeout())
 	// Half of what the coordinator waits for a server in one phase.
-	members := &membership{servers: others, self: creds.HostID, patience: o.timeouts.Rejoin / 2}
+	forgeries := newForgeryWatch()
+	members := &membership{servers: others, self: creds.HostID, patience: o.timeouts.Rejoin / 2, forgeries: forgeries}
 	clock := newClockGuard(members.otherClocks, logger.With("component", "clock"))
 	raft, err := openRaft(o, creds.HostID, port, current, others, clock.unfit, logger.With("component", "raft"))
 	if err != nil {
@@ -273,7 +277,10 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	tasks.Go(func() { trust.run(ctx) })
 	tasks.Go(func() { follower.watchCAs(ctx) })
 	tasks.Go(func() { desk.run(ctx) })
-	tasks.Go(func() { watchForgeries(ctx, o.name, node, raft.Propose, logger.With("component", "forgeries")) })
+	tasks.Go(func() { forgeries.run(ctx, o.name, node, raft.Propose, logger.With("component", "forgeries")) })
+	tasks.Go(func() {
+		raft.Lead(ctx, func(ctx context.Context) { forgeries.lead(ctx, members, logger.With("component", "forgeries")) })
+	})
 	tasks.Go(func() { raft.Lead(ctx, func(ctx context.Context) { desk.lead(ctx, node.Roster()) }) })
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) { newRotor(trust, logger.With("component", "trust")).run(ctx) })

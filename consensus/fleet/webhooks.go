@@ -16,8 +16,11 @@ const (
 	WebhookAlertmanager WebhookFormat = "alertmanager"
 )
 
-// AlertKinds are the kinds of alerts that a webhook may be narrowed down to.
-var AlertKinds = []string{AlertUpdateFailed, AlertFleetUpdateHalted}
+// AlertKinds are the kinds of alerts, to which a webhook may be narrowed down.
+var AlertKinds = append(slices.Clone(firstAlertKinds), raisedKinds...)
+
+// firstAlertKinds are those that every version with webhooks knows.
+var firstAlertKinds = []string{AlertUpdateFailed, AlertFleetUpdateHalted}
 
 // Webhook is a receiver of alerts. URL, BearerToken and SigningSecret are
 // secrets: they are shown to nobody, and told only to the receiver.

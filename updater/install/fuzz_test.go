@@ -2,6 +2,7 @@ package install
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -65,6 +66,22 @@ func sameMarker(a, b Marker) bool {
 func FuzzOutcome(f *testing.F) {
 	f.Add([]byte(`{"job_id":"j","result":"committed","at":"2026-03-01T12:00:00Z"}`))
 	f.Add([]byte(`[{"job_id":"j","digest":"d"}]`))
+	dir := f.TempDir()
+	if err := SaveOutcome(dir, Outcome{JobID: "job-1", Result: RolledBack, At: time.Unix(1, 0).UTC()}); err != nil {
+		f.Fatal(err)
+	}
+	for i := range maxFailures { // the most that there are
+		if err := RememberFailure(dir, Failure{JobID: fmt.Sprint("job-", i), Digest: "d1", Reason: "r", At: time.Unix(1, 0).UTC()}); err != nil {
+			f.Fatal(err)
+		}
+	}
+	for _, name := range []string{outcomeFile, failuresFile} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
 	f.Add([]byte("{"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		dir := t.TempDir()
@@ -82,6 +99,19 @@ func FuzzOutcome(f *testing.F) {
 		}
 		if got, ok := FailedBefore(dir, "job-1", "d1"); !ok || got != want {
 			t.Fatalf("%+v, %t", got, ok)
+		}
+		var kept []Failure
+		if err := readJSON(filepath.Join(dir, failuresFile), &kept); err != nil || len(kept) > maxFailures {
+			t.Fatalf("%d failures are kept: %v", len(kept), err)
+		}
+		// An outcome that was read is written again as it was.
+		if o, err := LoadOutcome(dir); err == nil {
+			if err := SaveOutcome(dir, o); err != nil {
+				t.Fatalf("write %+v: %v", o, err)
+			}
+			if again, err := LoadOutcome(dir); err != nil || again.JobID != o.JobID || again.Result != o.Result || !again.At.Equal(o.At) {
+				t.Fatalf("%+v, then %+v: %v", o, again, err)
+			}
 		}
 	})
 }

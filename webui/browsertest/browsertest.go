@@ -9,6 +9,9 @@ package browsertest
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +20,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
@@ -38,8 +42,15 @@ type Browser struct {
 	ctx context.Context
 }
 
+// Trusting has a browser believe servers whose chain of certificates has this one in
+// it, and them alone; where it is not given a browser believes the machine's CAs.
+func Trusting(cert *x509.Certificate) chromedp.ExecAllocatorOption {
+	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	return chromedp.Flag("ignore-certificate-errors-spki-list", base64.StdEncoding.EncodeToString(sum[:]))
+}
+
 // Start starts a browser with a window of 1280 by 900 pixels.
-func Start(tb testing.TB) *Browser {
+func Start(tb testing.TB, more ...chromedp.ExecAllocatorOption) *Browser {
 	tb.Helper()
 	path := findChromium()
 	if path == "" {
@@ -53,6 +64,7 @@ func Start(tb testing.TB) *Browser {
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WindowSize(1280, 900),
 		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-quic", true))
+	options = append(options, more...)
 	ctx, cancelTime := context.WithTimeout(context.Background(), lifetime)
 	ctx, cancelAllocator := chromedp.NewExecAllocator(ctx, options...)
 	ctx, cancel := chromedp.NewContext(ctx)
@@ -114,6 +126,23 @@ func (b *Browser) Text(expression string) string {
 		b.tb.Fatal(err)
 	}
 	return text
+}
+
+// Cookies returns the cookies that the browser has for the page.
+func (b *Browser) Cookies() []*network.Cookie {
+	b.tb.Helper()
+	got, err := chromedp.Call(b.ctx, network.GetCookies, network.GetCookiesParams{})
+	if err != nil {
+		b.tb.Fatal(err)
+	}
+	return got.Cookies
+}
+
+// Reach tries to open a page, and tells why it cannot.
+func (b *Browser) Reach(url string) error {
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	return chromedp.Do(ctx, chromedp.Navigate(url))
 }
 
 // AwaitText waits until the page shows a text, white space folded.
