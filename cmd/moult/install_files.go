@@ -218,3 +218,21 @@ func firstConfig(role string) string {
 	return "# Settings of `moult " + role + "`: its flags, with _ for -. See moult " + role + " --help, and\n" +
 		"# docs/configuration.md. A flag that may be repeated takes a list.\n\n"
 }
+
+// refuseToPurge refuses a directory that is not a data directory of moult's: what
+// the configuration names is removed with all that is in it.
+func refuseToPurge(data string) error {
+	entries, err := os.ReadDir(data)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"identity", runningFile, joinTokenFile, bootstrapOnceFile} { // not lock: /var has one
+		if fileExists(filepath.Join(data, name)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s does not look like moult's data directory; remove it by hand, if it is", data)
+}
