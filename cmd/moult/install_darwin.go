@@ -43,10 +43,17 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := refuseOthersData(p); err != nil {
+		return nil, err
+	}
 	changed := false // whether a running service has to be started anew
 	noting := func(s installStep) installStep {
-		do := s.do
-		s.do = func(ctx context.Context) error { changed = true; return do(ctx) }
+		look := s.done
+		s.done = func() (bool, error) {
+			done, err := look()
+			changed = changed || !done
+			return done, err
+		}
 		return s
 	}
 	steps := []installStep{
@@ -58,7 +65,10 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	}
 	steps = append(steps, noting(configStep(p.config, firstConfig(p.role), p.settings, 0o644)))
 	if p.token != "" {
-		steps = append(steps, rootTokenStep(p))
+		steps = append(steps, rootOnceStep(p, "join token", joinTokenFile, p.token+"\n"))
+	}
+	if p.found {
+		steps = append(steps, rootOnceStep(p, "order to make a cluster", bootstrapOnceFile, ""))
 	}
 	steps = append(steps, noting(fileStep(plistPath(p.role), []byte(text), 0o644)))
 	if p.start {
@@ -83,21 +93,15 @@ func rootDirStep(path string, mode fs.FileMode) installStep {
 	}
 }
 
-// rootTokenStep leaves the join token where the service takes it from, and removes
-// it after joining.
-func rootTokenStep(p servicePlan) installStep {
-	path := filepath.Join(p.data, joinTokenFile)
+// rootOnceStep leaves something for the service's first start, which removes it.
+func rootOnceStep(p servicePlan, what, name, content string) installStep {
+	path := filepath.Join(p.data, name)
 	return installStep{
-		what: "join token " + path,
+		what: what + " " + path,
 		done: func() (bool, error) {
-			dir := filepath.Join(p.data, "identity")
-			if _, err := os.Stat(dir); err != nil {
-				return false, nil //nolint:nilerr // it is not there, or the service will say what is wrong with it
-			}
-			store, err := identity.OpenStore(dir)
-			return err == nil && store.Enrolled(), nil
+			return identity.HasEnrolment(filepath.Join(p.data, "identity")), nil
 		},
-		do: func(context.Context) error { return writeFileAtomic(path, []byte(p.token+"\n"), 0o600) },
+		do: func(context.Context) error { return writeFileAtomic(path, []byte(content), 0o600) },
 	}
 }
 
@@ -134,11 +138,6 @@ func launchctl(ctx context.Context, args ...string) error {
 
 // removalSteps take away what installSteps made.
 func removalSteps(p servicePlan) ([]installStep, error) {
-	if values, err := readSettings(p.config, func(string) bool { return true }); err == nil {
-		if data, ok := values["data"].(string); ok {
-			p.data = data
-		}
-	}
 	steps := []installStep{
 		{
 			what: "stop " + launchdLabel(p.role),

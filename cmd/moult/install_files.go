@@ -236,3 +236,11 @@ func refuseToPurge(data string) error {
 	}
 	return fmt.Errorf("%s does not look like moult's data directory; remove it by hand, if it is", data)
 }
+
+// refuseOthersData refuses the data directory of this host's other role.
+func refuseOthersData(p servicePlan) error {
+	if r, err := readRunning(p.data); err == nil && r.Role != "" && string(r.Role) != p.role {
+		return fmt.Errorf("%s is the data of this host's %s; a host is one or the other; run `moult uninstall %s --purge` first, or give another --data", p.data, r.Role, r.Role)
+	}
+	return nil
+}

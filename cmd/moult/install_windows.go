@@ -106,13 +106,17 @@ sc.exe failureflag %s 1
 
 // installSteps are program, directories, configuration, service, event source, start.
 func installSteps(p servicePlan) ([]installStep, error) {
-	if err := checkPlan(p); err != nil {
+	if err := errors.Join(checkPlan(p), refuseOthersData(p)); err != nil {
 		return nil, err
 	}
 	changed := false // whether a running service has to be started anew
 	noting := func(s installStep) installStep {
-		do := s.do
-		s.do = func(ctx context.Context) error { changed = true; return do(ctx) }
+		look := s.done
+		s.done = func() (bool, error) {
+			done, err := look()
+			changed = changed || !done
+			return done, err
+		}
 		return s
 	}
 	steps := []installStep{noting(programStep(p)), privateDirStep(filepath.Dir(p.config)), privateDirStep(p.data)}
@@ -212,12 +216,7 @@ func joinTokenStep(p servicePlan) installStep {
 	return installStep{
 		what: "join token " + path,
 		done: func() (bool, error) {
-			dir := filepath.Join(p.data, "identity")
-			if _, err := os.Stat(dir); err != nil {
-				return false, nil //nolint:nilerr // it is not there, or the service will say what is wrong with it
-			}
-			store, err := identity.OpenStore(dir)
-			return err == nil && store.Enrolled(), nil
+			return identity.HasEnrolment(filepath.Join(p.data, "identity")), nil
 		},
 		do: func(context.Context) error { return writeFileAtomic(path, []byte(p.token+"\n"), 0o600) },
 	}

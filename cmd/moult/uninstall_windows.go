@@ -21,11 +21,6 @@ func removalSteps(p servicePlan) ([]installStep, error) {
 		return nil, checkPlan(p)
 	}
 	name := serviceName(p.role)
-	if values, err := readSettings(p.config, func(string) bool { return true }); err == nil {
-		if data, ok := values["data"].(string); ok {
-			p.data = data
-		}
-	}
 	if program := programOf(name); program != "" {
 		p.binary = program
 	}
