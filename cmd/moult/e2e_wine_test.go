@@ -107,7 +107,7 @@ func TestE2EWindows(t *testing.T) {
 func TestE2EWindowsPackages(t *testing.T) {
 	m := startWine(t)
 	for pkg, which := range map[string]string{
-		"mesh/identity": "Test", "updater/internal/durable": "Test", "updater/order": "Test",
+		"mesh/identity": "Store|Crash|Damaged|Denied", "updater/internal/durable": "Test",
 		"updater/install": "Swap|TheVerifiedFile|Marker|Outcome",
 	} {
 		t.Run(pkg, func(t *testing.T) {
