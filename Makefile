@@ -29,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build release packages test-packages e2e-systemd sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots clean
+.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -109,6 +109,9 @@ test-packages: $(GOBIN)/nfpm ## packages of all platforms: the same bytes twice,
 
 e2e-systemd: $(GOBIN)/nfpm ## packages on eight booted Debians with systemd; takes root and minutes
 	MOULT_SYSTEMD=1 $(GO) test -count=1 -v -timeout 15m -run 'TestE2ESystemd' ./cmd/moult
+
+e2e-windows: ## the agent as a Windows service, under Wine, in a cluster on Linux; takes minutes
+	MOULT_WINE=1 $(GO) test -count=1 -v -timeout 10m -run 'TestE2EWindows' ./cmd/moult
 
 demo: ## a cluster on loopback updates itself from A to B while its leader is killed
 	@GO="$(GO)" ./testdata/demo.sh

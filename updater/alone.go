@@ -2,8 +2,12 @@ package updater
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
+	"time"
+
+	"moult/updater/install"
 )
 
 // SettleTrial deals with what an earlier process left behind that ended in the
@@ -50,4 +54,12 @@ func RunTrial(ctx context.Context, cfg SupervisorConfig) (committed bool, err er
 // same arguments and process id. It returns only when that fails.
 func ReplaceSelf(installed string) error {
 	return fmt.Errorf("become the installed binary %s: %w; start it again", installed, execute(installed))
+}
+
+// SettleRolledBack is for whoever was to finish a commit that the supervisor left
+// to it (SupervisorConfig.Restart), and cannot.
+func SettleRolledBack(dataDir string, m install.Marker, reason string) error {
+	o := install.OutcomeOf(m, install.RolledBack, time.Now())
+	o.Reason = reason
+	return errors.Join(install.SaveOutcome(dataDir, o), install.RemoveMarker(dataDir))
 }

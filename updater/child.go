@@ -37,6 +37,7 @@ const (
 	eventCommitted = "committed"
 	eventServing   = "serving" // its ports are open
 	eventAlive     = "alive"   // every SignOfLife, with a status
+	eventStop      = "stop"    // Windows has no signals; the pipe's end says the same, to older children too
 	// maxMessage bounds a line from a child that may be broken.
 	maxMessage = 64 << 10
 )
@@ -45,12 +46,15 @@ const (
 type child struct {
 	proc  *os.Process
 	pid   int
+	group group // ends what it started
 	trial bool
 	began time.Time
 
 	send *os.File // messages to the child; its end tells the child to stop
 	recv *os.File // messages from the child
 	out  *os.File // what the child prints
+
+	done install.Marker // of the trial that was committed; zero: none
 
 	tail     *tail
 	messages chan message
@@ -133,7 +137,7 @@ func (s *supervisor) start(env []string, start func([]string, *os.ProcAttr) (*os
 	}
 	// The child's ends are its own now: held here as well, they would never end.
 	closeAll(childIn, childOut, childPrint)
-	c := &child{proc: p, pid: p.Pid, send: send, recv: recv, out: out}
+	c := &child{proc: p, pid: p.Pid, group: s.groupOf(p), send: send, recv: recv, out: out}
 	s.watchOver(c)
 	return c, nil
 }
@@ -172,6 +176,7 @@ func (s *supervisor) watchOver(c *child) {
 		_, _ = c.out.SetReadDeadline(soon), c.recv.SetReadDeadline(soon)
 		c.pumps.Wait()
 		closeAll(c.send, c.recv, c.out)
+		c.freeGroup()
 		c.state = state
 		close(c.exited)
 	}()

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"moult/updater/install"
 )
 
 // handOver replaces this process by the newly installed binary, which adopts the
@@ -122,4 +124,9 @@ func livingChild(pid int) (*os.Process, error) {
 		return nil, errors.New("it has ended")
 	}
 	return os.FindProcess(pid)
+}
+
+// leaveSwap is Windows': elsewhere a running binary can be renamed.
+func (s *supervisor) leaveSwap(_ context.Context, _ *child, _ install.Marker, inUse error) error {
+	return fmt.Errorf("install: %w", inUse)
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // SupervisorLink is the agent's end of the line to its supervisor. Safe for
@@ -17,6 +18,7 @@ type SupervisorLink struct {
 	committed chan struct{}
 	gone      chan struct{}
 	recv      *os.File
+	asked     atomic.Bool // before gone: the supervisor asked this process to stop
 
 	mu   sync.Mutex
 	send *os.File
@@ -87,9 +89,13 @@ func (l *SupervisorLink) read() {
 		if json.Unmarshal(lines.Bytes(), &m) != nil {
 			continue
 		}
-		if m.Event == eventCommitted && !committed {
+		switch {
+		case m.Event == eventCommitted && !committed:
 			committed = true
 			close(l.committed)
+		case m.Event == eventStop:
+			l.asked.Store(true)
+			return
 		}
 	}
 }
@@ -134,6 +140,10 @@ func (l *SupervisorLink) Committed() <-chan struct{} { return l.committed }
 // ParentGone is closed when the supervisor has ended, or wants this process to:
 // stop.
 func (l *SupervisorLink) ParentGone() <-chan struct{} { return l.gone }
+
+// StopAsked tells, once ParentGone is closed, whether the supervisor asked for
+// it; else it has ended.
+func (l *SupervisorLink) StopAsked() bool { return l.asked.Load() }
 
 // Close ends the line; ParentGone is closed soon after.
 func (l *SupervisorLink) Close() error {

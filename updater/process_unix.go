@@ -54,3 +54,10 @@ func (c *child) terminate() { _ = c.proc.Signal(syscall.SIGTERM) }
 
 // killGroup ends the process group that the child leads.
 func (c *child) killGroup() { _ = syscall.Kill(-c.pid, syscall.SIGKILL) }
+
+// group: the process group is known by the child's process id.
+type group struct{}
+
+func (*supervisor) groupOf(*os.Process) group { return group{} }
+
+func (*child) freeGroup() {}

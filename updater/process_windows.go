@@ -6,13 +6,17 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/windows"
+
+	"moult/updater/internal/job"
 )
 
 // verifiedFileNumber: a verified file is executed by its path here.
 const verifiedFileNumber = -1
 
+// childAttributes: without a console there is no Ctrl-C and no "a user logs off" that
+// would end the agent behind its supervisor.
 func childAttributes() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP}
+	return &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.DETACHED_PROCESS}
 }
 
 // inherit passes the two pipes to the child as handles and tells it their values.
@@ -35,7 +39,31 @@ func inheritedPipe(handle uintptr, name string) *os.File {
 
 func closeVerifiedFile(string) {}
 
-// terminate asks the child to stop by ending its pipe.
-func (c *child) terminate() { c.send.Close() }
+// terminate asks the child to stop.
+func (c *child) terminate() {
+	_ = c.say(message{Event: eventStop})
+	c.send.Close()
+}
 
-func (c *child) killGroup() { _ = c.proc.Kill() }
+// group is a job object: it ends with this process, so that no agent outlives
+// its supervisor and holds the ports of the next.
+type group struct{ *job.Job }
+
+func (s *supervisor) groupOf(p *os.Process) group {
+	j, err := job.Hold(p)
+	if err != nil {
+		s.log.Warn("the agent may outlive its supervisor", "pid", p.Pid, "error", err)
+	}
+	return group{j}
+}
+
+func (c *child) killGroup() {
+	if c.group.Job == nil {
+		_ = c.proc.Kill()
+		return
+	}
+	c.group.Kill()
+}
+
+// freeGroup is called once the child has ended.
+func (c *child) freeGroup() { c.group.Close() }

@@ -29,6 +29,12 @@ type SupervisorConfig struct {
 	RestartDelay    time.Duration // before a crashed child starts again, doubling; 1 s
 	MaxRestartDelay time.Duration // where the doubling ends; 30 s
 
+	// Restart is for systems without exec (Windows): it has the service manager stop
+	// this process, swap the binaries if the marker's is not the installed one yet,
+	// and start the installed one. It returns at once; an error means that nothing
+	// will happen. Nil, and after errors: this process goes on until it is stopped.
+	Restart func(install.Marker) error
+
 	// Output gets what the children print; nil: standard error. It and the Logger
 	// may block: what they do not take in time is dropped.
 	Output io.Writer

@@ -15,6 +15,7 @@ var (
 	errTrialEnded   = errors.New("ended") // this start failed; another may follow
 	errTrialOver    = errors.New("over")  // no further start would help
 	errTrialStopped = errors.New("supervisor stopped")
+	errSwapLeft     = errors.New("stopped; the swap is left to the restart")
 )
 
 // trial runs the staged binary until it is committed or rolled back. It returns
@@ -63,6 +64,9 @@ func (s *supervisor) tryStaged(ctx context.Context) *child {
 		reason = trimReason(err)
 		if c != nil {
 			output = c.tail.all()
+		}
+		if errors.Is(err, errSwapLeft) {
+			return nil
 		}
 		if errors.Is(err, errTrialStopped) {
 			o := install.OutcomeOf(m, install.Interrupted, time.Now())
@@ -155,7 +159,11 @@ func (s *supervisor) tryOnce(ctx context.Context, m install.Marker, deadline tim
 				return c, fmt.Errorf("%s: %w", c.ending(), errTrialEnded)
 			default:
 			}
-			if err := s.commit(c, m); err != nil {
+			switch err := s.commit(ctx, c, m); {
+			case errors.Is(err, errSwapLeft):
+				s.stop(c)
+				return c, err
+			case err != nil:
 				c.kill()
 				<-c.exited
 				return c, fmt.Errorf("%w: %w", err, errTrialOver)
@@ -178,8 +186,12 @@ func falsehood(msg message, m install.Marker) string {
 }
 
 // commit makes the trial the installed binary, then says so.
-func (s *supervisor) commit(c *child, m install.Marker) error {
-	if err := s.put(m); err != nil {
+func (s *supervisor) commit(ctx context.Context, c *child, m install.Marker) error {
+	err := s.put(m)
+	if errors.Is(err, install.ErrInUse) && s.Restart != nil {
+		return s.leaveSwap(ctx, c, m, err)
+	}
+	if err != nil {
 		// The last steps can fail after the rename: then the new one is installed,
 		// and taking the marker for a failure would part the record from the disk.
 		if !s.committed(m) {
@@ -192,14 +204,17 @@ func (s *supervisor) commit(c *child, m install.Marker) error {
 	s.log.Info("committed", "job", m.JobID, "release", m.Version)
 	s.status("version " + m.Version + " is kept")
 	s.Service.Well(startPatience)
-	c.trial = false
-	if s.alone {
-		return nil
+	c.trial, c.done = false, m
+	if !s.alone && s.Restart == nil {
+		s.tellCommitted(c)
 	}
+	return nil
+}
+
+func (s *supervisor) tellCommitted(c *child) {
 	if err := c.say(message{Event: eventCommitted}); err != nil {
 		s.log.Warn("tell the agent that it is committed", "error", err)
 	}
-	return nil
 }
 
 // put puts the staged binary where preflight said.

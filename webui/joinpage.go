@@ -62,10 +62,13 @@ func (u *ui) joinScripts(role fleet.HostRole, token, arch string, join []string,
 		}
 	}
 	sh, ps := fetch("linux", arch), fetch("windows", arch)
+	windows := "install agent" // a service; a server is none there
+	if role == fleet.RoleServer {
+		windows = "server"
+	}
 	return joinScripts{
-		Linux: sh + fmt.Sprintf("MOULT_TOKEN=%s moult install %s%s\n", token, role, flags),
-		Windows: ps + fmt.Sprintf("$env:MOULT_TOKEN = '%s'\n.\\moult.exe %s --data C:\\ProgramData\\moult%s\n",
-			token, role, flags),
+		Linux:   sh + fmt.Sprintf("MOULT_TOKEN=%s moult install %s%s\n", token, role, flags),
+		Windows: ps + fmt.Sprintf("$env:MOULT_TOKEN = '%s'\n.\\moult.exe %s%s\n", token, windows, flags),
 	}
 }
 

@@ -141,7 +141,7 @@ func TestJoinScriptsHoldTheBinaryToItsDigest(t *testing.T) {
 			t.Errorf("no %s in %s", want, linux)
 		}
 	}
-	for _, want := range []string{"none to fetch", "$env:MOULT_TOKEN = '" + token + "'", `.\moult.exe agent`, "--join 10.0.0.1:7947"} {
+	for _, want := range []string{"none to fetch", "$env:MOULT_TOKEN = '" + token + "'", `.\moult.exe install agent`, "--join 10.0.0.1:7947"} {
 		if !strings.Contains(windows, want) {
 			t.Errorf("no %s in %s", want, windows)
 		}

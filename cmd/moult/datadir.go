@@ -13,7 +13,7 @@ import (
 // could exchange, by its owner's or a parent's permissions, is refused unless
 // anyPath: what is verified in it is executed from it, and its keys are believed.
 func openDataDir(dir string, anyPath bool) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDataDir(dir); err != nil {
 		return nil, fmt.Errorf("make --data: %w", err)
 	}
 	if !anyPath {

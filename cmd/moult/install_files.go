@@ -238,3 +238,29 @@ func firstConfig(role string) string {
 	return "# Settings of `moult " + role + "`: its flags, with _ for -. See moult " + role + " --help, and\n" +
 		"# docs/configuration.md. A flag that may be repeated takes a list.\n\n"
 }
+
+// refuseToPurge refuses a directory that is not a data directory of moult's: what
+// the configuration names is removed with all that is in it.
+func refuseToPurge(data string) error {
+	entries, err := os.ReadDir(data)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"identity", runningFile, joinTokenFile, bootstrapOnceFile} { // not lock: /var has one
+		if fileExists(filepath.Join(data, name)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s does not look like moult's data directory; remove it by hand, if it is", data)
+}
+
+// refuseOthersData refuses the data directory of this host's other role.
+func refuseOthersData(p servicePlan) error {
+	if r, err := readRunning(p.data); err == nil && r.Role != "" && string(r.Role) != p.role {
+		return fmt.Errorf("%s is the data of this host's %s; a host is one or the other; run `moult uninstall %s --purge` first, or give another --data", p.data, r.Role, r.Role)
+	}
+	return nil
+}

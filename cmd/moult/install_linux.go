@@ -132,14 +132,6 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	return steps, nil
 }
 
-// refuseOthersData refuses the data directory of this host's other role.
-func refuseOthersData(p servicePlan) error {
-	if r, err := readRunning(p.data); err == nil && r.Role != "" && string(r.Role) != p.role {
-		return fmt.Errorf("%s is the data of this host's %s; a host is one or the other; run `moult uninstall %s --purge` first, or give another --data", p.data, r.Role, r.Role)
-	}
-	return nil
-}
-
 func bootedWithSystemd() bool {
 	st, err := os.Lstat("/run/systemd/system")
 	return err == nil && st.IsDir()

@@ -18,7 +18,7 @@ var (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	code := start(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
 }

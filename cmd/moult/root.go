@@ -84,6 +84,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
 		newInstallCommand(), newUninstallCommand(),
 	)
+	root.AddCommand(serviceCommands()...)
 	explainArguments(root)
 	return root
 }

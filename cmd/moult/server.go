@@ -39,9 +39,6 @@ type nodeOptions struct {
 	gossipAdv, peerAdv string   // computed: what others dial
 }
 
-// defaultDataDir is where a host's data is when nothing else is said.
-const defaultDataDir = "/var/lib/moult"
-
 // The addresses that hosts listen on when nothing else is said.
 const (
 	defaultGossipAddr = "0.0.0.0:7946"

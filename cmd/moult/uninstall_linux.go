@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
@@ -60,24 +58,6 @@ func otherRole(role string) string {
 		return roleServer
 	}
 	return roleAgent
-}
-
-// refuseToPurge refuses a directory that is not a data directory of moult's: what
-// the configuration names is removed with all that is in it.
-func refuseToPurge(data string) error {
-	entries, err := os.ReadDir(data)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, name := range []string{"identity", runningFile, joinTokenFile, bootstrapOnceFile} { // not lock: /var has one
-		if fileExists(filepath.Join(data, name)) {
-			return nil
-		}
-	}
-	return fmt.Errorf("%s does not look like moult's data directory; remove it by hand, if it is", data)
 }
 
 // stopStep stops and disables the service; one that is not known is stopped.

@@ -61,7 +61,9 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	if err := awaitSegmentKeys(ctx, o.nodeOptions, current, agentAsk(o.nodeOptions, current), logger); err != nil {
 		return err
 	}
-	return updater.RunSupervisor(ctx, o.trial.supervisor(o.data, active, stderr, logger, service))
+	supervisor := o.trial.supervisor(o.data, active, stderr, logger, service)
+	supervisor.Restart = restartBy(ctx, o.data, o.trial.binary)
+	return updater.RunSupervisor(ctx, supervisor)
 }
 
 // runSupervisedAgent is the agent process:

@@ -71,7 +71,9 @@ func openUpdater(s updaterSide, logger *slog.Logger) (*updater.Updater, error) {
 func heedSupervisor(ctx context.Context, link *updater.SupervisorLink, stop func(), logger *slog.Logger) {
 	select {
 	case <-link.ParentGone():
-		logger.Error("the supervisor is gone; stopping")
+		if !link.StopAsked() {
+			logger.Error("the supervisor is gone; stopping")
+		}
 		stop()
 	case <-ctx.Done():
 	}

@@ -340,7 +340,7 @@ func (s *Store) adopt(f *os.File, digest string) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), s.Path(digest)); err != nil {
+	if err := durable.Rename(f.Name(), s.Path(digest)); err != nil {
 		// Windows replaces no file that is being served; the same bytes are as good.
 		if s.Verify(digest) != nil {
 			return err

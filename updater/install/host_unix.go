@@ -18,8 +18,11 @@ func freeSpace(dir string) (uint64, error) {
 	return uint64(st.Bavail) * uint64(st.Bsize), nil //nolint:unconvert // signed on FreeBSD
 }
 
-// ownGroup starts a process in a group of its own, so that killGroup ends what
+// ownGroup starts a process in a group of its own, so that groupKiller ends what
 // it started as well.
 func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
-func killGroup(p *os.Process) { _ = syscall.Kill(-p.Pid, syscall.SIGKILL) }
+// groupKiller returns what ends the process and what it started.
+func groupKiller(p *os.Process) func() {
+	return func() { _ = syscall.Kill(-p.Pid, syscall.SIGKILL) }
+}

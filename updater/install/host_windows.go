@@ -5,6 +5,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/windows"
+
+	"moult/updater/internal/job"
 )
 
 // freeSpace is what this user may still write in dir's volume, in bytes.
@@ -21,7 +23,14 @@ func freeSpace(dir string) (uint64, error) {
 }
 
 func ownGroup() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP}
+	return &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.CREATE_NO_WINDOW}
 }
 
-func killGroup(p *os.Process) { _ = p.Kill() }
+// groupKiller returns what ends the process and what it started.
+func groupKiller(p *os.Process) func() {
+	j, err := job.Hold(p)
+	if err != nil { // it has ended already
+		return func() { _ = p.Kill() }
+	}
+	return j.Close
+}

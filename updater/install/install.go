@@ -38,4 +38,6 @@ var (
 	// ErrPreflight: this host cannot run or install the staged binary. The
 	// wrapping error says why and what to do.
 	ErrPreflight = errors.New("preflight")
+	// ErrInUse: another program has a file open that is to be renamed (Windows).
+	ErrInUse = errors.New("another program has the file open")
 )

@@ -186,6 +186,7 @@ func runBounded(ctx context.Context, f *os.File, argv []string) (out, complaint 
 // waitBounded waits for the process, at most for SelfTestTimeout, and ends what
 // it has started.
 func waitBounded(ctx context.Context, p *os.Process) error {
+	killGroup := groupKiller(p)
 	type end struct {
 		st  *os.ProcessState
 		err error
@@ -201,11 +202,11 @@ func waitBounded(ctx context.Context, p *os.Process) error {
 	select {
 	case e = <-ended:
 	case <-ctx.Done():
-		killGroup(p)
+		killGroup()
 		<-ended
 		e.err = context.Cause(ctx)
 	}
-	killGroup(p)
+	killGroup()
 	if e.err == nil && !e.st.Success() {
 		return errors.New(e.st.String())
 	}

@@ -13,7 +13,7 @@ import (
 // that the verified file is the executed file. It returns ErrDigest when the
 // bytes are others. The file is executable by its owner afterwards.
 func OpenVerified(path, digest string) (*os.File, error) {
-	f, err := os.Open(path)
+	f, err := openStaged(path)
 	if err != nil {
 		return nil, fmt.Errorf("open staged binary: %w", err)
 	}

@@ -44,7 +44,7 @@ func Replace(path string, mode os.FileMode, write func(io.Writer) error) (err er
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := os.Rename(temporary, path); err != nil {
+	if err := Rename(temporary, path); err != nil {
 		return err
 	}
 	return SyncDir(dir)
