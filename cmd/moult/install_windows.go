@@ -209,7 +209,7 @@ func withManager(f func(*mgr.Mgr) error) error {
 	if err != nil {
 		return fmt.Errorf("reach the service manager: %w", err)
 	}
-	defer m.Disconnect()
+	defer func() { _ = m.Disconnect() }()
 	return f(m)
 }
 
@@ -224,7 +224,7 @@ func withService(name string, f func(*mgr.Service) error) error {
 		if err != nil {
 			return fmt.Errorf("open service %s: %w", name, err)
 		}
-		defer s.Close()
+		defer func() { _ = s.Close() }()
 		return f(s)
 	})
 }
@@ -263,7 +263,7 @@ func serviceStep(p servicePlan) installStep {
 				if err != nil {
 					return err
 				}
-				defer s.Close()
+				defer func() { _ = s.Close() }()
 				return setRecovery(s)
 			})
 		},
@@ -323,7 +323,7 @@ func eventSourceStep(name string) installStep {
 				return false, nil
 			}
 			if err == nil {
-				k.Close()
+				_ = k.Close()
 			}
 			return err == nil, err
 		},

@@ -49,7 +49,7 @@ func startedByServiceManager() bool {
 	if err != nil {
 		return false
 	}
-	defer windows.CloseHandle(processes)
+	defer func() { _ = windows.CloseHandle(processes) }()
 	var entry windows.ProcessEntry32
 	entry.Size = uint32(unsafe.Sizeof(entry))
 	names, parent := map[uint32]string{}, uint32(0)

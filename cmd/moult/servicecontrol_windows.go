@@ -26,7 +26,7 @@ func stopService(ctx context.Context, s *mgr.Service) error {
 	}
 	process, err := windows.OpenProcess(windows.SYNCHRONIZE, false, st.ProcessId)
 	if err == nil {
-		defer windows.CloseHandle(process)
+		defer func() { _ = windows.CloseHandle(process) }()
 	}
 	if st.State != svc.StopPending {
 		if _, err := s.Control(svc.Stop); err != nil && !errors.Is(err, windows.ERROR_SERVICE_NOT_ACTIVE) {

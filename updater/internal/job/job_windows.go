@@ -47,7 +47,7 @@ func withHandle(p *os.Process, f func(windows.Handle) error) error {
 	if err != nil {
 		return err
 	}
-	defer windows.CloseHandle(h)
+	defer func() { _ = windows.CloseHandle(h) }()
 	return f(h)
 }
 
@@ -61,7 +61,7 @@ func (j *Job) Kill() {
 // Close ends what is left in the job, and frees it.
 func (j *Job) Close() {
 	if j != nil && j.handle != 0 {
-		windows.CloseHandle(j.handle)
+		_ = windows.CloseHandle(j.handle)
 		j.handle = 0
 	}
 }
