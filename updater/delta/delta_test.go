@@ -133,36 +133,6 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// A real executable, this test's, and one that an edit has made of it.
-func TestRealExecutable(t *testing.T) {
-	old, err := os.ReadFile(os.Args[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := describe(old, old)
-	if runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
-		t.Skip("references are predicted for amd64 and arm64")
-	}
-	found := map[refKind]bool{}
-	for _, r := range l.regions {
-		found[r.kind] = true
-	}
-	code := codeAMD64
-	if runtime.GOARCH == "arm64" {
-		code = codeARM64
-	}
-	for name, kind := range map[string]refKind{"code": code, "pointers": pointers, "functab": goFunctab, "function records": goFuncs, "types": goTypes} {
-		if !found[kind] {
-			t.Errorf("the %s of this executable are not found", name)
-		}
-	}
-	if testing.Short() {
-		return
-	}
-	new := edited(rand.New(rand.NewPCG(3, 4)), old, 30)
-	mustApply(t, old, mustMake(t, old, new), new)
-}
-
 func TestApplyRefuses(t *testing.T) {
 	old := bytes.Repeat([]byte("0123456789abcdef"), 200)
 	new := edited(rand.New(rand.NewPCG(5, 6)), old, 10)
@@ -256,9 +226,13 @@ func (f failing) Read([]byte) (int, error)  { return 0, f.err }
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
 func TestMakeRefusesLargeFiles(t *testing.T) {
-	// Never touched, so it takes no memory.
-	if err := Make(t.Context(), make([]byte, MaxFileLen+1), nil, io.Discard); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("got %v", err)
+	if err := checkLengths(MaxFileLen, MaxFileLen); err != nil {
+		t.Errorf("files of the largest length: %v", err)
+	}
+	for _, err := range []error{checkLengths(MaxFileLen+1, 0), checkLengths(0, MaxFileLen+1)} {
+		if !errors.Is(err, ErrTooLarge) {
+			t.Errorf("too large a file: %v", err)
+		}
 	}
 }
 

@@ -174,19 +174,25 @@ type goTables struct {
 
 // goTables finds pclntab by its magic number, and moduledata by a pointer to it.
 func (m *image) goTables(b []byte) *goTables {
-	for _, s := range m.segments {
-		for at := s.off &^ 15; at+128 < s.off+s.fileLen && at+128 < uint64(len(b)); at += 16 {
-			if binary.LittleEndian.Uint32(b[at:]) == goMagic && b[at+4] == 0 && b[at+5] == 0 && b[at+7] == 8 {
-				if t := m.moduleOf(b, at); t != nil {
-					return t
-				}
+	magic := binary.LittleEndian.AppendUint32(nil, goMagic)
+	for at := 0; ; at++ {
+		n := bytes.Index(b[at:], magic)
+		if n < 0 {
+			return nil
+		}
+		at += n
+		if at%8 == 0 && at+8*8 < len(b) && b[at+4] == 0 && b[at+5] == 0 && b[at+7] == 8 {
+			if t := m.moduleOf(b, uint64(at)); t != nil {
+				return t
 			}
 		}
 	}
-	return nil
 }
 
-const goMagic = 0xfffffff1 // of pclntab since Go 1.20
+const (
+	goMagic     = 0xfffffff1 // of pclntab since Go 1.20
+	moduleWords = 41         // of moduledata, as far as they are looked at
+)
 
 // Words of moduledata, by Go 1.20 to 1.26; where a newer one differs the tables do
 // not fit, and are left alone.
@@ -195,7 +201,7 @@ func (m *image) moduleOf(b []byte, pclntab uint64) *goTables {
 	addr := addrOf(m.segments, int64(pclntab))
 	word := func(at uint64, i int) uint64 { return le.Uint64(b[at+uint64(8*i):]) }
 	for _, s := range m.segments {
-		for at := s.off; at+60*8 < s.off+s.fileLen && at+60*8 < uint64(len(b)); at += 8 {
+		for at := s.off; at+8*moduleWords < s.off+s.fileLen && at+8*moduleWords < uint64(len(b)); at += 8 {
 			if word(at, 0) != addr || word(at, 2) != word(at, 3) {
 				continue
 			}

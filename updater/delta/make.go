@@ -21,10 +21,8 @@ import (
 //
 // Errors: ErrTooLarge, ErrTooDifferent, ctx's, and those of out.
 func Make(ctx context.Context, old, new []byte, out io.Writer) error {
-	for name, b := range map[string][]byte{"old": old, "new": new} {
-		if len(b) > MaxFileLen {
-			return fmt.Errorf("%w: the %s one has %d bytes, and at most %d are possible", ErrTooLarge, name, len(b), MaxFileLen)
-		}
+	if err := checkLengths(len(old), len(new)); err != nil {
+		return err
 	}
 	ops, err := match(ctx, old, new)
 	if err != nil {
@@ -54,6 +52,13 @@ func Make(ctx context.Context, old, new []byte, out io.Writer) error {
 	}
 	_, err = out.Write(best)
 	return err
+}
+
+func checkLengths(old, new int) error {
+	if n := max(old, new); n > MaxFileLen {
+		return fmt.Errorf("%w: it has %d bytes, and at most %d are possible; publish the release without a patch", ErrTooLarge, n, MaxFileLen)
+	}
+	return nil
 }
 
 func digest(b []byte) string {

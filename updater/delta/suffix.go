@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"index/suffixarray"
-	"math"
 )
 
 // suffixes finds the longest match of any bytes in a text. Safe for concurrent
@@ -19,11 +18,9 @@ type suffixes struct {
 }
 
 // newSuffixes sorts the suffixes of text. It holds 9 bytes for each byte of text
-// while it does, besides the text, and keeps 4.
+// while it does, besides the text, and keeps 4. The text is no longer than
+// MaxFileLen.
 func newSuffixes(text []byte) (*suffixes, error) {
-	if len(text) > math.MaxInt32-1 {
-		return nil, fmt.Errorf("the old file has %d bytes; patches are made of files of less than 2 GiB", len(text))
-	}
 	s := &suffixes{text: text}
 	// The package searches for all matches of a given length only; what it wrote
 	// down is the one way to its array.
