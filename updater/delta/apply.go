@@ -205,9 +205,9 @@ func (u *unpacker) close() { u.zstd.Close() }
 // length in the patch, a zstd frame of just that length. It uses buf when that is
 // large enough.
 func (u *unpacker) next(limit uint64, buf []byte) ([]byte, error) {
-	length, err := binary.ReadUvarint(u.r)
+	length, err := u.number()
 	if err != nil {
-		return nil, u.broken(err)
+		return nil, err
 	}
 	if length > limit {
 		return nil, malformed("a part has %d bytes; at most %d are possible", length, limit)
@@ -215,9 +215,9 @@ func (u *unpacker) next(limit uint64, buf []byte) ([]byte, error) {
 	if length == 0 {
 		return buf[:0], nil
 	}
-	packed, err := binary.ReadUvarint(u.r)
+	packed, err := u.number()
 	if err != nil {
-		return nil, u.broken(err)
+		return nil, err
 	}
 	if packed > maxPacked || packed > length+length/8+1024 {
 		return nil, malformed("%d bytes are compressed to %d", length, packed)
@@ -239,6 +239,25 @@ func (u *unpacker) next(limit uint64, buf []byte) ([]byte, error) {
 		return nil, malformed("a part has %d bytes and says %d", len(out), length)
 	}
 	return out, nil
+}
+
+// number reads a varint; binary.ReadUvarint would not tell one that is too large
+// from a reader's error.
+func (u *unpacker) number() (uint64, error) {
+	var b [binary.MaxVarintLen64]byte
+	for i := range b {
+		var err error
+		if b[i], err = u.r.ReadByte(); err != nil {
+			return 0, u.broken(err)
+		}
+		if b[i] < 0x80 {
+			if v, n := binary.Uvarint(b[:i+1]); n > 0 {
+				return v, nil
+			}
+			break
+		}
+	}
+	return 0, malformed("a length is no number of 64 bits")
 }
 
 // end makes sure that nothing follows.

@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // fence is an old file that fails the test when it is read outside.
@@ -113,20 +116,28 @@ func streams(t testing.TB, patch []byte) [][]byte {
 // repack makes a patch of parts as streams returns them.
 func repack(t testing.TB, h Header, parts ...[]byte) []byte {
 	t.Helper()
-	w, err := newPacker()
+	patch, err := h.marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.close()
 	for _, p := range parts {
-		w.put(p)
+		patch = binary.AppendUvarint(patch, uint64(len(p)))
+		if len(p) > 0 {
+			packed := fastest().EncodeAll(p, nil)
+			patch = append(binary.AppendUvarint(patch, uint64(len(packed))), packed...)
+		}
 	}
-	header, err := h.marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return append(header, w.b...)
+	return patch
 }
+
+// fastest is made once: the fuzzer uses it thousands of times.
+var fastest = sync.OnceValue(func() *zstd.Encoder {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		panic(err)
+	}
+	return z
+})
 
 // program is an invented executable: a code segment, a data segment that begins
 // elsewhere in memory, and Go's tables. In the second version functions have
