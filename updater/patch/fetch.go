@@ -21,9 +21,10 @@ import (
 const (
 	// DefaultStall is how long a peer may send nothing.
 	DefaultStall = 10 * time.Second
-	// maxAsked is how many peers are asked, and maxTried how many may have sent a
-	// patch that came to nothing, before the whole artifact is the better way.
-	maxAsked = 16
+	// maxAsked is how many peers of a class are asked: of a thousand that have the
+	// artifact, perhaps none took it by this patch. maxTried is how many may have
+	// sent one that came to nothing, before the whole artifact is the better way.
+	maxAsked = 4
 	maxTried = 3
 	// minLimit: a patch may have this many bytes at least, however small the
 	// artifact.
@@ -68,7 +69,11 @@ func Fetch(ctx context.Context, req Request) (artifact.Source, error) {
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
 	slices.SortStableFunc(peers, func(a, b artifact.Peer) int { return cmp.Compare(a.Class, b.Class) })
 	last, tried := errors.New("nobody who may have it is online"), 0
-	for _, p := range peers[:min(len(peers), maxAsked)] {
+	asked := map[int]int{} // by class
+	for _, p := range peers {
+		if asked[p.Class]++; asked[p.Class] > maxAsked {
+			continue
+		}
 		n, sent, err := req.from(ctx, p, old)
 		switch {
 		case err == nil:
