@@ -22,7 +22,7 @@ func TestE2EHostsTakePatches(t *testing.T) {
 	newest := buildVersion(t, versionC)
 	c.publish(versionC, newest)
 	c.await(2*time.Minute, "the leader to have made a patch", func() error {
-		made, err := filepath.Glob(filepath.Join(c.dir, "server-1", "patches", "*-*"))
+		made, err := filepath.Glob(filepath.Join(c.dir, "server-1", "data", "patches", "*-*"))
 		if err == nil && len(made) == 0 {
 			err = errors.New("there is none")
 		}

@@ -3,6 +3,7 @@ package delta
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"io"
@@ -167,7 +168,7 @@ func TestApplyRefuses(t *testing.T) {
 		"bytes behind":          {append(bytes.Clone(patch), 0), good, ErrMalformed, "follow on its end"},
 		"damaged":               {with(len(patch)-3, patch[len(patch)-3]^1), good, ErrMalformed, ""},
 		"copies before":         {repack(t, header, plain(op{old: -1, copy: length}).marshal()), good, ErrMalformed, "outside the old file"},
-		"copies behind":         {repack(t, header, plain(op{old: 5, copy: header.OldLength}, op{extra: length - header.OldLength}).marshal()), good, ErrMalformed, ""},
+		"copies behind":         {repack(t, header, plain(op{old: header.OldLength - 5, copy: 10}, op{extra: length - 10}).marshal(), []byte{10, 0}, nil, new[10:]), good, ErrMalformed, "outside the old file"},
 		"makes too little":      {repack(t, header, plain(op{copy: length / 2}).marshal()), good, ErrMalformed, "make"},
 		"makes too much":        {repack(t, header, plain(op{copy: 1, extra: length}).marshal()), good, ErrMalformed, "bytes from the patch"},
 		"does nothing":          {repack(t, header, plain(op{}, op{extra: length}).marshal()), good, ErrMalformed, "does nothing"},
@@ -289,5 +290,47 @@ func TestApplyMemory(t *testing.T) {
 	t.Logf("%d KiB allocated in all", allocated>>10)
 	if allocated > MaxApplyMemory {
 		t.Errorf("%d bytes are allocated in all, and %d may be held", allocated, MaxApplyMemory)
+	}
+}
+
+// What both sides see of a chunk must be the same, though the one that applies
+// has corrected the bytes before. Here a corrected byte looks like an opcode's to
+// one side, and records lie over each other.
+func TestBothSidesSeeTheSame(t *testing.T) {
+	everything := []segment{{memLen: 1 << 63}}
+	le := binary.LittleEndian
+	code := func(call, between, load uint32) []byte {
+		b := append([]byte{0xe8}, le.AppendUint32(nil, call-5)...)
+		b = append(append(b, 0xe8), le.AppendUint32(nil, between)...)
+		b = append(append(b, 0x05), le.AppendUint32(nil, load-15)...)
+		return append(b, make([]byte, 16)...)
+	}
+	table := func(change uint32) []byte {
+		b := make([]byte, 2*functabEntry+200)
+		le.PutUint32(b[4:], 2*functabEntry)
+		le.PutUint32(b[12:], 2*functabEntry+recordLen)
+		for i := 2 * functabEntry; i+4 <= len(b); i += 4 {
+			le.PutUint32(b[i:], uint32(i)<<8+change)
+		}
+		b[2*functabEntry+28], b[2*functabEntry+43] = 20, 0 // its counters lie over the next record
+		return b
+	}
+	for name, c := range map[string]struct {
+		old, new []byte
+		regions  []region
+	}{
+		"a corrected byte that was an opcode": {
+			code(1000, 0x0b000000, 1000), code(1016, 0x07000000, 1016), []region{{0, 31, codeAMD64}},
+		},
+		"records over each other": {
+			table(0), table(0x10000), []region{{0, 2 * functabEntry, goFunctab}, {2 * functabEntry, 2*functabEntry + 200, goFuncs}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := &plan{layout: layout{oldSegments: everything, newSegments: everything, regions: c.regions}}
+			p.oldBases.text, p.newBases.text = 1<<40, 1<<40
+			p.ops = []op{{copy: int64(len(c.new))}}
+			mustApply(t, c.old, assemble(t, c.old, c.new, p), c.new)
+		})
 	}
 }
