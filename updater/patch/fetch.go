@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"moult/mesh/identity"
 	"moult/updater/artifact"
 	"moult/updater/delta"
 )
@@ -74,7 +75,7 @@ func Fetch(ctx context.Context, req Request) (artifact.Source, error) {
 		if asked[p.Class]++; asked[p.Class] > maxAsked {
 			continue
 		}
-		n, sent, err := req.from(ctx, p, old)
+		n, sent, err := req.from(ctx, &p, old)
 		switch {
 		case err == nil:
 			return artifact.Source{Peer: p, Bytes: n}, nil
@@ -102,7 +103,7 @@ var (
 
 // from gets the patch from one peer and applies it as it comes in. It tells how
 // many bytes came, and whether the peer sent a patch at all.
-func (r *Request) from(ctx context.Context, p artifact.Peer, old io.ReaderAt) (n int64, sent bool, err error) {
+func (r *Request) from(ctx context.Context, p *artifact.Peer, old io.ReaderAt) (n int64, sent bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stall := time.AfterFunc(r.Stall, func() { cancel(errStalled) })
@@ -117,6 +118,11 @@ func (r *Request) from(ctx context.Context, p artifact.Peer, old io.ReaderAt) (n
 		return 0, false, cause(ctx, err)
 	}
 	defer resp.Body.Close()
+	if resp.TLS != nil { // its certificate says what people call it
+		if id, err := identity.PeerIdentity(*resp.TLS); err == nil && id.HostID == p.HostID {
+			p.Name = id.Name
+		}
+	}
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
