@@ -29,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots clean
+.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover bench-delta screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -122,6 +122,9 @@ bench: ## the benchmarks whose figures the README quotes
 
 bench-failover: ## from kill -9 of the leader to the next coordinator's first action, 30 times
 	$(GO) test -run '^$$' -bench BenchmarkFailover -benchtime 1x -timeout 30m -v ./cmd/moult
+
+bench-delta: ## patches of moult itself beside bsdiff and zstd; a table, and build/bench-delta.json
+	MOULT_BENCH_DELTA=$(CURDIR)/build/bench-delta.json $(GO) test -count=1 -timeout 30m -run TestBenchDelta ./updater/delta -v
 
 screenshots: ## each page in light, dark and phone width, into build/screenshots
 	MOULT_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count=1 -run 'TestEveryPageIsAccessible' ./webui

@@ -15,6 +15,7 @@ import (
 	"moult/updater/artifact"
 	"moult/updater/install"
 	"moult/updater/order"
+	"moult/updater/patch"
 	"moult/updater/release"
 )
 
@@ -43,6 +44,7 @@ type Config struct {
 
 	Store      *artifact.Store
 	Candidates func(digest string) []artifact.Peer // who may have an artifact; asked again and again
+	Patches    *patch.Store                        // of what was fetched as a patch; nil: whole artifacts only
 	Relays     func(via []string) []artifact.Peer  // who may get it for this host; nil: nobody
 	HTTP       *http.Client                        // reaches peers' node ports
 	Limiter    *rate.Limiter                       // of what is fetched; nil: none

@@ -162,15 +162,21 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 	job := u.status.job
 	u.status.total, u.status.sources = off.Size, map[string]fleet.Source{}
 	u.mu.Unlock()
-	sources, err := artifact.Fetch(ctx, artifact.FetchRequest{
-		Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, HTTP: u.cfg.HTTP,
-		Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
-		Pull:       u.pull(o), Limiter: u.cfg.Limiter,
-		Progress: func(done int64, from artifact.Peer) { u.progress(job, off.Size, done, from) },
-		SetAside: func(p artifact.Peer, why error) {
-			u.note(fmt.Sprintf("%s is asked no more for the artifact: %v", nameOf(p), why))
-		},
-	})
+	sources, err := u.patched(ctx, off)
+	if err != nil {
+		return "", err
+	}
+	if sources == nil {
+		sources, err = artifact.Fetch(ctx, artifact.FetchRequest{
+			Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, HTTP: u.cfg.HTTP,
+			Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
+			Pull:       u.pull(o), Limiter: u.cfg.Limiter,
+			Progress: func(done int64, from artifact.Peer) { u.progress(job, off.Size, done, from) },
+			SetAside: func(p artifact.Peer, why error) {
+				u.note(fmt.Sprintf("%s is asked no more for the artifact: %v", nameOf(p), why))
+			},
+		})
+	}
 	if err != nil {
 		return "", fmt.Errorf("fetch release: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 	"moult/updater/artifact"
+	"moult/updater/patch"
 	"moult/updater/release"
 )
 
@@ -18,6 +19,8 @@ import (
 type artifactSide struct {
 	store   *artifact.Store
 	served  *artifact.Server
+	patches *patch.Store
+	patched http.Handler // serves them
 	peers   artifactPeers
 	client  *http.Client
 	limiter *rate.Limiter // of what is fetched, by whomever
@@ -28,7 +31,12 @@ func openArtifacts(o nodeOptions, me self, node *mesh.Node, current *identity.Cu
 	if err != nil {
 		return nil, err
 	}
+	patches, err := patch.OpenStore(filepath.Join(o.data, "patches"))
+	if err != nil {
+		return nil, err
+	}
 	return &artifactSide{
+		patches: patches, patched: patch.Handler(patches, o.serve.streams, artifact.NewLimiter(int64(o.serve.rate))),
 		store: store, served: artifact.Handler(store, o.serve.limits()),
 		peers: artifactPeers{node, current.Get().HostID}, client: nodeport.Client(current.Get, anyMember),
 		limiter: artifact.NewLimiter(int64(o.serve.pull)),
@@ -53,6 +61,7 @@ func (a *artifactSide) puller(keys func() release.KeySet, prune bool, logger *sl
 func nodeAPI(node *mesh.Node, held *artifactSide, puller *artifact.Puller) *http.ServeMux {
 	api := http.NewServeMux()
 	api.Handle("/artifact/", held.served)
+	api.Handle("/patch/", held.patched)
 	api.Handle("POST /artifact/{digest}/pull", puller)
 	api.Handle("GET "+pathNeighbours, membersEndpoint(node))
 	api.Handle("GET "+pathSelf, selfEndpoint(node, held.peers.selfID))

@@ -286,6 +286,8 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		raft.Lead(ctx, func(ctx context.Context) { newRotor(trust, logger.With("component", "trust")).run(ctx) })
 	})
 	tasks.Go(func() { publisher.keepUp(ctx, held.peers.holders) })
+	patches := &patchMaker{state: raft.State(), artifacts: held.store, patches: held.patches, members: node.Roster().Members, logger: logger.With("component", "patches")}
+	tasks.Go(func() { raft.Lead(ctx, patches.run) })
 	keeper := &addressKeeper{
 		raft: raft, others: others, servers: append(slices.Clone(creds.Servers), o.join...), logger: logger.With("component", "membership"),
 		self: fleet.Host{ID: creds.HostID, GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http, HTTPTLS: tlsOn},

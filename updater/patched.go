@@ -1,0 +1,45 @@
+package updater
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"moult/updater/artifact"
+	"moult/updater/patch"
+)
+
+// patchPatience bounds what a patch may cost in time, before the whole artifact
+// is fetched.
+const patchPatience = 2 * time.Minute
+
+// patched gets the artifact as a patch of what this host runs, and returns who
+// sent it; nobody when it is here already, or the whole artifact has to be
+// fetched. The only error is ctx's.
+func (u *Updater) patched(ctx context.Context, off offer) ([]artifact.Source, error) {
+	if u.cfg.Patches == nil || off.Digest == u.cfg.Digest || u.cfg.Store.Has(off.Digest) {
+		return nil, nil
+	}
+	if u.cfg.Spare >= 0 { // else somebody else prunes
+		if err := u.cfg.Patches.Prune(func(to string) bool { return to == off.Digest }); err != nil {
+			u.slog.Warn("prune old patches", "error", err)
+		}
+	}
+	bounded, cancel := context.WithTimeout(ctx, patchPatience)
+	defer cancel()
+	source, err := patch.Fetch(bounded, patch.Request{
+		Artifacts: u.cfg.Store, Patches: u.cfg.Patches, Old: u.cfg.Digest, New: off.Digest, Size: off.Size,
+		Candidates: u.cfg.Candidates(off.Digest), HTTP: u.cfg.HTTP, Limiter: u.cfg.Limiter,
+	})
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err == nil:
+		u.note(fmt.Sprintf("took it as a patch of %d bytes of what runs here", source.Bytes))
+		return []artifact.Source{source}, nil
+	case !errors.Is(err, patch.ErrNotHeld): // nobody having one is no news
+		u.note(fmt.Sprintf("the whole artifact is needed: %v", err))
+	}
+	return nil, nil
+}

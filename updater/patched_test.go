@@ -1,0 +1,78 @@
+//go:build linux
+
+package updater
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"moult/updater/artifact"
+	"moult/updater/delta"
+	"moult/updater/patch"
+	"moult/updater/release"
+)
+
+// A job takes a patch of what runs where a peer has one, and the whole artifact
+// where none has, or what it has is bad.
+func TestJobTakesAPatch(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil   func(patch []byte) []byte // nil: the peer has no patch
+		patched bool
+		says    string
+	}{
+		"good":    {func(p []byte) []byte { return p }, true, "took it as a patch of"},
+		"garbage": {func([]byte) []byte { return []byte("garbage") }, false, "the whole artifact is needed"},
+		"cut off": {func(p []byte) []byte { return p[:len(p)-4] }, false, "the whole artifact is needed"},
+		"none":    {nil, false, "fetched"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			var err error
+			h.cfg.Patches, err = patch.OpenStore(filepath.Join(h.data, "patches"))
+			must(t, err)
+			binary := saysVersion("1.1.0") + strings.Repeat("# the same line\n", 500)
+			p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, binary)
+			peerDir := t.TempDir()
+			held, err := patch.OpenStore(peerDir)
+			must(t, err)
+			length := 0
+			if c.spoil != nil {
+				old, err := os.ReadFile(h.cfg.Installed)
+				must(t, err)
+				var made bytes.Buffer
+				must(t, delta.Make(t.Context(), old, []byte(binary), &made))
+				length = made.Len()
+				must(t, os.WriteFile(filepath.Join(peerDir, patch.Name(h.cfg.Digest, p.digest)), c.spoil(made.Bytes()), 0o600))
+			}
+			both := http.NewServeMux()
+			both.Handle("/artifact/", artifact.Handler(h.serve, artifact.DefaultLimits))
+			both.Handle("/patch/", patch.Handler(held, 0, nil))
+			peer := httptest.NewTLSServer(both)
+			t.Cleanup(peer.Close)
+			h.cfg.Candidates = func(string) []artifact.Peer {
+				return []artifact.Peer{{HostID: "agent-2", Name: "two", Role: "agent", Addr: peer.Listener.Addr().String()}}
+			}
+			stop := h.run()
+			h.ordered("job-1", "1.1.0", p, PhaseRestarting)
+			_ = stop()
+			want := int64(len(binary))
+			if c.patched {
+				want = int64(length)
+			}
+			if r := h.lastReport(); len(r.Sources) != 1 || r.Sources[0].Bytes != want || r.Done != r.Total || r.Total != int64(len(binary)) {
+				t.Errorf("report is %+v, want %d bytes from agent-2", r, want)
+			}
+			if log := strings.Join(h.lines(), "\n"); !strings.Contains(log, c.says) {
+				t.Errorf("the log lacks %q:\n%s", c.says, log)
+			}
+			if h.cfg.Patches.Has(h.cfg.Digest, p.digest) != c.patched {
+				t.Error("a good patch is kept to be served on, and no other")
+			}
+		})
+	}
+}
