@@ -24,14 +24,21 @@ import (
 
 // newLogger logs to stderr: text for people, JSON when asked for.
 func newLogger(o nodeOptions, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: slog.LevelInfo}
-	if o.logDebug {
-		opts.Level = slog.LevelDebug
-	}
+	o.setLevel()
+	opts := &slog.HandlerOptions{Level: o.level}
 	if o.logJSON {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// setLevel has the log tell as much as logDebug says.
+func (o *nodeOptions) setLevel() {
+	if o.logDebug {
+		o.level.Set(slog.LevelDebug)
+	} else {
+		o.level.Set(slog.LevelInfo)
+	}
 }
 
 // self is what a process knows of itself.

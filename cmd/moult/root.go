@@ -75,7 +75,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		newVersionCommand(), newSBOMCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
 		newHostsCommand(), newHostCommand(), newGossipCommand(), newFleetCommand(), newJobCommand(),
-		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
+		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(), newConfigCommand(),
 	)
 	explainArguments(root)
 	return root

@@ -10,8 +10,10 @@ import (
 	"os/exec"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,6 +42,7 @@ func TestScripts(t *testing.T) {
 			"certhash":  scriptCertHash,
 			"capture":   scriptCapture,
 			"exits":     scriptExits,
+			"hangup":    scriptHangup,
 			"flip":      scriptFlip,
 			"replace":   scriptReplace,
 		},
@@ -163,4 +166,19 @@ func scriptReplace(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s does not contain %q", args[0], args[1])
 	}
 	ts.Check(os.WriteFile(path, bytes.ReplaceAll(text, []byte(args[1]), []byte(args[2])), 0o644))
+}
+
+// scriptHangup sends SIGHUP to the background command that was started with an
+// argument: hangup ARGUMENT.
+func scriptHangup(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hangup ARGUMENT")
+	}
+	for _, cmd := range ts.BackgroundCmds() {
+		if slices.Contains(cmd.Args, args[0]) {
+			ts.Check(cmd.Process.Signal(syscall.SIGHUP))
+			return
+		}
+	}
+	ts.Fatalf("no background command has the argument %s", args[0])
 }

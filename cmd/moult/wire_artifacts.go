@@ -31,7 +31,7 @@ func openArtifacts(o nodeOptions, me self, node *mesh.Node, current *identity.Cu
 	return &artifactSide{
 		store: store, served: artifact.Handler(store, o.serve.limits()),
 		peers: artifactPeers{node, current.Get().HostID}, client: nodeport.Client(current.Get, anyMember),
-		limiter: artifact.NewLimiter(int64(o.serve.pull)),
+		limiter: artifact.NewLimiter(pullLimit(o.serve.pull)),
 	}, nil
 }
 

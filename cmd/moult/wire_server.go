@@ -202,6 +202,8 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	api := nodeAPI(node, held, puller)
 	desk := newCheckInDesk(raft, others, creds.HostID, logger.With("component", "check-ins"))
 	addServerAPI(api, raft, members, publisher, desk)
+	settings := newServerReloader(o, func(now nodeOptions) { held.takeOver(o.nodeOptions, now) }, logger.With("component", "configuration"))
+	api.Handle("POST "+pathReload, reloadEndpoint(settings, creds.HostID))
 	enrolment.roster = node.Roster()
 	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
 
@@ -242,6 +244,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	ctx, stop := context.WithCancelCause(ctx)
 	defer tasks.Wait()
 	defer stop(nil)
+	tasks.Go(func() { onHangup(ctx, func() { settings.reload() }) })
 	tasks.Go(func() { clock.run(ctx) })
 	tasks.Go(func() { observer.run(ctx) })
 	tasks.Go(func() { health.run(ctx) })
