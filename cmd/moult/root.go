@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -63,9 +64,14 @@ Client commands find the cluster by --addr or MOULT_ADDR (several addresses,
 separated by commas, are tried in turn) and sign in by --token or MOULT_TOKEN.
 Each flag can also be set as MOULT_FLAG_NAME in the environment or as flag_name
 in the TOML file that --config names; the flag wins, then the environment.`,
-		SilenceUsage:      true,
-		SilenceErrors:     true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return loadSettings(cmd) },
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if strings.HasPrefix(cmd.Name(), cobra.ShellCompRequestCmd) {
+				return nil // whoever presses Tab gets no errors; see offer
+			}
+			return loadSettings(cmd)
+		},
 	}
 	root.PersistentFlags().String("config", "", "TOML file with settings (also MOULT_CONFIG)")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -78,6 +84,7 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(), newConfigCommand(),
 	)
 	explainArguments(root)
+	completeFromCluster(root)
 	return root
 }
 

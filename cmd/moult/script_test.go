@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -36,6 +38,13 @@ func TestScripts(t *testing.T) {
 			env.Setenv("OSARCH", runtime.GOOS+"-"+runtime.GOARCH)
 			return err
 		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "exists:bash-completion" {
+				_, err := os.Stat("/usr/share/bash-completion/bash_completion")
+				return err == nil, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"addresses": scriptAddresses,
 			"await":     scriptAwait,
@@ -43,6 +52,8 @@ func TestScripts(t *testing.T) {
 			"capture":   scriptCapture,
 			"exits":     scriptExits,
 			"hangup":    scriptHangup,
+			"silence":   scriptSilence,
+			"within":    scriptWithin,
 			"flip":      scriptFlip,
 			"replace":   scriptReplace,
 		},
@@ -181,4 +192,31 @@ func scriptHangup(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("no background command has the argument %s", args[0])
+}
+
+// scriptSilence sets a variable to an address where connections are taken and
+// nothing is ever answered.
+func scriptSilence(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: silence VARIABLE")
+	}
+	l, err := net.Listen("tcp", loopback()+":0")
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	ts.Setenv(args[0], l.Addr().String())
+}
+
+// scriptWithin runs a command and wants it to end in time: within 1s COMMAND….
+func scriptWithin(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: within DURATION COMMAND …")
+	}
+	limit, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	const start = 500 * time.Millisecond // of the process, on a busy machine
+	began := time.Now()
+	ts.Check(ts.Exec(args[1], args[2:]...))
+	if took := time.Since(began); took > limit+start {
+		ts.Fatalf("it took %v", took)
+	}
 }
