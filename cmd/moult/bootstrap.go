@@ -191,6 +191,9 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	if err != nil {
 		return err
 	}
+	if o.json {
+		return printJSON(stdout, bootstrapReport(o, password))
+	}
 	fmt.Fprintf(stdout, "login:     admin / %s\n", password)
 	if !o.keepPassword {
 		fmt.Fprintln(stdout, "           the first sign-in asks for another password")
@@ -200,6 +203,18 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 		fmt.Fprintf(stdout, "release key (secret): %s — move it off this server\n", filepath.Join(o.data, releaseKeyFile))
 	}
 	return nil
+}
+
+// bootstrapReport is what bootstrapping tells programs.
+func bootstrapReport(o serverOptions, password string) map[string]any {
+	report := map[string]any{
+		"user": "admin", "password": password, "must_change_password": !o.keepPassword,
+		"token_file": filepath.Join(o.data, adminTokenFile),
+	}
+	if len(o.releaseKeyFile) == 0 {
+		report["release_key_file"] = filepath.Join(o.data, releaseKeyFile)
+	}
+	return report
 }
 
 // pinnedReleaseKeys reads the public keys given, or makes a pair.

@@ -26,7 +26,7 @@ import (
 func newLogger(o nodeOptions, w io.Writer) *slog.Logger {
 	o.setLevel()
 	opts := &slog.HandlerOptions{Level: o.level}
-	if o.logJSON {
+	if o.logJSON || o.json {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))

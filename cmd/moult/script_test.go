@@ -4,9 +4,11 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -52,6 +54,7 @@ func TestScripts(t *testing.T) {
 			"capture":   scriptCapture,
 			"exits":     scriptExits,
 			"hangup":    scriptHangup,
+			"json":      scriptJSON,
 			"silence":   scriptSilence,
 			"within":    scriptWithin,
 			"flip":      scriptFlip,
@@ -218,5 +221,27 @@ func scriptWithin(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec(args[1], args[2:]...))
 	if took := time.Since(began); took > limit+start {
 		ts.Fatalf("it took %v", took)
+	}
+}
+
+// scriptJSON runs a command with --json and wants JSON, one value or more, and
+// nothing else on its standard output: json COMMAND….
+func scriptJSON(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: json COMMAND …")
+	}
+	ts.Check(ts.Exec(args[0], append(args[1:len(args):len(args)], "--json")...))
+	dec, n := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout"))), 0
+	for {
+		var v any
+		err := dec.Decode(&v)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		ts.Check(err)
+		n++
+	}
+	if n == 0 {
+		ts.Fatalf("nothing was printed")
 	}
 }

@@ -27,6 +27,7 @@ type nodeOptions struct {
 	join               []string
 	token, tokenFile   string
 	logJSON, logDebug  bool
+	json               bool
 	level              *slog.LevelVar    // of the log; follows logDebug when settings are reloaded
 	inForce            map[string]string // computed: the settings that the process was started with
 	segment            string
@@ -57,6 +58,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
 	o.serve.register(f)
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines")
+	f.BoolVar(&o.json, "json", false, "print JSON; the log is JSON lines too")
 	f.BoolVar(&o.logDebug, "log-debug", false, "log more")
 }
 
