@@ -86,10 +86,10 @@ func newRootCommand() *cobra.Command {
 		Short: "Keep a fleet of agents up to date, from peer to peer",
 		Long: `moult keeps a fleet of agents up to date without a download server in the middle.
 
-Try it:            moult dev
-Add a host:        moult token create            (prints the join command)
-Release a binary:  moult release create … && moult release publish DIR
-Update the fleet:  moult fleet update && moult fleet watch
+  Try it:            moult dev
+  Add a host:        moult token create            (prints the join command)
+  Release a binary:  moult release create … && moult release publish DIR
+  Update the fleet:  moult fleet update && moult fleet watch
 
 Client commands find the cluster by --addr or MOULT_ADDR (several addresses,
 separated by commas, are tried in turn) and sign in by MOULT_TOKEN or --token-file.

@@ -67,7 +67,8 @@ func (o *nodeOptions) registerPlace(cmd *cobra.Command) {
 	host, _ := os.Hostname()
 	f := cmd.Flags()
 	f.StringVar(&o.data, "data", "/var/lib/moult", "data directory")
-	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster")
+	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster (default: the system's host name)")
+	f.Lookup("name").DefValue = "" // the documentation is not of the machine that it was made on
 	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
 	f.StringVar(&o.peer, "peer", defaultPeerAddr, "node port: Raft, artifacts and joining, mutual TLS (TCP)")
 	f.StringVar(&o.advertise, "advertise", "", "IP address that others reach this host at (default: found out)")
