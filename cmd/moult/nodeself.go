@@ -33,6 +33,7 @@ type runningNode struct {
 	Role   identity.Role `json:"role"`
 	Peer   string        `json:"peer"` // node port, as others dial it
 	Gossip string        `json:"gossip"`
+	HTTP   string        `json:"http,omitempty"`   // a server's UI
 	Binary string        `json:"binary,omitempty"` // what updates replace
 }
 

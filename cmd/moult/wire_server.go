@@ -300,7 +300,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 			}
 		})
 	})
-	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary}
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, HTTP: o.http, Binary: o.trial.binary}
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this server listens, for moult doctor", "error", err)
 	}
