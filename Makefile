@@ -23,7 +23,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots docs man clean
+.PHONY: help build sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots pictures docs man clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -100,6 +100,9 @@ bench-failover: ## from kill -9 of the leader to the next coordinator's first ac
 screenshots: ## each page in light, dark and phone width, into build/screenshots
 	MOULT_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count=1 -run 'TestEveryPageIsAccessible' ./webui
 	@ls build/screenshots
+
+pictures: ## the pictures of the README, into docs/images; needs tmux and chromium
+	GO="$(GO)" ./testdata/pictures.sh
 
 docs: ## write docs/reference anew, of the code
 	MOULT_DOCS=1 $(GO) test -count=1 -run TestReferenceIsUpToDate ./cmd/moult
