@@ -1,17 +1,23 @@
 # moult: build, test and try it. `make help` lists the targets.
 
 VERSION ?= dev
+NUMBER  ?=
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 BIN     ?= bin/moult
 GO      ?= go
 TESTFLAGS ?=
-LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.number=$(NUMBER)
 FUZZTIME ?= 60s
 GOBIN   := $(shell $(GO) env GOPATH)/bin
 
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK   = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GOFUMPT       = mvdan.cc/gofumpt@v0.12.0
+# Later ones take modules of a host of their own that not every proxy has.
+NFPM          = github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
+DIST          = dist
+KINDS         = deb rpm
+PLATFORMS     = linux/amd64 linux/arm64 linux/arm windows/amd64 darwin/arm64
 
 # The race detector links with a C compiler; without one the tests run without it.
 RACE := $(if $(shell command -v $(or $(CC),gcc) 2>/dev/null),-race,)
@@ -23,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots pictures docs man clean
+.PHONY: help build release packages test-packages e2e-systemd sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover screenshots pictures docs man clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,6 +92,23 @@ $(GOBIN)/govulncheck:
 
 $(GOBIN)/gofumpt:
 	GOFLAGS= $(GO) install $(GOFUMPT)
+
+$(GOBIN)/nfpm:
+	GOFLAGS= $(GO) install $(NFPM)
+
+RELEASE = GO="$(GO)" COMMIT="$(COMMIT)" NUMBER="$(NUMBER)" NFPM=$(GOBIN)/nfpm ./cmd/moult/packaging/release.sh $(VERSION) $(DIST)
+
+release: $(GOBIN)/nfpm ## archives, deb and rpm of VERSION for PLATFORMS, with checksums, in dist/; KEY=release.key signs
+	@KEY="$(KEY)" $(RELEASE) $(PLATFORMS)
+
+packages: $(GOBIN)/nfpm ## the deb and rpm of VERSION for this machine, in dist/
+	@KINDS="$(KINDS)" $(RELEASE) linux/$$($(GO) env GOARCH)
+
+test-packages: $(GOBIN)/nfpm ## packages of all platforms, twice: the same bytes, and what lintian and rpm say
+	MOULT_PACKAGES=1 $(GO) test -count=1 -v -timeout 20m -run 'TestPackages' ./cmd/moult
+
+e2e-systemd: $(GOBIN)/nfpm ## packages on eight booted Debians with systemd; takes root and minutes
+	MOULT_SYSTEMD=1 $(GO) test -count=1 -v -timeout 15m -run 'TestE2ESystemd' ./cmd/moult
 
 demo: ## a cluster on loopback updates itself from A to B while its leader is killed
 	@GO="$(GO)" ./testdata/demo.sh

@@ -22,6 +22,7 @@ require (
 	go.etcd.io/bbolt v1.5.0 // named because raft-boltdb v2.3.0 asks for an older one
 	go.uber.org/goleak v1.3.0
 	golang.org/x/crypto v0.58.0
+	golang.org/x/mod v0.39.0
 	golang.org/x/sys v0.49.0
 	golang.org/x/term v0.47.0
 	golang.org/x/time v0.16.0
@@ -31,6 +32,7 @@ require (
 require (
 	filippo.io/age v1.3.2
 	github.com/anishathalye/porcupine v1.3.1
+	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/hashicorp/go-metrics v0.7.0
 	github.com/rogpeppe/go-internal v1.16.0
 )

@@ -18,10 +18,10 @@ import (
 
 // The environment of a supervised agent.
 const (
-	envSupervised = "MOULT_SUPERVISED"       // "1"
-	envPipes      = "MOULT_SUPERVISOR_PIPES" // "READ,WRITE"
-	envTrial      = "MOULT_TRIAL"            // "1": on trial
-	envTrialFile  = "MOULT_TRIAL_FILE"       // descriptor of the file that is executed
+	envSupervised   = "MOULT_SUPERVISED"       // "1"
+	envPipes        = "MOULT_SUPERVISOR_PIPES" // "READ,WRITE"
+	envTrial        = "MOULT_TRIAL"            // "1": on trial
+	envVerifiedFile = "MOULT_TRIAL_FILE"       // descriptor of the file that is executed
 )
 
 // message is one line between parent and child.
@@ -29,11 +29,14 @@ type message struct {
 	Event   string `json:"event"`
 	Version string `json:"version,omitempty"`
 	Digest  string `json:"digest,omitempty"`
+	Status  string `json:"status,omitempty"`
 }
 
 const (
 	eventJoined    = "joined"
 	eventCommitted = "committed"
+	eventServing   = "serving" // its ports are open
+	eventAlive     = "alive"   // every SignOfLife, with a status
 	// maxMessage bounds a line from a child that may be broken.
 	maxMessage = 64 << 10
 )
@@ -58,8 +61,13 @@ type child struct {
 	pending []byte // of recv: the beginning of a message; owned by its pump
 }
 
-// startInstalled starts the installed binary.
+// startInstalled starts the installed binary, or the active one where this process
+// is that.
 func (s *supervisor) startInstalled() (*child, error) {
+	s.Service.Well(startPatience)
+	if s.Active {
+		return s.startActive()
+	}
 	return s.start(nil, func(argv []string, attr *os.ProcAttr) (*os.Process, error) {
 		return os.StartProcess(s.Installed, argv, attr)
 	})
@@ -73,15 +81,20 @@ func (s *supervisor) startTrial(m install.Marker) (*child, error) {
 		return nil, err
 	}
 	defer f.Close()
-	env := []string{envTrial + "=1", envTrialFile + "=" + strconv.Itoa(trialFileNumber)}
-	c, err := s.start(env, func(argv []string, attr *os.ProcAttr) (*os.Process, error) {
-		p, _, err := install.StartVerified(f, argv, attr)
-		return p, err
-	})
+	c, err := s.startVerified(f, envTrial+"=1")
 	if c != nil {
 		c.trial = true
 	}
 	return c, err
+}
+
+// startVerified starts a file through the descriptor that it was verified by.
+func (s *supervisor) startVerified(f *os.File, env ...string) (*child, error) {
+	env = append(env, envVerifiedFile+"="+strconv.Itoa(verifiedFileNumber))
+	return s.start(env, func(argv []string, attr *os.ProcAttr) (*os.Process, error) {
+		p, _, err := install.StartVerified(f, argv, attr)
+		return p, err
+	})
 }
 
 // start makes the pipes and starts a child on them.
@@ -125,12 +138,14 @@ func (s *supervisor) start(env []string, start func([]string, *os.ProcAttr) (*os
 	return c, nil
 }
 
-// childEnv is the configured environment without an outer supervisor's words.
+// childEnv is the configured environment without an outer supervisor's words, and
+// without the way to the service manager.
 func (s *supervisor) childEnv(extra []string) []string {
 	var env []string
 	for _, kv := range s.Env {
 		switch name, _, _ := strings.Cut(kv, "="); name {
-		case envSupervised, envPipes, envTrial, envTrialFile, envHandover:
+		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID": // the service manager hears the supervisor alone
+		case envSupervised, envPipes, envTrial, envVerifiedFile, envHandover, envHandedOver:
 		default:
 			env = append(env, kv)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"moult/mesh/identity"
 	"moult/updater/artifact"
+	"moult/updater/install"
 	"moult/updater/order"
 	"moult/updater/release"
 )
@@ -34,10 +35,11 @@ type Config struct {
 	ReleaseKeys release.KeySet     // as given when the host joined; DATA/trust.json has those of today
 	Fence       *order.Fence
 
-	DataDir   string // the agent's data directory
-	Installed string // path of the installed binary
-	Version   string // what this process is
-	Digest    string // sha256 of the running binary, 64 hex digits
+	DataDir   string        // the agent's data directory
+	Installed string        // path of the installed binary
+	Place     install.Place // where releases are to be committed to; empty: install.AnyPlace
+	Version   string        // what this process is
+	Digest    string        // sha256 of the running binary, 64 hex digits
 
 	Store      *artifact.Store
 	Candidates func(digest string) []artifact.Peer // who may have an artifact; asked again and again

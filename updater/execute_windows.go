@@ -1,5 +1,16 @@
 package updater
 
-import "errors"
+import (
+	"errors"
+	"os"
+)
 
-func execute(string) error { return errors.New("Windows cannot replace a running process") }
+var errNoExec = errors.New("Windows cannot replace a running process")
+
+func execute(string) error { return errNoExec }
+
+func executePath(string, []string) error { return errNoExec }
+
+func executeFile(*os.File, []string) error { return errNoExec }
+
+func takeName() {}

@@ -141,12 +141,38 @@ func TestInstalledPathFaults(t *testing.T) {
 			h := newHost(t)
 			disk := disktest.Small(t, 4<<10)
 			h.install(disk)
+			h.cfg.Place = install.InPlace
 			h.run()
 			p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("1.1.0"))
 			tt.break_(t, disk)
 			h.mustFail("job-1", "1.1.0", p, tt.reason)
 			h.mustBeUntouched()
 		})
+	}
+}
+
+// What cannot be put over the installed binary goes on trial for the data directory,
+// and the marker brings along what proves later that it may be executed.
+func TestReadOnlyInstalledPathGoesToTheDataDirectory(t *testing.T) {
+	h := newHost(t)
+	disk := disktest.Small(t, 4<<10)
+	h.install(disk)
+	h.run()
+	p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("1.1.0"))
+	disktest.Remount(t, disk, unix.MS_RDONLY)
+	h.ordered("job-1", "1.1.0", p, PhaseRestarting)
+	h.await("the reason in the log", func() bool {
+		return strings.Contains(strings.Join(h.lines(), "\n"), "stays as it is, because directory "+disk+" cannot be written (read-only file system)")
+	})
+	m, err := install.LoadMarker(h.data)
+	if err != nil || m.Place != install.InData || m.Release == nil {
+		t.Fatalf("marker %+v, %v", m, err)
+	}
+	must(t, install.Activate(install.ActivateRequest{Staged: m.StagedPath, DataDir: h.data, Active: install.Active{
+		Version: m.Version, Number: m.Number, Digest: m.Digest, Release: *m.Release, Packaged: h.cfg.Installed,
+	}}))
+	if a, err := ActiveBinary(h.data); err != nil || a.Version != "1.1.0" || a.Digest != p.digest {
+		t.Errorf("active is %+v, %v", a, err)
 	}
 }
 

@@ -40,7 +40,7 @@ func (s *supervisor) handOver(ctx context.Context, c *child) *child {
 			return c
 		}
 		inheritAll(fds, true)
-		err = syscall.Exec(s.Installed, os.Args, append(withoutHandover(os.Environ()), envHandover+"="+string(state)))
+		err = s.executeInstalled(append(withoutHandover(os.Environ()), envHandover+"="+string(state)))
 		inheritAll(fds, false)
 	}
 	s.log.Warn("the new binary does not take the supervisor over; this one goes on", "error", err)
@@ -54,7 +54,7 @@ const signalDelay = 50 * time.Millisecond
 func withoutHandover(env []string) []string {
 	out := make([]string, 0, len(env)+1)
 	for _, kv := range env {
-		if !strings.HasPrefix(kv, envHandover+"=") {
+		if !strings.HasPrefix(kv, envHandover+"=") && !strings.HasPrefix(kv, envHandedOver+"=") {
 			out = append(out, kv)
 		}
 	}

@@ -100,13 +100,18 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 		return nil, err
 	}
 	u.enter(PhasePreflight, o.JobID)
-	err = install.Preflight(ctx, install.PreflightRequest{
-		Staged: path, Digest: off.Digest, Installed: u.cfg.Installed, DataDir: u.cfg.DataDir, Version: off.Version,
+	found, err := install.Preflight(ctx, install.PreflightRequest{
+		Staged: path, Digest: off.Digest, Installed: u.cfg.Installed, DataDir: u.cfg.DataDir, Version: off.Version, Wish: u.cfg.Place,
 	})
 	if err != nil {
 		return nil, err
 	}
 	u.note("preflight passed")
+	var proof *install.SignedRelease
+	if found.Place == install.InData {
+		u.note(fmt.Sprintf("it will run from the data directory, and %s stays as it is, because %s", u.cfg.Installed, found.Why))
+		proof = &install.SignedRelease{Manifest: o.Manifest, Signature: o.Signature, Keys: u.keysOf(t)}
+	}
 	if u.cfg.MayRestart != nil {
 		if err := u.cfg.MayRestart(ctx); err != nil {
 			return nil, err
@@ -116,6 +121,7 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 		JobID: o.JobID, Attempt: o.Attempt, Index: o.Index, Version: off.Version, Digest: off.Digest,
 		Number: off.Number, Floor: off.Floor, Expires: off.Expires, StagedPath: path,
 		FromVersion: u.cfg.Version, FromDigest: u.cfg.Digest, State: install.Staged,
+		Place: found.Place, Release: proof,
 	}, nil
 }
 

@@ -30,12 +30,12 @@ func Supervised() (*SupervisorLink, bool) {
 	if os.Getenv(envSupervised) != "1" {
 		return nil, false
 	}
-	pipes, trial, file := os.Getenv(envPipes), os.Getenv(envTrial) == "1", os.Getenv(envTrialFile)
-	for _, name := range []string{envSupervised, envPipes, envTrial, envTrialFile, envHandover} {
+	pipes, trial, file := os.Getenv(envPipes), os.Getenv(envTrial) == "1", os.Getenv(envVerifiedFile)
+	for _, name := range []string{envSupervised, envPipes, envTrial, envVerifiedFile, envHandover, envHandedOver} {
 		_ = os.Unsetenv(name)
 	}
-	if trial {
-		closeTrialFile(file)
+	if file != "" {
+		closeVerifiedFile(file)
 	}
 	l := &SupervisorLink{trial: trial, committed: make(chan struct{}), gone: make(chan struct{})}
 	recv, send, err := openPipes(pipes)
@@ -49,10 +49,14 @@ func Supervised() (*SupervisorLink, bool) {
 }
 
 // InstalledPath returns where this program is installed. A child is told by its
-// supervisor: on trial it is executed from elsewhere. Call it before Supervised.
+// supervisor, and the active binary by the packaged one: they are executed from
+// elsewhere. Call it before Supervised and BeginActive.
 func InstalledPath() (string, error) {
 	if os.Getenv(envSupervised) == "1" && len(os.Args) > 0 {
 		return os.Args[0], nil
+	}
+	if packaged, ok := handedOver(); ok {
+		return packaged, nil
 	}
 	return os.Executable()
 }
@@ -96,7 +100,20 @@ func (l *SupervisorLink) OnTrial() bool { return l.trial }
 // Joined tells the supervisor that a live peer answered, and what this process
 // is: its version and the sha256 of its binary in hex.
 func (l *SupervisorLink) Joined(version, digest string) error {
-	b, err := json.Marshal(message{Event: eventJoined, Version: version, Digest: digest})
+	return l.say(message{Event: eventJoined, Version: version, Digest: digest})
+}
+
+// Serving tells the supervisor that this process's ports are open.
+func (l *SupervisorLink) Serving() error { return l.say(message{Event: eventServing}) }
+
+// Alive tells the supervisor that this process works, with a line for people. A
+// supervisor that is told for the first time expects it every SignOfLife.
+func (l *SupervisorLink) Alive(status string) error {
+	return l.say(message{Event: eventAlive, Status: status})
+}
+
+func (l *SupervisorLink) say(m message) error {
+	b, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}

@@ -7,3 +7,6 @@ import "syscall"
 func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
+
+// executesDescriptors: /proc/self/fd/N executes the open file itself.
+const executesDescriptors = true

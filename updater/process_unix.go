@@ -11,9 +11,9 @@ import (
 
 // The descriptors of a child, in the order that start adds them.
 const (
-	childReadNumber  = 3
-	childWriteNumber = 4
-	trialFileNumber  = 5
+	childReadNumber    = 3
+	childWriteNumber   = 4
+	verifiedFileNumber = 5
 )
 
 // inherit passes the two pipes to the child and tells it their numbers.
@@ -31,14 +31,19 @@ func inheritedPipe(fd uintptr, name string) *os.File {
 	return os.NewFile(fd, name)
 }
 
-// closeTrialFile closes the descriptor this process was executed through, and
+// closeVerifiedFile closes the descriptor this process was executed through, and
 // gives the process its name back: the kernel calls it by the number.
-func closeTrialFile(number string) {
+func closeVerifiedFile(number string) {
 	fd, err := strconv.Atoi(number)
 	if err != nil || fd <= childWriteNumber {
 		return
 	}
 	_ = syscall.Close(fd)
+	takeName()
+}
+
+// takeName names the process after its program, which the kernel does not know.
+func takeName() {
 	if len(os.Args) > 0 {
 		_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 	}

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// trialFileNumber: a trial is executed by its path here.
-const trialFileNumber = -1
+// verifiedFileNumber: a verified file is executed by its path here.
+const verifiedFileNumber = -1
 
 func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP}
@@ -33,7 +33,7 @@ func inheritedPipe(handle uintptr, name string) *os.File {
 	return os.NewFile(handle, name)
 }
 
-func closeTrialFile(string) {}
+func closeVerifiedFile(string) {}
 
 // terminate asks the child to stop by ending its pipe.
 func (c *child) terminate() { c.send.Close() }

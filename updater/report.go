@@ -31,6 +31,8 @@ type Report struct {
 	// Pulled counts the bytes that relays moved for this host before any reach it.
 	// As long as it grows the download makes progress, though Done does not.
 	Pulled int64 `json:"pulled,omitempty"`
+	// RunsFrom is the path of the active binary in the data directory, if that runs.
+	RunsFrom string `json:"runs_from,omitempty"`
 	// Error is why the job failed or was rolled back; LastOutput is the last line
 	// that the new binary printed.
 	Error      string         `json:"error,omitempty"`
@@ -49,6 +51,7 @@ const (
 	resendEvery   = time.Second
 	settledEvery  = 5 * time.Second // the verdict, again: a new leader may have missed it
 	settledFor    = 2 * time.Minute
+	restateEvery  = 5 * time.Minute // where it runs from, for servers that were restarted
 	// maxReportBytes bounds the lines of one report: a mesh message holds 256 KiB,
 	// JSON and the envelope included.
 	maxReportBytes = 64 << 10
@@ -79,7 +82,8 @@ func (u *Updater) report(ctx context.Context) {
 		bytes := r.Done + r.Pulled
 		due := kicked || bytes != sentBytes ||
 			(len(r.Lines) > 0 && ago >= resendEvery-progressEvery/5) ||
-			(ago >= settledEvery && now.Sub(since) < settledFor)
+			(ago >= settledEvery && now.Sub(since) < settledFor) ||
+			(ago >= restateEvery && r.RunsFrom != "")
 		if !due {
 			continue
 		}
@@ -95,7 +99,7 @@ func (u *Updater) compose() (r Report, since time.Time) {
 	st := u.status
 	r = Report{
 		JobID: st.job, Done: st.done, Total: st.total, Pulled: st.pulled,
-		Error: st.reason, LastOutput: st.lastOutput, Sources: st.namedSources(),
+		RunsFrom: u.runsFrom, Error: st.reason, LastOutput: st.lastOutput, Sources: st.namedSources(),
 	}
 	if u.log != nil && u.log.job == st.job {
 		r.First, r.Lines = u.log.unstored(maxReportBytes)

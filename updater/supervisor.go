@@ -16,7 +16,8 @@ import (
 // SupervisorConfig says what RunSupervisor runs. Zero durations and counts mean
 // the defaults.
 type SupervisorConfig struct {
-	Installed string   // path of the installed binary
+	Installed string   // path of the installed binary; where there is an active one, of the packaged one
+	Active    bool     // this process is the active binary: see BeginActive
 	DataDir   string   // the agent's data directory
 	Args      []string // the child's arguments, without the program's name
 	Env       []string // the child's environment; nil: this process's
@@ -32,6 +33,8 @@ type SupervisorConfig struct {
 	// may block: what they do not take in time is dropped.
 	Output io.Writer
 	Logger *slog.Logger
+	// Service is told how the agent is; nil: nobody.
+	Service Service
 	// SwapStep is install.SwapRequest.Step, for tests that cut the power.
 	SwapStep func(step string) error
 }
@@ -58,6 +61,9 @@ func (c *SupervisorConfig) validate() error {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Service == nil {
+		c.Service = noService{}
 	}
 	return nil
 }
@@ -89,12 +95,28 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 	defer runtime.UnlockOSThread()
 	s := supervisorOf(cfg)
 	defer s.side.flush(flushOutput)
+	s.Service.Well(startPatience)
+	defer reapWhile(ctx)()
 	c := s.adopt()
 	if c == nil {
 		// Not after adopting: the child may have staged the next trial already.
 		s.recover()
 	}
 	return s.run(ctx, c)
+}
+
+// reapWhile reaps orphans until the returned function is called.
+func reapWhile(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ReapOrphans(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // supervisorOf makes a supervisor that prints past what blocks.
@@ -123,6 +145,7 @@ func (s *supervisor) run(ctx context.Context, c *child) error {
 			var err error
 			if c, err = s.startInstalled(); err != nil {
 				s.log.Error("start agent", "error", err)
+				s.status("cannot start the agent: " + err.Error())
 				if !s.wait(ctx) {
 					return nil
 				}
@@ -144,6 +167,7 @@ func (s *supervisor) run(ctx context.Context, c *child) error {
 			}
 		default:
 			s.log.Warn("agent ended; starting it again", "status", c.state.String(), "delay", s.delay, "last_output", c.tail.last())
+			s.status(fmt.Sprintf("the agent ended (%v); starting it again in %v", c.state, s.delay))
 			c = nil
 			if !s.wait(ctx) {
 				return nil
@@ -166,6 +190,7 @@ func (s *supervisor) watch(ctx context.Context, c *child) (code int, stopped boo
 			return 0, true
 		case m := <-c.messages:
 			s.log.Debug("agent says", "event", m.Event)
+			s.heard(m)
 		case <-c.exited:
 			if time.Since(c.began) >= s.MaxRestartDelay || c.state.ExitCode() == ExitRestart {
 				s.delay = s.RestartDelay
@@ -177,6 +202,7 @@ func (s *supervisor) watch(ctx context.Context, c *child) (code int, stopped boo
 
 // wait waits for the restart delay and doubles it; false: ctx ended.
 func (s *supervisor) wait(ctx context.Context) bool {
+	s.Service.Well(s.delay + slack)
 	t := time.NewTimer(s.delay)
 	defer t.Stop()
 	s.delay = min(2*s.delay, s.MaxRestartDelay)
@@ -190,6 +216,7 @@ func (s *supervisor) wait(ctx context.Context) bool {
 
 // stop ends the child: it asks, waits, kills.
 func (s *supervisor) stop(c *child) {
+	s.Service.Well(s.StopTimeout + slack)
 	c.terminate()
 	t := time.NewTimer(s.StopTimeout)
 	defer t.Stop()
@@ -209,15 +236,14 @@ func (s *supervisor) recover() {
 	if err := install.SweepLeftovers(s.Installed); err != nil {
 		s.log.Warn("sweep leftovers of a swap", "error", err)
 	}
+	if err := install.SweepActive(s.DataDir); err != nil {
+		s.log.Warn("sweep leftovers in the data directory", "error", err)
+	}
 	m, err := s.loadMarker()
 	if err != nil {
 		return
 	}
-	installed, err := install.Digest(s.Installed)
-	if err != nil {
-		s.log.Error("hash installed binary", "error", err)
-	}
-	if installed == m.Digest {
+	if s.committed(m) {
 		s.log.Info("the swap was done before the power failed; finishing the commit", "job", m.JobID, "release", m.Version)
 		s.settle(m, install.OutcomeOf(m, install.Committed, time.Now()))
 		return
@@ -226,6 +252,22 @@ func (s *supervisor) recover() {
 	o.Reason = "interrupted: the host or its supervisor stopped before version " + m.Version + " had proved itself; start the update again"
 	s.log.Warn("a trial was interrupted; running the installed binary", "job", m.JobID, "release", m.Version)
 	s.settle(m, o)
+}
+
+// committed tells by what is on disk whether a trial's binary took its place.
+func (s *supervisor) committed(m install.Marker) bool {
+	if m.Place == install.InData {
+		a, err := install.LoadActive(s.DataDir)
+		if err != nil && !errors.Is(err, install.ErrNoActive) {
+			s.log.Error("read which binary is active", "error", err)
+		}
+		return err == nil && a.Digest == m.Digest
+	}
+	installed, err := install.Digest(s.Installed)
+	if err != nil {
+		s.log.Error("hash installed binary", "error", err)
+	}
+	return installed == m.Digest
 }
 
 // loadMarker returns the marker; one that is corrupt is set aside.

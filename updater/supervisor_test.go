@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,6 +40,7 @@ type site struct {
 	data      string
 	installed string
 	env       []string
+	wrap      []string // what runs the program; nil: nothing
 	cmd       *exec.Cmd
 	output    *syncBuffer
 	print     *os.File // instead of output, when it is set
@@ -81,18 +83,25 @@ func mustDigest(t *testing.T, path string) string {
 	return d
 }
 
+// command starts the site's program as a service manager does.
+func (s *site) command(env ...string) *exec.Cmd {
+	argv := append(slices.Clone(s.wrap), s.installed, "agent")
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(append(os.Environ(), "TEST_DATA="+s.data, "TEST_INSTALLED="+s.installed), append(s.env, env...)...)
+	cmd.Stdout, cmd.Stderr = s.output, s.output
+	if s.print != nil {
+		cmd.Stdout, cmd.Stderr = s.print, s.print
+	}
+	return cmd
+}
+
 // start runs the supervisor and waits for its agent.
 func (s *site) start(env ...string) {
 	s.t.Helper()
 	before := strings.Count(s.events(), "agent ")
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		s.cmd = exec.Command(s.installed, "agent")
-		s.cmd.Env = append(append(os.Environ(), "TEST_DATA="+s.data, "TEST_INSTALLED="+s.installed), append(s.env, env...)...)
-		s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
-		if s.print != nil {
-			s.cmd.Stdout, s.cmd.Stderr = s.print, s.print
-		}
+		s.cmd = s.command(env...)
 		err := s.cmd.Start()
 		if err == nil {
 			break

@@ -57,7 +57,12 @@ func (t *tail) end() {
 }
 
 // clean makes a line fit for a report: valid UTF-8 without control characters.
+// What was printed for the journal begins with its priority, as in "<3>", which is
+// no part of what it says.
 func clean(line []byte) string {
+	if len(line) > 2 && line[0] == '<' && line[1] >= '0' && line[1] <= '7' && line[2] == '>' {
+		line = line[3:]
+	}
 	s := strings.ToValidUTF8(string(line), string(utf8.RuneError))
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if r < ' ' && r != '\t' || r == 0x7f {

@@ -42,6 +42,8 @@ func (s *supervisor) tryStaged(ctx context.Context) *child {
 		return nil
 	}
 	s.log.Info("trial begins", "job", m.JobID, "release", m.Version)
+	s.status("trying version " + m.Version)
+	s.Service.Well(s.TrialTimeout + s.StopTimeout + slack)
 	deadline := time.Now().Add(s.TrialTimeout)
 	reason := fmt.Sprintf("the marker says that version %s was started %d times already", m.Version, m.Starts)
 	var output []string
@@ -177,19 +179,19 @@ func falsehood(msg message, m install.Marker) string {
 
 // commit makes the trial the installed binary, then says so.
 func (s *supervisor) commit(c *child, m install.Marker) error {
-	err := install.Swap(install.SwapRequest{
-		Staged: m.StagedPath, Digest: m.Digest, Installed: s.Installed, Step: s.SwapStep,
-	})
-	if err != nil {
+	if err := s.put(m); err != nil {
 		// The last steps can fail after the rename: then the new one is installed,
 		// and taking the marker for a failure would part the record from the disk.
-		if installed, digestErr := install.Digest(s.Installed); digestErr != nil || installed != m.Digest {
+		if !s.committed(m) {
 			return fmt.Errorf("install: %w", err)
 		}
 		s.log.Error("swap done, but perhaps not durable", "job", m.JobID, "error", err)
 	}
+	s.Active = m.Place == install.InData
 	s.settle(m, install.OutcomeOf(m, install.Committed, time.Now()))
 	s.log.Info("committed", "job", m.JobID, "release", m.Version)
+	s.status("version " + m.Version + " is kept")
+	s.Service.Well(startPatience)
 	c.trial = false
 	if s.alone {
 		return nil
@@ -200,8 +202,25 @@ func (s *supervisor) commit(c *child, m install.Marker) error {
 	return nil
 }
 
+// put puts the staged binary where preflight said.
+func (s *supervisor) put(m install.Marker) error {
+	if m.Place == install.InData {
+		return s.activate(m)
+	}
+	err := install.Swap(install.SwapRequest{
+		Staged: m.StagedPath, Digest: m.Digest, Installed: s.Installed, Step: s.SwapStep,
+	})
+	if err != nil {
+		return err
+	}
+	// Afterwards: until then the active one is the last good binary.
+	return install.RemoveActive(s.DataDir)
+}
+
 func (s *supervisor) rollBack(m install.Marker, reason string, output []string) {
 	s.log.Warn("rolled back", "job", m.JobID, "release", m.Version, "reason", reason)
+	s.status("version " + m.Version + " was rolled back: " + reason)
+	s.Service.Well(startPatience)
 	o := install.OutcomeOf(m, install.RolledBack, time.Now())
 	o.Reason, o.LastOutput = reason, output
 	s.settle(m, o)

@@ -31,6 +31,8 @@ type Updater struct {
 	status status
 	log    *jobLog
 	busy   bool // a job runs
+	// runsFrom is Report.RunsFrom; a trial comes to it by its commit.
+	runsFrom string
 }
 
 // received is a sealed order, and the server that it came from.
@@ -205,6 +207,7 @@ func phaseOf(r install.Result) string {
 // recall says what the files say: a trial under way (the returned channel tells
 // its commit), how the last job ended, or a job to go on with.
 func (u *Updater) recall(begin func(order.Order, []byte, int)) (committed <-chan struct{}) {
+	u.locate()
 	if u.cfg.Link != nil && u.cfg.Link.OnTrial() {
 		m, err := install.LoadMarker(u.cfg.DataDir)
 		if err == nil {
@@ -260,8 +263,20 @@ func (u *Updater) resume(o install.Outcome, begin func(order.Order, []byte, int)
 	begin(opened, o.Order, o.Resumes+1)
 }
 
+// locate finds out whether this process is the active binary.
+func (u *Updater) locate() {
+	a, err := install.LoadActive(u.cfg.DataDir)
+	if err != nil || a.Digest != u.cfg.Digest {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.runsFrom = install.ActivePath(u.cfg.DataDir, a.Digest)
+}
+
 // settle says how the last job ended, by its outcome.
 func (u *Updater) settle() {
+	u.locate()
 	o, err := install.LoadOutcome(u.cfg.DataDir)
 	if err != nil {
 		u.slog.Error("the last job's outcome is lost", "error", err)

@@ -63,7 +63,7 @@ func (u *ui) joinScripts(role fleet.HostRole, token, arch string, join []string,
 	}
 	sh, ps := fetch("linux", arch), fetch("windows", arch)
 	return joinScripts{
-		Linux: sh + fmt.Sprintf("MOULT_TOKEN=%s moult %s%s\n", token, role, flags),
+		Linux: sh + fmt.Sprintf("MOULT_TOKEN=%s moult install %s%s\n", token, role, flags),
 		Windows: ps + fmt.Sprintf("$env:MOULT_TOKEN = '%s'\n.\\moult.exe %s --data C:\\ProgramData\\moult%s\n",
 			token, role, flags),
 	}

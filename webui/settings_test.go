@@ -136,7 +136,7 @@ func TestJoinScriptsHoldTheBinaryToItsDigest(t *testing.T) {
 	out := w.Admin("POST", "/api/join-tokens", `{"segment":"dmz"}`).OK()
 	token, scripts := out["token"].(string), out["scripts"].(map[string]any)
 	linux, windows := scripts["linux"].(string), scripts["windows"].(string)
-	for _, want := range []string{"'http://10.0.0.1:8480/agent/binary?os=linux&arch=amd64'", binary.SHA256 + "  moult' | sha256sum -c", "MOULT_TOKEN=" + token + " moult agent --join 10.0.0.1:7947\n"} {
+	for _, want := range []string{"'http://10.0.0.1:8480/agent/binary?os=linux&arch=amd64'", binary.SHA256 + "  moult' | sha256sum -c", "MOULT_TOKEN=" + token + " moult install agent --join 10.0.0.1:7947\n"} {
 		if !strings.Contains(linux, want) {
 			t.Errorf("no %s in %s", want, linux)
 		}

@@ -122,6 +122,7 @@ type Observation struct {
 	Sources      []fleet.Source // of the download under way
 	Segments     []string       // that it is in, the home segment first; two or more: it is a relay
 	OS, Arch     string
+	RunsFrom     string // path of the binary that runs instead of the installed one, if one does
 }
 
 // Trust knows what removals and new gossip keys need, and how far they are.

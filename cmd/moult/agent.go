@@ -31,11 +31,16 @@ that a new binary can be tried and taken back. Joining needs a token from
 			return runAgent(cmd.Context(), *o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
+	o.registerFlags(cmd)
+	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; the log is JSON lines too")
+	return cmd
+}
+
+func (o *agentOptions) registerFlags(cmd *cobra.Command) {
 	o.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.segment, "segment", "", "segment of this host (default: the token's)")
 	o.trial.register(f)
-	return cmd
 }
 
 func (o *agentOptions) validate() error {

@@ -27,6 +27,9 @@ const (
 	// bootstrapFile holds the cluster's first entry until it is committed, so
 	// that a bootstrap that was interrupted goes on where it stopped.
 	bootstrapFile = "bootstrap.json"
+	// bootstrapOnceFile in the data directory is as --bootstrap, once: whoever prepares a
+	// service leaves it there, and bootstrapping removes it.
+	bootstrapOnceFile = "bootstrap.once"
 
 	gossipKeyBytes = 32
 )
@@ -56,6 +59,7 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 		if err := bootstrap(hostID); err != nil {
 			return identity.Credentials{}, fmt.Errorf("bootstrap: %w", err)
 		}
+		_ = os.Remove(filepath.Join(o.data, bootstrapOnceFile)) // from here on the directory has its cluster
 		return store.Load()
 	}
 	if len(o.join) == 0 {
@@ -85,6 +89,7 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 	for _, addr := range o.join {
 		creds, err := identity.Join(ctx, addr, token, store, req)
 		if err == nil {
+			_ = os.Remove(filepath.Join(o.data, joinTokenFile)) // it is used up, whoever left it
 			return creds, nil
 		}
 		errs = append(errs, fmt.Errorf("join through %s: %w", addr, err))
@@ -191,10 +196,14 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	if err != nil {
 		return err
 	}
-	if o.json {
+	if o.json && !stdoutIsJournal(stdout) {
 		return printJSON(stdout, bootstrapReport(o, password))
 	}
-	fmt.Fprintf(stdout, "login:     admin / %s\n", password)
+	if stdoutIsJournal(stdout) { // no secret in a log
+		fmt.Fprintf(stdout, "login:     admin, password in %s\n", filepath.Join(o.data, adminPasswordFile))
+	} else {
+		fmt.Fprintf(stdout, "login:     admin / %s\n", password)
+	}
 	if !o.keepPassword {
 		fmt.Fprintln(stdout, "           the first sign-in asks for another password")
 	}

@@ -21,15 +21,16 @@ import (
 )
 
 // Each agent shows itself to some server now and then, by TLS and not by gossip.
-// The servers pass that on to the leader, which learns of two things by it: two
-// machines that answer as one host, and hosts that look online and reach no server.
+// The servers tell each other, so that each remembers the same; the leader acts on
+// what that tells: two machines that answer as one host, and hosts that look online
+// and reach no server. And a host hears by it whom the deny-list names by now.
 const (
 	checkInEvery = 5 * time.Minute
 	checkInFirst = 10 * time.Second // after the start, at most
 	checkInRetry = time.Minute
 	checkInAsked = 8 // hosts asked in one attempt
 
-	// maxCheckInAge is how old a check-in may be when the leader hears of it, and
+	// maxCheckInAge is how old a check-in may be when another server hears of it, and
 	// checkInCall how long the server that took it tries to tell.
 	maxCheckInAge = 10 * time.Second
 	checkInCall   = 5 * time.Second
@@ -41,7 +42,7 @@ const (
 	maxSilent   = 20 // hosts for which an alert each is opened at a time
 )
 
-// pathCheckIns tells the leader of hosts that showed themselves: POST, with
+// pathCheckIns tells another server of hosts that showed themselves: POST, with
 // checkInsMessage. Servers only.
 const pathCheckIns = "/node/check-ins"
 
@@ -68,6 +69,7 @@ type shower struct {
 	peer     string // node port, as advertised
 	current  *identity.Current
 	ways     func(visited []string) []nodeport.Way
+	denied   func(raw []byte) // takes a deny-list
 	logger   *slog.Logger
 }
 
@@ -88,7 +90,10 @@ func (s *shower) once(ctx context.Context) error {
 	ways := s.ways(nil)
 	var errs []error
 	for _, w := range ways[:min(len(ways), checkInAsked)] {
-		err := identity.CheckIn(ctx, w.Addr, s.current.Get(), identity.CheckInRequest{Instance: s.instance, PeerAddr: s.peer})
+		answer, err := identity.CheckIn(ctx, w.Addr, s.current.Get(), identity.CheckInRequest{Instance: s.instance, PeerAddr: s.peer})
+		if len(answer.Denied) > 0 {
+			s.denied(answer.Denied)
+		}
 		var coded *identity.CodedError
 		if err == nil || errors.As(err, &coded) && coded.Status < 500 && coded.Status != 404 { // 404: a server of an older version
 			return err
@@ -98,43 +103,52 @@ func (s *shower) once(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// checkInDesk is a server's side: it takes check-ins and passes them to the leader.
+// checkInDesk is a server's side: it takes check-ins, remembers them and tells the
+// other servers.
 type checkInDesk struct {
-	raft   *consensus.Node
-	others *serverClient
-	self   string
-	logger *slog.Logger
-	queue  chan checkIn
-
-	mu    sync.Mutex
-	judge *cloneJudge // while this server leads
+	raft     *consensus.Node
+	others   *serverClient
+	self     string
+	denyList func(follows identity.DenyListNumber) []byte // nil for who follows the newest
+	logger   *slog.Logger
+	queue    chan checkIn
+	judge    *cloneJudge
 }
 
-func newCheckInDesk(raft *consensus.Node, others *serverClient, self string, logger *slog.Logger) *checkInDesk {
-	return &checkInDesk{raft: raft, others: others, self: self, logger: logger, queue: make(chan checkIn, checkInQueue)}
+func newCheckInDesk(raft *consensus.Node, others *serverClient, self string, denyList func(identity.DenyListNumber) []byte, logger *slog.Logger) *checkInDesk {
+	return &checkInDesk{raft: raft, others: others, self: self, denyList: denyList, logger: logger, queue: make(chan checkIn, checkInQueue), judge: newCloneJudge()}
 }
 
 // take takes one host's check-in. What does not fit is dropped: the next one comes.
-func (d *checkInDesk) take(ctx context.Context, req identity.CheckInRequest) error {
+func (d *checkInDesk) take(ctx context.Context, req identity.CheckInRequest) (answer identity.CheckInAnswer, err error) {
 	id := nodeport.PeerFrom(ctx)
 	h, ok := d.raft.State().View().Host(id.HostID)
 	if !ok || !bytes.Equal(nodeport.PeerKeyFrom(ctx), h.PublicKey) {
-		return &identity.CodedError{Code: fleet.CodeHostNotFound, Message: "this host was removed; join it again with a new token", Status: 403}
+		return answer, &identity.CodedError{Code: fleet.CodeHostNotFound, Message: "this host was removed; join it again with a new token", Status: 403}
 	}
 	select {
 	case d.queue <- checkIn{HostID: id.HostID, Instance: req.Instance, Addr: req.PeerAddr, began: nodeport.HandshakeFrom(ctx)}:
 	default:
 	}
-	return nil
+	if req.Denied != nil {
+		answer.Denied = d.denyList(*req.Denied)
+	}
+	return answer, nil
 }
 
-// run passes on what was taken, until ctx ends.
+// run remembers and passes on what was taken, until ctx ends.
 func (d *checkInDesk) run(ctx context.Context) {
+	events, stop := d.raft.State().Subscribe()
+	defer stop()
+	d.judge.follow(d.raft.State().View())
 	for {
 		var batch []checkIn
 		select {
 		case <-ctx.Done():
 			return
+		case <-events:
+			d.judge.follow(d.raft.State().View())
+			continue
 		case c := <-d.queue:
 			batch = append(batch, c)
 		}
@@ -146,56 +160,42 @@ func (d *checkInDesk) run(ctx context.Context) {
 				more = false
 			}
 		}
-		if err := d.pass(ctx, batch); err != nil && ctx.Err() == nil {
-			d.logger.Debug("tell the leader of check-ins", "hosts", len(batch), "error", err)
-		}
+		d.pass(ctx, batch)
 	}
 }
 
-func (d *checkInDesk) pass(ctx context.Context, batch []checkIn) error {
+// pass tells all servers, within checkInCall. One that is down meanwhile hears of
+// the same hosts when they show themselves the next time.
+func (d *checkInDesk) pass(ctx context.Context, batch []checkIn) {
 	for i := range batch {
 		batch[i].Age = time.Since(batch[i].began)
 	}
-	if d.raft.IsLeader() {
-		d.hear(batch)
-		return nil
-	}
+	d.judge.hear(batch, time.Now())
+	ctx, cancel := context.WithTimeout(ctx, checkInCall)
+	defer cancel()
+	var calls sync.WaitGroup
+	defer calls.Wait()
 	for _, s := range d.raft.Servers() {
-		if s.Leader && s.ID != d.self {
-			ctx, cancel := context.WithTimeout(ctx, checkInCall)
-			defer cancel()
-			return d.others.postJSON(ctx, s.Address, pathCheckIns, checkInsMessage{batch}, nil)
+		if s.ID == d.self {
+			continue
 		}
+		calls.Go(func() {
+			if err := d.others.postJSON(ctx, s.Address, pathCheckIns, checkInsMessage{batch}, nil); err != nil && ctx.Err() == nil {
+				d.logger.Debug("tell a server of check-ins", "server", s.Address, "hosts", len(batch), "error", err)
+			}
+		})
 	}
-	return errors.New("no leader is known")
 }
 
 // heard takes what another server passes on.
 func (d *checkInDesk) heard(_ context.Context, _ identity.Identity, m checkInsMessage) (struct{}, error) {
-	d.hear(m.CheckIns)
+	d.judge.hear(m.CheckIns, time.Now())
 	return struct{}{}, nil
 }
 
-func (d *checkInDesk) hear(batch []checkIn) {
-	d.mu.Lock()
-	judge := d.judge
-	d.mu.Unlock()
-	if judge != nil {
-		judge.hear(batch, time.Now())
-	}
-}
-
-// lead judges while this server leads.
+// lead acts on what this server remembers, while it leads.
 func (d *checkInDesk) lead(ctx context.Context, roster *mesh.Roster) {
-	judge := newCloneJudge()
-	d.mu.Lock()
-	d.judge = judge
-	d.mu.Unlock()
-	defer func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.judge = nil
-	}()
+	judge := d.judge
 	propose := func(c fleet.Change) bool {
 		_, err := d.raft.Propose(ctx, "coordinator", c)
 		if err != nil && ctx.Err() == nil {
@@ -203,23 +203,17 @@ func (d *checkInDesk) lead(ctx context.Context, roster *mesh.Roster) {
 		}
 		return err == nil
 	}
-	events, stop := d.raft.State().Subscribe()
-	defer stop()
 	ticker := time.NewTicker(silentTick)
 	defer ticker.Stop()
-	judge.lifted(d.raft.State().View())
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-events:
-			judge.lifted(d.raft.State().View())
 		case c := <-judge.clones:
 			v := d.raft.State().View()
-			if h, ok := v.Host(c.hostID); ok && h.Quarantine == nil && !slices.Contains(judge.lifted(v), c.hostID) {
-				if propose(fleet.HostQuarantined{HostID: c.hostID, Why: c.told(h.Name)}) {
-					judge.isolated(c.hostID)
-				}
+			judge.follow(v)
+			if h, ok := v.Host(c.hostID); ok && judge.stands(c) {
+				propose(fleet.HostQuarantined{HostID: c.hostID, Why: c.told(h.Name)})
 			}
 		case now := <-ticker.C:
 			live := map[string]mesh.Liveness{}
@@ -233,14 +227,15 @@ func (d *checkInDesk) lead(ctx context.Context, roster *mesh.Roster) {
 	}
 }
 
-// cloneJudge is what the leader knows of check-ins. Its methods are safe for
+// cloneJudge is what a server knows of check-ins. Its methods are safe for
 // concurrent use.
 type cloneJudge struct {
-	clones chan clone // found; capacity bounds how many wait
+	clones chan clone // found; capacity bounds how many wait for this server to lead
 
 	mu          sync.Mutex
 	hosts       map[string]*shown
-	quarantined map[string]bool // hosts, as of the last look at the state; nil: there was none
+	quarantined map[string]bool // hosts, as of the last look at the state
+	version     any             // of the hosts in it
 }
 
 // shown is one host's check-ins.
@@ -265,6 +260,7 @@ const maxFaces = 4
 type clone struct {
 	hostID string
 	addrs  [2]string
+	of     *shown // what it was found in
 }
 
 func newCloneJudge() *cloneJudge {
@@ -289,8 +285,11 @@ func (j *cloneJudge) hear(batch []checkIn, now time.Time) {
 		}
 		h.last = now
 		if other, found := h.show(c, now.Add(-c.Age-checkInCall), now); found {
+			if j.quarantined[c.HostID] {
+				continue
+			}
 			select {
-			case j.clones <- clone{c.HostID, [2]string{c.Addr, other}}:
+			case j.clones <- clone{c.HostID, [2]string{c.Addr, other}, h}:
 			default:
 			}
 		}
@@ -326,35 +325,45 @@ func (h *shown) show(c checkIn, earliest, now time.Time) (other string, found bo
 	return other, found
 }
 
-// lifted forgets what it knew of hosts that are in quarantine no more, and returns
-// them: one of the two machines is another host by now, and the one that stays must
-// not be held against it.
-func (j *cloneJudge) lifted(v fleet.View) (ids []string) {
+// follow looks at the state. It forgets hosts that are no more, and what it knew of
+// hosts that are in quarantine no more, which it returns: one of the two machines is
+// another host by now, and the one that stays must not be held against it.
+func (j *cloneJudge) follow(v fleet.View) (lifted []string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.quarantined == nil {
-		j.quarantined = map[string]bool{}
-		for _, h := range v.Hosts() {
-			if h.Quarantine != nil {
-				j.quarantined[h.ID] = true
-			}
+	version := v.HostsVersion()
+	if j.version == version {
+		return nil
+	}
+	j.version = version
+	quarantined, enrolled := map[string]bool{}, map[string]bool{}
+	for _, h := range v.Hosts() {
+		enrolled[h.ID] = true
+		if h.Quarantine != nil {
+			quarantined[h.ID] = true
 		}
 	}
 	for id := range j.quarantined {
-		if h, _ := v.Host(id); h.Quarantine == nil {
-			delete(j.quarantined, id)
+		if !quarantined[id] {
 			delete(j.hosts, id)
-			ids = append(ids, id)
+			lifted = append(lifted, id)
 		}
 	}
-	return ids
+	for id := range j.hosts {
+		if !enrolled[id] {
+			delete(j.hosts, id)
+		}
+	}
+	j.quarantined = quarantined
+	return lifted
 }
 
-// isolated notes that a host is in quarantine.
-func (j *cloneJudge) isolated(id string) {
+// stands tells whether what was found still counts: the host is not in quarantine,
+// and was not since.
+func (j *cloneJudge) stands(c clone) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.quarantined[id] = true
+	return j.hosts[c.hostID] == c.of && !j.quarantined[c.hostID]
 }
 
 // told says for people what was seen, and what to do.

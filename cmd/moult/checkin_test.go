@@ -140,22 +140,24 @@ func TestLiftedQuarantineBeginsAnew(t *testing.T) {
 	at := func(minute int, instance string) {
 		j.hear([]checkIn{{HostID: "a1", Instance: instance, Addr: "x:1"}}, start.Add(time.Duration(minute)*time.Minute))
 	}
-	j.lifted(state.View())
+	j.follow(state.View())
 	at(0, "a")
 	at(5, "b")
 	at(10, "a")
-	<-j.clones
-	apply(fleet.HostQuarantined{HostID: "a1", Why: "w"})
-	j.isolated("a1")
-	at(12, "b") // the last word of the one that goes
-	if ids := j.lifted(state.View()); len(ids) != 0 {
-		t.Errorf("lifted are %v", ids)
+	found := <-j.clones
+	if !j.stands(found) {
+		t.Error("what was found does not stand")
 	}
-	for len(j.clones) > 0 {
-		<-j.clones
+	apply(fleet.HostQuarantined{HostID: "a1", Why: "w"})
+	if ids := j.follow(state.View()); len(ids) != 0 || j.stands(found) {
+		t.Errorf("in quarantine: lifted are %v", ids)
+	}
+	at(12, "b") // the last word of the one that goes
+	if len(j.clones) != 0 {
+		t.Error("what is in quarantine is found again")
 	}
 	apply(fleet.HostQuarantineLifted{HostID: "a1"})
-	if ids := j.lifted(state.View()); len(ids) != 1 || ids[0] != "a1" {
+	if ids := j.follow(state.View()); len(ids) != 1 || ids[0] != "a1" || j.stands(found) {
 		t.Errorf("lifted are %v", ids)
 	}
 	at(15, "a")
@@ -171,9 +173,9 @@ func TestLiftedQuarantineBeginsAnew(t *testing.T) {
 	// A new leader learns from the state who is in quarantine.
 	apply(fleet.HostQuarantined{HostID: "a1", Why: "w"})
 	next := newCloneJudge()
-	next.lifted(state.View())
+	next.follow(state.View())
 	apply(fleet.HostQuarantineLifted{HostID: "a1"})
-	if ids := next.lifted(state.View()); len(ids) != 1 {
+	if ids := next.follow(state.View()); len(ids) != 1 {
 		t.Errorf("a new leader sees lifted %v", ids)
 	}
 }
@@ -188,7 +190,7 @@ func TestCheckInsAtOnce(t *testing.T) {
 			for k := range 200 {
 				j.hear([]checkIn{{HostID: "a1", Instance: "only", Addr: "x:1"}, {HostID: fmt.Sprint("a", i%5+1), Instance: "only", Addr: "x:1"}}, time.Now())
 				if k%50 == 0 {
-					j.lifted(v)
+					j.follow(v)
 					j.silence(v, nil, time.Now())
 				}
 			}
@@ -273,7 +275,7 @@ func TestCloneIsQuarantined(t *testing.T) {
 	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return server, true }, nil, quiet)
 	must(t, err)
 	defer closeWithin(port.Close, quiet, "node port")
-	desk := newCheckInDesk(raft, nil, "s1", quiet)
+	desk := newCheckInDesk(raft, nil, "s1", func(identity.DenyListNumber) []byte { return nil }, quiet)
 	port.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler(), Renew: identity.CheckInHandler(http.NotFoundHandler(), desk.take)})
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: server.Identity, Key: server.Key, CertDER: server.CertDER(), Verifier: server.Verifier(), Boot: 1, OS: "linux", Arch: "amd64",
@@ -316,7 +318,7 @@ func TestCloneIsQuarantined(t *testing.T) {
 		t.Error("a host that restarts is taken for two")
 	}
 	stranger := certify("a9", identity.RoleAgent)
-	if err := identity.CheckIn(ctx, port.Addr().String(), stranger, identity.CheckInRequest{Instance: "x"}); err == nil {
+	if _, err := identity.CheckIn(ctx, port.Addr().String(), stranger, identity.CheckInRequest{Instance: "x"}); err == nil {
 		t.Error("a host that is not enrolled checks in")
 	}
 }

@@ -213,6 +213,7 @@ type (
 		SeenVia          string            `json:"seen_via"`
 		LastSeen         *time.Time        `json:"last_seen"`
 		Phase            string            `json:"phase"`
+		RunsFrom         string            `json:"runs_from"`
 		UpdateInProgress bool              `json:"update_in_progress"`
 		Labels           map[string]string `json:"labels"`
 		Progress         *struct {

@@ -38,7 +38,7 @@ func TestEachCommandTeaches(t *testing.T) {
 		if err := again.Execute(); err != nil {
 			t.Errorf("%s --help: %v", path, err)
 		}
-		if !strings.Contains(out.String(), "Examples:\n  moult ") {
+		if !strings.Contains(out.String(), "Examples:\n  ") {
 			t.Errorf("the help of %s has no example", path)
 		}
 		if cmd.Short == "" {
@@ -98,12 +98,14 @@ func related(cmd, shown *cobra.Command) bool {
 		cmd.CommandPath() == "moult" || cmd.CommandPath() == "moult server restore" || cmd.CommandPath() == "moult key generate"
 }
 
+var inEnvironment = regexp.MustCompile(`^  [A-Z_]+=\S+ `)
+
 var shellSubstitution = regexp.MustCompile(`\$\([^)]*\)`)
 
 // exampleArgs are an example's arguments, without what the shell does with the
 // output and without the comment.
 func exampleArgs(line string) ([]string, bool) {
-	line, ok := strings.CutPrefix(line, "  moult ")
+	line, ok := strings.CutPrefix(inEnvironment.ReplaceAllString(line, "  "), "  moult ")
 	if !ok {
 		return nil, false
 	}
@@ -128,6 +130,7 @@ func TestEachCommandIsAskedForJSON(t *testing.T) {
 	elsewhere := []string{
 		"moult server", "moult agent", "moult server backup", "moult server restore", "moult server recover", // backup's story
 		"moult servers transfer-leadership", "moult servers demote", "moult servers promote", "moult servers replace", "moult servers remove", // take three servers
+		"moult install agent", "moult install server", "moult uninstall", // the tests of install
 		"moult dev", "moult host readmit", "moult config reload",
 	}
 	script, err := os.ReadFile(filepath.Join("testdata", "script", "json.txtar"))

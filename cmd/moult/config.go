@@ -130,12 +130,8 @@ func printConfigReport(w io.Writer, path, role string, file *settingsFile, probl
 	return err
 }
 
-// The roles that a configuration file can be for.
-const (
-	roleAgent  = "agent"
-	roleServer = "server"
-	roleClient = "client"
-)
+// configRoles are what a configuration file can be for.
+const roleClient = "client" // beside roleAgent and roleServer
 
 var configRoles = []string{roleAgent, roleServer, roleClient}
 

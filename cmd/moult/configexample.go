@@ -24,12 +24,12 @@ var settingGroups = []settingGroup{
 	{"Only until the host has joined; left in, it changes nothing.", []string{"join", "token-file", "segment"}},
 	{"Further segments, between which the host relays.", []string{"also-segment"}},
 	{"Only at the bootstrap of the first server.", []string{"bootstrap", "release-key", "release-threshold", "keep-first-password"}},
-	{"The trial of a new binary.", []string{"binary", "trial-timeout", "trial-starts", "soak"}},
+	{"The trial of a new binary.", []string{"binary", "install-to", "trial-timeout", "trial-starts", "soak"}},
 	{"What is served to other hosts, and fetched from them.", []string{"serve-streams", "serve-rate", "pull-rate"}},
 	{"The coordinator's waits; the same on all servers.", []string{"resend", "no-sign", "stalled", "rejoin", "reason", "unreachable"}},
 	{"The servers among themselves; the same on all servers.", []string{"heartbeat", "disk-stall", "certificate-lifetime"}},
 	{"When the log is compacted.", []string{"snapshot-interval", "snapshot-entries", "snapshot-trailing"}},
-	{"The log.", []string{"log-json", "log-debug"}},
+	{"The log.", []string{"log-json", "log-journal", "log-debug"}},
 }
 
 const otherSettings = "Further settings."
@@ -102,10 +102,10 @@ func describeKey(group string, f *pflag.Flag) configKey {
 		Reload: slices.Contains(reloadable, f.Name), Example: exampleValues[f.Name],
 	}
 	if f.Name != "name" && f.DefValue != "" && f.DefValue != "[]" {
-		k.Default = tomlValue(f, f.DefValue)
+		k.Default = tomlDefault(f, f.DefValue)
 	}
 	if k.Example == "" {
-		k.Example = tomlValue(f, f.DefValue)
+		k.Example = tomlDefault(f, f.DefValue)
 	}
 	return k
 }
@@ -129,7 +129,7 @@ func typeOf(f *pflag.Flag) string {
 }
 
 // tomlValue writes a flag's value in TOML.
-func tomlValue(f *pflag.Flag, text string) string {
+func tomlDefault(f *pflag.Flag, text string) string {
 	switch typeOf(f) {
 	case "true or false", "number":
 		return text

@@ -60,3 +60,5 @@ func refuseForeignParent(parent string, me int) error {
 	}
 	return nil
 }
+
+func ownerOf(st fs.FileInfo) int { return int(st.Sys().(*syscall.Stat_t).Uid) }

@@ -85,7 +85,7 @@ Exit code 0: nothing failed; warnings are possible. 1: something failed.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&data, "data", "/var/lib/moult", "data directory of the agent or server")
+	cmd.Flags().StringVar(&data, "data", defaultDataDir, "data directory of the agent or server")
 	cmd.Flags().StringVar(&binary, "binary", "", "installed binary that updates replace (default: the agent's own)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -103,8 +103,9 @@ func diagnose(ctx context.Context, data, binary string) diagnosis {
 	if binary == "" {
 		binary = running.Binary
 	}
+	d.lookAtActive(data, binary)
 	if binary != "" {
-		d.lookAtInstalled(ctx, data, binary)
+		d.lookAtInstalled(ctx, data, binary, running.InstallTo)
 	}
 	if !enrolled || !wasRunning {
 		return d

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"moult/mesh/identity"
+	"moult/updater"
 	"moult/updater/install"
 	"moult/updater/order"
 )
@@ -100,7 +101,7 @@ func (d *diagnosis) lookAtRunning(data string) (runningNode, bool) {
 
 // lookAtInstalled tries whether an update could be put in place, with this
 // program as the new one. Nothing is replaced.
-func (d *diagnosis) lookAtInstalled(ctx context.Context, data, binary string) {
+func (d *diagnosis) lookAtInstalled(ctx context.Context, data, binary string, wish install.Place) {
 	const check = "update"
 	if _, err := order.OpenFence(filepath.Join(data, "fence.json")); err != nil {
 		d.fail(check, "see the message", "this host takes no orders: %v", err)
@@ -121,14 +122,34 @@ func (d *diagnosis) lookAtInstalled(ctx context.Context, data, binary string) {
 		return
 	}
 	digest, err := fileDigest(staged)
+	var found install.Verdict
 	if err == nil {
-		err = install.Preflight(ctx, install.PreflightRequest{
-			Staged: staged, Digest: digest, Installed: binary, DataDir: data, Version: version,
+		found, err = install.Preflight(ctx, install.PreflightRequest{
+			Staged: staged, Digest: digest, Installed: binary, DataDir: data, Version: version, Wish: wish,
 		})
 	}
 	if err != nil {
 		d.fail(check, "see the message", "could not be put in place of %s: %v", binary, err)
 		return
 	}
+	if found.Place == install.InData {
+		d.ok(check, "would go to %s, because %s; %s hands over to it", install.ActiveDir(data), found.Why, binary)
+		return
+	}
 	d.ok(check, "could be put in place of %s", binary)
+}
+
+// lookAtActive tells where the binary is that runs here, or would.
+func (d *diagnosis) lookAtActive(data, binary string) {
+	const check = "active binary"
+	a, err := updater.ActiveBinary(data)
+	switch {
+	case errors.Is(err, install.ErrNoActive) && binary != "":
+		d.ok(check, "%s, the installed one", binary)
+	case errors.Is(err, install.ErrNoActive):
+	case err != nil:
+		d.fail(check, "update this host again, which replaces it; until then the packaged binary runs: moult host update NAME", "%v", err)
+	default:
+		d.ok(check, "%s in %s (release number %d); %s hands over to it", a.Version, install.ActivePath(data, a.Digest), a.Number, a.Packaged)
+	}
 }

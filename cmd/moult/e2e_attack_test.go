@@ -34,9 +34,9 @@ import (
 const (
 	attackersPerPort    = 4   // addresses
 	heldPerAttacker     = 100 // connections
-	attackPause         = 50 * time.Millisecond
+	attackPause         = 20 * time.Millisecond
 	heldPerAttackerLong = 150 // the same, in the long form: all together, 18,000 files
-	attackPauseLong     = 150 * time.Millisecond
+	attackPauseLong     = 60 * time.Millisecond
 )
 
 // attack is what goes on against a cluster until it is called off.

@@ -3,15 +3,19 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"moult/consensus/fleet"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 )
@@ -59,7 +63,8 @@ func (c *testCluster) awaitRotated(segment string, patience time.Duration) {
 // A host is removed: within seconds nobody talks to it any more, servers and
 // agents alike, what is under way ends, and its segment gets new gossip keys,
 // though the leader dies meanwhile. An agent that was off all the time comes back by
-// itself.
+// itself. Two machines that answer as agent-1 before and after the leader dies are
+// found all the same.
 func TestE2ERemovedHostIsShutOut(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 3, 3)
@@ -114,9 +119,32 @@ func TestE2ERemovedHostIsShutOut(t *testing.T) {
 	t.Logf("all refuse it after %v", time.Since(began).Round(100*time.Millisecond))
 
 	leader := c.leader()
+	followers := slices.DeleteFunc([]string{"server-1", "server-2", "server-3"}, func(s string) bool { return s == leader })
+	checkIn := func(server, instance string) {
+		t.Helper()
+		_, err := identity.CheckIn(t.Context(), c.peerAddr(server), c.credentials("agent-1"), identity.CheckInRequest{Instance: instance})
+		must(t, err)
+	}
+	checkIn(followers[0], "one") // whichever leads next, it knows of one of them by others
+	sleep(t.Context(), checkInCall+time.Second)
+	checkIn(followers[1], "another")
+	sleep(t.Context(), time.Second) // until the servers have told each other
 	revive := c.killForRestart(leader)
 	c.awaitRotated("default", 2*time.Minute)
 	t.Logf("the keys are changed after %v", time.Since(began).Round(time.Second))
+	checkIn(followers[0], "one")
+	c.await(30*time.Second, "agent-1 to be in quarantine", func() error {
+		var out struct {
+			Alerts []struct{ Kind string } `json:"alerts"`
+		}
+		c.get("/api/alerts", &out)
+		for _, a := range out.Alerts {
+			if a.Kind == fleet.AlertClonedHost {
+				return nil
+			}
+		}
+		return fmt.Errorf("alerts are %+v", out.Alerts)
+	})
 	revive()
 	restart()
 	keys := map[string]bool{}
@@ -154,5 +182,47 @@ func TestE2ERemovedHostIsShutOut(t *testing.T) {
 	t.Logf("all say that they follow the list after %v", time.Since(began).Round(time.Second))
 	if creds := c.credentials("agent-3"); !creds.Denials.Host(stolen.HostID) {
 		t.Error("agent-3 has not kept the deny-list")
+	}
+	c.newcomerRefuses(stolen)
+}
+
+// newcomerRefuses has a new host join the cluster, which then refuses a host that
+// was removed before, though nobody but the server that let it in has told it anything.
+func (c *testCluster) newcomerRefuses(removed identity.Credentials) {
+	c.t.Helper()
+	var made struct {
+		Token string `json:"token"`
+	}
+	must(c.t, json.Unmarshal([]byte(c.moult("token", "create", "--json")), &made))
+	token, err := identity.ParseToken(made.Token)
+	must(c.t, err)
+	store, err := identity.OpenStore(filepath.Join(c.t.TempDir(), "identity"))
+	must(c.t, err)
+	creds, err := identity.Join(c.t.Context(), c.peerAddr("server-1"), token, store, identity.JoinRequest{
+		Name: "newcomer", OS: "linux", Arch: "amd64", GossipAddr: "127.0.0.1:1", PeerAddr: "127.0.0.1:1",
+	})
+	must(c.t, err)
+	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return creds, true }, nil, slog.New(slog.DiscardHandler))
+	must(c.t, err)
+	defer func() { must(c.t, port.Close(context.Background())) }()
+	port.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler()})
+	for name, tc := range map[string]struct {
+		creds   identity.Credentials
+		refused bool
+	}{"the removed host": {removed, true}, "another one": {c.credentials("agent-1"), false}} {
+		client := nodeport.Client(func() identity.Credentials { return tc.creds }, nil)
+		req, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, "https://"+port.Addr().String()+"/", http.NoBody)
+		must(c.t, err)
+		resp, err := client.Do(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		if (err != nil) != tc.refused {
+			c.t.Errorf("a newcomer refuses %s: %v", name, err)
+		}
+		client.CloseIdleConnections()
+	}
+	if _, err := nodeport.Probe(c.t.Context(), creds, c.peerAddr("agent-1")); err != nil { // it is a member by now
+		c.t.Errorf("an agent refuses the newcomer: %v", err)
 	}
 }

@@ -26,6 +26,7 @@ type enrolment struct {
 	raft     *consensus.Node
 	roster   *mesh.Roster  // who is alive; nil while this server has no mesh yet
 	lifetime time.Duration // of certificates
+	denyList func() []byte // signed; nil: this server has none to give yet
 	logger   *slog.Logger
 }
 
@@ -44,7 +45,7 @@ func (e *enrolment) enrol(ctx context.Context, req identity.JoinRequest, secretH
 	if !ok {
 		return identity.Enrolment{}, &identity.CodedError{Code: fleet.CodeHostNotFound, Message: "the host was removed while it joined; make a new token", Status: 403}
 	}
-	answer, err := e.answer(v, host)
+	answer, err := e.answer(v, host, req.TakesDenied)
 	if err != nil {
 		e.logger.Error("enrol a host", "host", host.ID, "error", err)
 		return identity.Enrolment{}, err
@@ -96,7 +97,7 @@ func (e *enrolment) renewFor(ctx context.Context, hostID string, key ed25519.Pub
 		}
 		host.Also = also
 	}
-	answer, err := e.answer(v, host)
+	answer, err := e.answer(v, host, req.TakesDenied)
 	if err != nil {
 		e.logger.Error("renew a certificate", "host", hostID, "error", err)
 		return identity.Enrolment{}, err
@@ -106,8 +107,8 @@ func (e *enrolment) renewFor(ctx context.Context, hostID string, key ed25519.Pub
 }
 
 // answer is all that a host has to know: its certificate, the keys of its own
-// segments and no others, and whom to talk to.
-func (e *enrolment) answer(v fleet.View, host fleet.Host) (identity.Enrolment, error) {
+// segments and no others, whom to talk to and, where it takes that, whom not.
+func (e *enrolment) answer(v fleet.View, host fleet.Host, takesDenied bool) (identity.Enrolment, error) {
 	cluster, _ := v.Cluster()
 	ca, err := identity.LoadCA(cluster.CACert, cluster.CAKey)
 	if err != nil {
@@ -125,6 +126,9 @@ func (e *enrolment) answer(v fleet.View, host fleet.Host) (identity.Enrolment, e
 		}
 	}
 	out.Relays = relaysFor(v, host)
+	if takesDenied && e.denyList != nil {
+		out.Denied = e.denyList()
+	}
 	for i, name := range host.Segments() {
 		s, err := segmentAnswer(v, cluster, name, e.seeds(v, name, host.ID))
 		if err != nil {

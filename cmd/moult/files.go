@@ -85,3 +85,8 @@ func copyExecutable(from, to string) error {
 	}
 	return os.Rename(tmp, to)
 }
+
+func fileExists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}

@@ -54,14 +54,16 @@ func (w *healthWatch) look(ctx context.Context) {
 		mu    sync.Mutex
 		tasks sync.WaitGroup
 	)
-	for _, s := range servers {
+	for _, s := range servers { // before anybody answers
 		if s.Voter {
 			found.Voters++
-		}
-		if s.ID == w.self {
-			if s.Voter {
+			if s.ID == w.self {
 				found.Answering++
 			}
+		}
+	}
+	for _, s := range servers {
+		if s.ID == w.self {
 			continue
 		}
 		tasks.Go(func() {

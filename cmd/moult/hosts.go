@@ -84,6 +84,15 @@ func (h apiHost) seen() string {
 	return ago(h.LastSeen) + " through " + printable(h.SeenVia)
 }
 
+// runsFrom tells which binary runs; servers hear of another than the installed one
+// by the host's reports.
+func (h apiHost) runsFrom() string {
+	if h.RunsFrom == "" {
+		return "the installed binary"
+	}
+	return printable(h.RunsFrom)
+}
+
 func target(h apiHost) string {
 	if !h.UpdateAvailable {
 		return "up to date"
@@ -116,6 +125,7 @@ func newHostCommand() *cobra.Command {
 				{"VERSION", dash(h.AgentVersion)},
 				{"TARGET", target(h)},
 				{"PHASE", dash(h.Phase)},
+				{"RUNS FROM", h.runsFrom()},
 				{"PLATFORM", h.OS + "/" + h.Arch},
 				{"SEGMENT", h.Segment},
 				{"RELAYS TO", dash(strings.Join(h.AlsoSegments, ", "))},

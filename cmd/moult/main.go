@@ -13,6 +13,7 @@ import (
 var (
 	version = "dev"
 	commit  = "unknown"
+	number  = "" // of the release, where the build knows it
 )
 
 func main() {

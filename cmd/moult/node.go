@@ -22,12 +22,16 @@ import (
 	"moult/mesh/identity"
 )
 
-// newLogger logs to stderr: text for people, JSON when asked for.
+// newLogger logs to stderr: text for people, JSON when asked for, and what the
+// journal expects where stderr is the journal.
 func newLogger(o nodeOptions, w io.Writer) *slog.Logger {
 	o.setLevel()
 	opts := &slog.HandlerOptions{Level: o.level}
 	if o.logJSON || o.json {
 		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	if o.logJournal || stderrIsJournal(w) {
+		return slog.New(newJournalHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
 }

@@ -12,6 +12,7 @@ import (
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
+	"moult/updater/install"
 )
 
 // pathSelf is asked by `moult doctor` on the same host, with the host's own
@@ -30,11 +31,12 @@ type nodeSelf struct {
 const runningFile = "running.json"
 
 type runningNode struct {
-	Role   identity.Role `json:"role"`
-	Peer   string        `json:"peer"` // node port, as others dial it
-	Gossip string        `json:"gossip"`
-	HTTP   string        `json:"http,omitempty"`   // a server's UI
-	Binary string        `json:"binary,omitempty"` // what updates replace
+	Role      identity.Role `json:"role"`
+	Peer      string        `json:"peer"` // node port, as others dial it
+	Gossip    string        `json:"gossip"`
+	HTTP      string        `json:"http,omitempty"`       // a server's UI
+	Binary    string        `json:"binary,omitempty"`     // what updates replace
+	InstallTo install.Place `json:"install_to,omitempty"` // or where they go
 }
 
 func (r runningNode) write(dataDir string) error {

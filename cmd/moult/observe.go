@@ -112,6 +112,7 @@ func (o *observer) observed() map[string]webui.Observation {
 		}
 		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
 			ob.Done, ob.Total, ob.Sources = r.Done, r.Total, r.Sources
+			ob.RunsFrom = r.RunsFrom
 		}
 		out[m.HostID] = ob
 	}

@@ -67,7 +67,7 @@ directories: wipe them, and let them join as new servers.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&data, "data", "/var/lib/moult", "data directory of the stopped server")
+	cmd.Flags().StringVar(&data, "data", defaultDataDir, "data directory of the stopped server")
 	cmd.Flags().BoolVar(&accepted, recoverFlag, false, "do it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

@@ -83,7 +83,7 @@ func (r *renewal) once(ctx context.Context) time.Duration {
 
 func (r *renewal) untilDue() time.Duration {
 	issued, ends, err := r.current.Get().Validity()
-	if err != nil {
+	if err != nil || r.current.Get().NotYetValid(time.Now()) { // others refuse it until then
 		return 0
 	}
 	lifetime := ends.Sub(issued)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -23,6 +24,7 @@ type issuer struct {
 	t       *testing.T
 	ca      *identity.CA
 	current *identity.Current
+	dir     string // of the store
 	id      identity.Identity
 	key     ed25519.PrivateKey
 }
@@ -37,7 +39,7 @@ func newIssuer(t *testing.T, lifetime time.Duration) *issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &issuer{t: t, key: key, id: identity.Identity{Cluster: "cluster-1", HostID: hostID, Name: "a1", Role: identity.RoleAgent}}
+	i := &issuer{t: t, dir: store.Dir(), key: key, id: identity.Identity{Cluster: "cluster-1", HostID: hostID, Name: "a1", Role: identity.RoleAgent}}
 	if i.ca, err = identity.NewCA("cluster-1", time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -128,6 +130,72 @@ func TestRenewalAfterAStart(t *testing.T) {
 		r.run(ctx)
 		if took := time.Since(began); took > refreshSpread {
 			t.Errorf("it asked after %v", took)
+		}
+	})
+}
+
+// A host whose certificate holds from later on, as it started while its clock ran
+// ahead, asks at once when the clock is right; what the same wrong clock issues again
+// is refused, and asked for no more often than other failures.
+func TestCertificateOfAClockThatRanAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const ahead = 26 * time.Hour
+		store, err := identity.OpenStore(filepath.Join(t.TempDir(), "identity"))
+		must(t, err)
+		time.Sleep(ahead) // the wrong clock's time
+		hostID, key, err := store.HostKey()
+		must(t, err)
+		i := &issuer{t: t, key: key, id: identity.Identity{Cluster: "cluster-1", HostID: hostID, Name: "s1", Role: identity.RoleServer}}
+		i.ca, err = identity.NewCA("cluster-1", time.Now())
+		must(t, err)
+		must(t, store.Save(i.enrolment(365*24*time.Hour)))
+		creds, err := store.Load()
+		must(t, err)
+		i.current = identity.NewCurrent(store, creds)
+		if creds.NotYetValid(time.Now()) || !creds.NotYetValid(time.Now().Add(-ahead)) {
+			t.Error("from when on the certificate holds is not told right")
+		}
+		right := time.Now().Add(-ahead)
+		v := creds.Verifier()
+		if _, _, err := v.Verify(creds.CertDER(), right); err == nil {
+			t.Error("the certificate is believed before it holds")
+		}
+		if _, _, err := v.VerifyForRenewal(creds.CertDER(), right); err != nil {
+			t.Errorf("by the right clock the certificate cannot be renewed: %v", err)
+		}
+		// By the right clock the CA holds, and what it issues is believed.
+		cert, err := i.ca.Issue(i.id, publicKey(key), right, time.Hour)
+		must(t, err)
+		fresh := creds
+		fresh.CertPEM = cert
+		if _, _, err := v.Verify(fresh.CertDER(), right); err != nil {
+			t.Errorf("what the CA issues by the right clock: %v", err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // a clock that goes back there is not; so the issuer's is ahead
+		i := newIssuer(t, 365*24*time.Hour)
+		e := i.enrolment(365 * 24 * time.Hour)
+		late, err := i.ca.Issue(i.id, publicKey(i.key), time.Now().Add(3*time.Hour), 365*24*time.Hour)
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(i.dir, "cert.pem"), late, 0o600))
+		store, err := identity.OpenStore(i.dir)
+		must(t, err)
+		creds, err := store.Load()
+		must(t, err)
+		i.current = identity.NewCurrent(store, creds)
+		began, asked := time.Now(), 0
+		ctx, cancel := context.WithCancel(t.Context())
+		r := &renewal{current: i.current, renewed: func(identity.Credentials) { cancel() }, logger: quiet, ask: func(context.Context) (identity.Enrolment, error) {
+			if asked++; asked < 4 {
+				ahead := e
+				ahead.CertPEM = late
+				return ahead, nil
+			}
+			return e, nil
+		}}
+		r.run(ctx)
+		if took := time.Since(began); asked != 4 || took < 3*maxRenewalRetry/2 || took > 3*maxRenewalRetry || i.current.Get().NotYetValid(time.Now()) {
+			t.Errorf("it asked %d times, for %v", asked, took)
 		}
 	})
 }

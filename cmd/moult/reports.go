@@ -66,6 +66,7 @@ func (in *reportInbox) handle(from identity.Identity, payload []byte) {
 		return // not this host's to report about
 	}
 	r.Sources = namedSources(v, r.Sources)
+	r.RunsFrom = fleet.ClipLine(r.RunsFrom)
 	lines, first := r.Lines, r.First
 	in.observer.store(from.HostID, r, v.Hosts())
 	if len(lines) == 0 || !in.raft.IsLeader() {

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"moult/updater/install"
 )
 
 // run executes one command line and returns its exit code: stdout is data,
@@ -33,6 +35,10 @@ func execute(ctx context.Context, root *cobra.Command, args []string, stderr io.
 	if err == nil {
 		return exitOK
 	}
+	priority := ""
+	if stderrIsJournal(stderr) {
+		priority = priorityError
+	}
 	var exit *exitError
 	code = exitFailed
 	switch {
@@ -48,7 +54,7 @@ func execute(ctx context.Context, root *cobra.Command, args []string, stderr io.
 		}
 		code, err = exitInterrupted, errors.New("interrupted")
 	}
-	tellError(cmd, stderr, err)
+	tellError(cmd, stderr, priority, err)
 	return code
 }
 
@@ -62,9 +68,9 @@ func runsUntilStopped(cmd *cobra.Command) bool {
 }
 
 // tellError prints an error, as JSON where the command was asked for that.
-func tellError(cmd *cobra.Command, stderr io.Writer, err error) {
+func tellError(cmd *cobra.Command, stderr io.Writer, priority string, err error) {
 	if !asJSON(cmd) {
-		fmt.Fprintf(stderr, "moult: %v\n", err)
+		fmt.Fprintf(stderr, "%smoult: %v\n", priority, err)
 		return
 	}
 	code := "failed"
@@ -121,6 +127,7 @@ doctor: something failed); 2 of status: no server answers; 70 a bug in moult;
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
 		newHostsCommand(), newHostCommand(), newGossipCommand(), newFleetCommand(), newJobCommand(),
 		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(), newConfigCommand(),
+		newInstallCommand(), newUninstallCommand(),
 	)
 	explainArguments(root)
 	completeFromCluster(root)
@@ -157,21 +164,51 @@ func explainArguments(cmd *cobra.Command) {
 
 func newVersionCommand() *cobra.Command {
 	var asJSON bool
+	var data string
 	cmd := &cobra.Command{
-		Use:     "version",
+		Use:   "version",
+		Short: "Print the version of this binary, and of the one it hands over to",
+		Long: `Print the version of this binary. Where an agent or server on this host was updated
+into its data directory, because a package manager owns this binary, also the
+version that runs there in its place, if this user may read that.`,
 		Example: "  moult version\n  moult version --json",
-		Short:   "Print the version of this binary",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version, "commit": commit})
-			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "moult %s (%s)\n", version, commit)
-			return err
+			return printVersion(cmd.OutOrStdout(), data, asJSON)
 		},
 	}
+	cmd.Flags().StringVar(&data, "data", defaultDataDir, "data directory to look into")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// printVersion also runs as the self test of a staged binary: nothing it may come
+// across in the data directory is an error.
+func printVersion(w io.Writer, data string, asJSON bool) error {
+	answer := struct {
+		Version string         `json:"version"`
+		Commit  string         `json:"commit"`
+		Number  string         `json:"number,omitempty"` // of the release, where the build knows it
+		Active  *activeVersion `json:"active,omitempty"`
+	}{Version: version, Commit: commit, Number: number}
+	if a, err := install.LoadActive(data); err == nil {
+		answer.Active = &activeVersion{a.Version, install.ActivePath(data, a.Digest)}
+	}
+	if asJSON {
+		return printJSON(w, answer)
+	}
+	text := fmt.Sprintf("moult %s (%s)\n", version, commit)
+	if answer.Active != nil {
+		text += fmt.Sprintf("hands over to %s in %s\n", answer.Active.Version, answer.Active.Path)
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// activeVersion is the binary that runs in this one's place.
+type activeVersion struct {
+	Version string `json:"version"`
+	Path    string `json:"path"`
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -3,10 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +32,7 @@ type nodeOptions struct {
 	json               bool
 	level              *slog.LevelVar    // of the log; follows logDebug when settings are reloaded
 	inForce            map[string]string // computed: the settings that the process was started with
+	logJournal         bool
 	segment            string
 	alsoFlags          []string
 	allowFrom          []string
@@ -39,6 +42,9 @@ type nodeOptions struct {
 	toward             []string // computed: node ports of servers; the way there gives this host's address
 	gossipAdv, peerAdv string   // computed: what others dial
 }
+
+// defaultDataDir is where a host's data is when nothing else is said.
+const defaultDataDir = "/var/lib/moult"
 
 // The addresses that hosts listen on when nothing else is said.
 const (
@@ -58,7 +64,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.tokenFile, "token-file", "", "file that holds the join token")
 	o.serve.register(f)
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines")
-	f.BoolVar(&o.json, "json", false, "print JSON; the log is JSON lines too")
+	f.BoolVar(&o.logJournal, "log-journal", false, "log lines as systemd's journal takes them: a priority before each, no time (default: where stderr is the journal)")
 	f.BoolVar(&o.logDebug, "log-debug", false, "log more")
 }
 
@@ -66,7 +72,7 @@ func (o *nodeOptions) register(cmd *cobra.Command) {
 func (o *nodeOptions) registerPlace(cmd *cobra.Command) {
 	host, _ := os.Hostname()
 	f := cmd.Flags()
-	f.StringVar(&o.data, "data", "/var/lib/moult", "data directory")
+	f.StringVar(&o.data, "data", defaultDataDir, "data directory")
 	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster (default: the system's host name)")
 	f.Lookup("name").DefValue = "" // the documentation is not of the machine that it was made on
 	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
@@ -213,8 +219,23 @@ func checkGossipPort(addr string) error {
 	return packets.Close()
 }
 
-// joinToken returns the token given, "" when none was.
+// joinTokenFile is where a join token may lie in the data directory: whoever
+// prepares a service leaves it there, and joining removes it.
+const joinTokenFile = "join.token"
+
+// joinToken returns the token given, else the one that was left in the data
+// directory, "" when there is none.
 func (o *nodeOptions) joinToken() (string, error) {
+	if o.tokenFile == "" && o.token == "" {
+		b, err := os.ReadFile(filepath.Join(o.data, joinTokenFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("read the join token: %w", err)
+		}
+		return strings.TrimSpace(string(b)), nil
+	}
 	if o.tokenFile == "" {
 		return strings.TrimSpace(o.token), nil
 	}
@@ -272,6 +293,12 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 			return runServer(cmd.Context(), *o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
+	o.registerFlags(cmd)
+	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; the log is JSON lines too")
+	return cmd
+}
+
+func (o *serverOptions) registerFlags(cmd *cobra.Command) {
 	o.register(cmd)
 	cmd.Flags().StringVar(&o.http, "http", defaultAddr, "address of the UI and the API")
 	o.tls.register(cmd)
@@ -289,7 +316,6 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 	o.trial.register(cmd.Flags())
 	cmd.Flags().StringVar(&o.unreachable, "unreachable", string(coordinator.UnreachableIsOffline), fmt.Sprintf(
 		"what a fleet update makes of a host whose segment no relay reaches: offline, or wait (%v, then as offline)", coordinator.UnreachableWait))
-	return cmd
 }
 
 func (o *serverOptions) validate() error {

@@ -41,8 +41,11 @@ func newTokenCommand() *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "Works once, until %s. Run on the new host:\n", out.ExpiresAt.Local().Format("15:04:05 on 2 Jan"))
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), out.Command)
-			return err
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), out.Command); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "As a service that starts with the machine: `moult install %s` in the place of `moult %s`, as root.\n", role, role)
+			return nil
 		}),
 	}
 	create.Flags().StringVar(&role, "role", "agent", "agent or server")

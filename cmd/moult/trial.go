@@ -6,16 +6,19 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/pflag"
 
 	"moult/updater"
+	"moult/updater/install"
 )
 
 // trialOptions say what updates of this host replace, and how it tries a new binary.
 type trialOptions struct {
 	binary  string
+	place   string
 	timeout time.Duration
 	starts  int
 	soak    time.Duration
@@ -23,6 +26,7 @@ type trialOptions struct {
 
 func (o *trialOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.binary, "binary", "", "installed binary that updates replace (default: this one)")
+	f.StringVar(&o.place, "install-to", string(install.AnyPlace), "where updates go: installed (over --binary), data (the data directory; --binary hands over to it), or auto: data when a package manager owns --binary or it cannot be replaced")
 	f.DurationVar(&o.timeout, "trial-timeout", 60*time.Second, "a new binary that has not proved itself by then is taken back")
 	f.IntVar(&o.starts, "trial-starts", 3, "failed starts after which a new binary is taken back")
 	f.DurationVar(&o.soak, "soak", 5*time.Second, "how long a new binary has to stay healthy before it is kept")
@@ -38,6 +42,9 @@ func (o *trialOptions) validate() error {
 	}
 	if o.soak < 0 || o.soak >= o.timeout {
 		errs = append(errs, fmt.Errorf("--soak is %v; give less than --trial-timeout (%v)", o.soak, o.timeout))
+	}
+	if _, err := install.ParsePlace(o.place); err != nil {
+		errs = append(errs, fmt.Errorf("--install-to is %w", err))
 	}
 	return errors.Join(append(errs, o.findBinary())...)
 }
@@ -58,11 +65,22 @@ func (o *trialOptions) findBinary() error {
 	return nil
 }
 
+// beginActive becomes the active binary of the data directory, if there is one that
+// goes before this one; active: this is it.
+func (o *trialOptions) beginActive(dataDir string, logger *slog.Logger) (active bool) {
+	n, _ := strconv.ParseUint(number, 10, 64) // empty: not known
+	return updater.BeginActive(updater.PackagedConfig{Installed: o.binary, DataDir: dataDir, Version: version, Number: n, Logger: logger})
+}
+
 // supervisor is what runs this command again as a child.
-func (o *trialOptions) supervisor(dataDir string, output io.Writer, logger *slog.Logger) updater.SupervisorConfig {
+func (o *trialOptions) supervisor(dataDir string, active bool, output io.Writer, logger *slog.Logger, service updater.Service) updater.SupervisorConfig {
+	env := withoutJoinToken(os.Environ())
+	if stderrIsJournal(output) { // the child's is a pipe to this process
+		env = append(env, "MOULT_LOG_JOURNAL=true")
+	}
 	return updater.SupervisorConfig{
-		Installed: o.binary, DataDir: dataDir, Args: os.Args[1:], Env: withoutJoinToken(os.Environ()),
+		Installed: o.binary, Active: active, DataDir: dataDir, Args: os.Args[1:], Env: env,
 		TrialTimeout: o.timeout, MaxStarts: o.starts, Soak: o.soak,
-		Output: output, Logger: logger,
+		Output: output, Logger: logger, Service: service,
 	}
 }

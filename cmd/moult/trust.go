@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -20,10 +21,12 @@ import (
 // How the deny-list and new gossip keys reach the hosts. A server sends the signed
 // list itself, and of the keys only their number, to each host that has not said
 // that it has them; a host gets keys by renewing its certificate, over TLS, and
-// says what it follows. Lost messages are made good by the next round, and a host
+// says what it follows, to each server that it sees for the first time, too. Joins
+// and renewals bring the list with them. Lost messages are made good by the next round, and a host
 // that gossip does not reach asks by itself (trustFollower.watch).
 const (
 	trustEvery   = 10 * time.Second // a round
+	trustPause   = time.Second      // between two rounds, whatever hosts say
 	trustTimeout = 5 * time.Second  // one message
 	trustAtOnce  = 16               // messages on their way at a time
 )
@@ -72,6 +75,8 @@ type trustKeeper struct {
 	own      *trustFollower // this server follows, too
 	logger   *slog.Logger
 
+	behind chan struct{} // capacity 1: a host has said that it lacks something
+
 	mu      sync.Mutex
 	follows map[string]trustFollowed // by host id, as the hosts say
 	list    []byte                   // signed, of
@@ -86,8 +91,36 @@ func (k *trustKeeper) handle(from identity.Identity, payload []byte) {
 		return
 	}
 	k.mu.Lock()
+	before, heard := k.follows[from.HostID]
 	k.follows[from.HostID] = said
 	k.mu.Unlock()
+	v := k.raft.State().View()
+	h, enrolled := v.Host(from.HostID)
+	_, epoch, number := k.signedList(v)
+	// What a host repeats is for the next round: it may be unable to follow.
+	if !enrolled || heard && reflect.DeepEqual(said, before) || !said.behind(epoch, number) && !said.lacks(wantedRings(v, h)) {
+		return
+	}
+	select {
+	case k.behind <- struct{}{}:
+	default:
+	}
+}
+
+// listAfter is the signed deny-list as of now, for a host that follows an older one;
+// else nil.
+func (k *trustKeeper) listAfter(follows identity.DenyListNumber) []byte {
+	raw, epoch, number := k.signedList(k.raft.State().View())
+	if !follows.Before(identity.DenyListNumber{Epoch: epoch, Number: number}) {
+		return nil
+	}
+	return raw
+}
+
+// newestList is the signed deny-list as of now; nil when there never was one.
+func (k *trustKeeper) newestList() []byte {
+	raw, _, _ := k.signedList(k.raft.State().View())
+	return raw
 }
 
 // followed returns what the hosts say that they follow, this one included.
@@ -144,11 +177,16 @@ func (k *trustKeeper) run(ctx context.Context) {
 		v := k.raft.State().View()
 		k.follow(v)
 		k.round(ctx, v)
+		if !sleep(ctx, trustPause) {
+			return
+		}
 		for due := false; !due; {
 			select {
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
+				due = true
+			case <-k.behind:
 				due = true
 			case e := <-events:
 				due = slices.ContainsFunc(e.Topics, func(t string) bool { return t == "denied" || t == "gossip" || t == "*" })
@@ -187,6 +225,12 @@ func (f trustFollowed) lacks(rings map[string]uint64) bool {
 		}
 	}
 	return false
+}
+
+// behind tells whether a host says that it follows an older deny-list than this
+// one. It may follow a newer one, where this server is not caught up.
+func (f trustFollowed) behind(epoch, number uint64) bool {
+	return identity.DenyListNumber{Epoch: f.Epoch, Number: f.Denied}.Before(identity.DenyListNumber{Epoch: epoch, Number: number})
 }
 
 // round sends what they lack to the hosts that are online.

@@ -204,3 +204,22 @@ func TestAllowFromFlags(t *testing.T) {
 		t.Errorf("without the flag: %v", got)
 	}
 }
+
+// A host is behind when it follows an older list, not when its server does.
+func TestWhoIsBehind(t *testing.T) {
+	for _, tc := range []struct {
+		has, is [2]uint64 // epoch, number
+		behind  bool
+	}{
+		{[2]uint64{0, 0}, [2]uint64{0, 0}, false},
+		{[2]uint64{0, 0}, [2]uint64{0, 1}, true},
+		{[2]uint64{0, 3}, [2]uint64{0, 2}, false},
+		{[2]uint64{1, 1}, [2]uint64{0, 9}, false},
+		{[2]uint64{0, 9}, [2]uint64{1, 0}, true},
+	} {
+		f := trustFollowed{Epoch: tc.has[0], Denied: tc.has[1]}
+		if f.behind(tc.is[0], tc.is[1]) != tc.behind {
+			t.Errorf("%v of %v: behind %v", tc.has, tc.is, !tc.behind)
+		}
+	}
+}

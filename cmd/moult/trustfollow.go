@@ -93,6 +93,7 @@ func (f *trustFollower) renewed(creds identity.Credentials) {
 		f.logger.Error("use the renewed certificate", "error", err)
 	}
 	f.useKeys(creds)
+	f.cut() // of whom a deny-list names that came along
 	ctx, cancel := context.WithTimeout(context.Background(), trustTimeout)
 	defer cancel()
 	var sends sync.WaitGroup
@@ -113,25 +114,35 @@ func (f *trustFollower) useKeys(creds identity.Credentials) {
 	}
 }
 
-// say tells a server what this host follows.
-func (f *trustFollower) say(ctx context.Context, server string) {
+// say tells a server what this host follows, and returns whether it was sent.
+func (f *trustFollower) say(ctx context.Context, server string) bool {
 	payload, err := json.Marshal(followedBy(f.current.Get()))
 	if err != nil {
-		return
+		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, trustTimeout)
 	defer cancel()
 	if err := f.node.Send(ctx, server, topicTrustFollowed, payload); err != nil {
 		f.logger.Debug("say what is followed", "server", server, "error", err)
+		return false
 	}
+	return true
 }
 
-// watch has the host ask a server for its keys when gossip shows it nobody, or no
-// server: it was off while they changed, or the cluster was restored with others.
+// watch tells each server that it sees for the first time what this host follows,
+// so that one that was off hears at once what it missed. And it has the host ask a
+// server for its keys when gossip shows it nobody, or no server: it was off while
+// they changed, or the cluster was restored with others.
 func (f *trustFollower) watch(ctx context.Context) {
-	w := lostWatch{since: time.Now()}
+	w, told := lostWatch{since: time.Now()}, map[string]bool{}
 	for sleep(ctx, watchTick) {
-		if w.due(f.node.LivePeers(), len(f.node.Roster().Servers()), time.Now()) {
+		servers := f.node.Roster().Servers()
+		for _, s := range servers {
+			if !told[s.HostID] {
+				told[s.HostID] = f.say(ctx, s.HostID)
+			}
+		}
+		if w.due(f.node.LivePeers(), len(servers), time.Now()) {
 			f.logger.Info("gossip shows no server; asking one whether the keys have changed")
 			f.askSoon()
 		}

@@ -25,7 +25,16 @@ const (
 	uiIdleTimeout    = 2 * time.Minute  // between requests
 	uiWriteTimeout   = time.Minute      // without any progress of an answer
 	uiMaxHeaderBytes = 32 << 10
-	uiDrainTimeout   = 3 * time.Second // of requests in flight when the server stops
+
+	// TLS handshakes of addresses from which nobody has signed in yet.
+	uiStrangersPerSecond = 200
+	uiStrangersAtOnce    = 256
+	uiKnownPerSecond     = 50 // of an address from which somebody has; more wait with the strangers
+	uiKnownAtOnce        = 256
+	uiKnownFor           = time.Hour
+	maxKnownUI           = 8192 // addresses
+
+	uiDrainTimeout = 3 * time.Second // of requests in flight when the server stops
 )
 
 // uiLimits bound the connections to the UI's port, where so many hosts share one
@@ -41,13 +50,25 @@ func serveHTTP(ctx context.Context, l net.Listener, limits crowd.Limits, h http.
 		Handler: served(h), ReadHeaderTimeout: uiHeaderTimeout, IdleTimeout: uiIdleTimeout, MaxHeaderBytes: uiMaxHeaderBytes,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnContext: withUIConn,
-		TLSConfig:   cfg,
 		Protocols:   new(http.Protocols),
 		// What goes wrong with single connections, which anybody can have happen.
 		ErrorLog: log.New(debugLines{logger}, "", 0),
 	}
 	srv.Protocols.SetHTTP1(true)
-	bounded := &uiListener{Listener: l, crowd: crowd.New(limits), logger: logger}
+	pace := crowd.NewPace(crowd.PaceLimits{
+		PerSecond: uiStrangersPerSecond, AtOnce: uiStrangersAtOnce,
+		KnownPerSecond: uiKnownPerSecond, KnownAtOnce: uiKnownAtOnce, KnownFor: uiKnownFor, MaxKnown: maxKnownUI,
+	})
+	bounded := &uiListener{Listener: l, crowd: crowd.New(limits), pace: pace, logger: logger}
+	if cfg != nil {
+		srv.TLSConfig = cfg.Clone()
+		srv.TLSConfig.GetConfigForClient = awaitTurn
+		paced, stop := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		running.Go(func() { pace.Run(paced) })
+		defer running.Wait()
+		defer stop()
+	}
 	ended := make(chan error, 1)
 	go func() {
 		if cfg == nil {
@@ -81,6 +102,7 @@ func (d debugLines) Write(b []byte) (int, error) {
 type uiListener struct {
 	net.Listener
 	crowd  *crowd.Crowd
+	pace   *crowd.Pace
 	logger *slog.Logger
 }
 
@@ -90,10 +112,14 @@ func (l *uiListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err // of what passes, such as too many open files, net/http tries again
 		}
-		m, room := l.crowd.Admit(conn, crowd.Source(conn.RemoteAddr()))
+		c := &uiConn{Conn: conn, source: crowd.Source(conn.RemoteAddr()), pace: l.pace}
+		c.open, c.closed = context.WithCancel(context.Background())
+		m, room := l.crowd.Admit(pushedOut{c}, c.source)
 		if room {
-			return &uiConn{Conn: conn, member: m}, nil
+			c.member = m
+			return c, nil
 		}
+		c.closed()
 		l.logger.Debug("UI: no room for a connection", "remote", conn.RemoteAddr().String())
 		conn.Close()
 	}
@@ -103,7 +129,30 @@ func (l *uiListener) Accept() (net.Conn, error) {
 type uiConn struct {
 	net.Conn
 	member *crowd.Member
+	source string
+	pace   *crowd.Pace
+	open   context.Context // until it is closed or pushed out
+	closed context.CancelFunc
 	once   sync.Once
+}
+
+// pushedOut is a connection for whoever pushes it out.
+type pushedOut struct{ c *uiConn }
+
+func (p pushedOut) Close() error {
+	p.c.closed()
+	return p.c.Conn.Close()
+}
+
+// awaitTurn holds a stranger's handshake back until it may begin.
+func awaitTurn(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	c, ok := hello.Conn.(*uiConn)
+	if !ok {
+		return nil, errors.New("the connection is not of the UI's listener")
+	}
+	ctx, cancel := context.WithTimeout(c.open, uiHeaderTimeout)
+	defer cancel()
+	return nil, c.pace.Await(ctx, c.source) // no configuration: the server's own
 }
 
 // Write gives each piece of an answer its own deadline: an event stream or a large
@@ -117,7 +166,10 @@ func (c *uiConn) Write(b []byte) (int, error) {
 
 // Close closes the connection and counts it out.
 func (c *uiConn) Close() error {
-	c.once.Do(c.member.End)
+	c.once.Do(func() {
+		c.member.End()
+		c.closed()
+	})
 	return c.Conn.Close()
 }
 
@@ -132,7 +184,10 @@ func withUIConn(ctx context.Context, conn net.Conn) context.Context {
 	if !ok {
 		return ctx
 	}
-	return context.WithValue(webui.WithKnown(ctx, func() { c.member.Keep(crowd.Known) }), uiConnKey{}, c.member)
+	return context.WithValue(webui.WithKnown(ctx, func() {
+		c.member.Keep(crowd.Known)
+		c.pace.Met(c.source)
+	}), uiConnKey{}, c.member)
 }
 
 // served says of a connection that it is being served, for as long as it is.

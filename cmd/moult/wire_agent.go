@@ -16,6 +16,7 @@ import (
 	"moult/mesh/nodeport"
 	"moult/updater"
 	"moult/updater/artifact"
+	"moult/updater/install"
 	"moult/updater/release"
 )
 
@@ -29,11 +30,15 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	}
 	logger := newLogger(o.nodeOptions, stderr).With("host", o.name)
 	go onHangup(ctx, func() { passReloadOn(ctx, o, logger) }) // from the start: SIGHUP would end the process
+	service := newServiceManager(ctx, logger)
+	defer service.close()
+	service.Well(joinPatience)
 	unlock, err := openDataDir(o.data, o.anyDataPath)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	active := o.trial.beginActive(o.data, logger)
 	// Joining needs no trial, and its errors are for the person who typed the
 	// command: done here, not in a child that would be restarted over them.
 	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))
@@ -54,7 +59,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 	if err := awaitSegmentKeys(ctx, o.nodeOptions, current, agentAsk(o.nodeOptions, current), logger); err != nil {
 		return err
 	}
-	return updater.RunSupervisor(ctx, o.trial.supervisor(o.data, stderr, logger))
+	return updater.RunSupervisor(ctx, o.trial.supervisor(o.data, active, stderr, logger, service))
 }
 
 // runSupervisedAgent is the agent process:
@@ -127,7 +132,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	api.Handle("POST "+pathReload, reloadEndpoint(settings, creds.HostID))
 	port.ServeHTTP(nodeport.Handlers{Peer: api})
 	up, err := openUpdater(updaterSide{
-		data: o.data, installed: o.trial.binary, digest: me.digest, creds: creds, node: node, held: held, link: link, spare: spareOf(o),
+		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), digest: me.digest, creds: creds, node: node, held: held, link: link, spare: spareOf(o),
 	}, logger)
 	if err != nil {
 		return err
@@ -146,14 +151,17 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	tasks.Go(func() { onHangup(ctx, func() { settings.reload() }) })
 	tasks.Go(func() { agentRenewal(o, follower, ways, logger).run(ctx) })
 	tasks.Go(func() { follower.watch(ctx) })
-	shows := &shower{instance: newInstance(), peer: o.peerAdv, current: current, ways: ways, logger: logger.With("component", "check-in")}
+	shows := &shower{instance: newInstance(), peer: o.peerAdv, current: current, ways: ways, denied: follower.takeDenied, logger: logger.With("component", "check-in")}
 	tasks.Go(func() { shows.run(ctx) })
 	tasks.Go(func() { proveHealth(ctx, link, me.digest, logger, hasPeers(node)) })
 	tasks.Go(func() { heedSupervisor(ctx, link, stop, logger) })
-	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary}
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary, InstallTo: install.Place(o.trial.place)}
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this agent listens, for moult doctor", "error", err)
 	}
+	tasks.Go(func() {
+		showLife(ctx, linkSigns{link, logger}, func() string { return agentStatus(node) })
+	})
 	logger.Info("agent is up", "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link.OnTrial())
 	err = up.Run(ctx)
 	if errors.Is(err, updater.ErrRestart) {

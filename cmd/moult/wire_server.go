@@ -24,6 +24,7 @@ import (
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 	"moult/updater"
+	"moult/updater/install"
 	"moult/webui"
 	"moult/webui/telemetry"
 )
@@ -40,19 +41,24 @@ const (
 func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) error {
 	makeFilesPrivate()
 	if link, onTrial := updater.Supervised(); onTrial {
-		return runLockedServer(ctx, o, link, stdout, stderr)
+		return runLockedServer(ctx, o, link, nil, stdout, stderr)
 	}
 	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
+	service := newServiceManager(ctx, logger)
+	defer service.close()
+	service.Well(joinPatience)
 	unlock, err := openDataDir(o.data, o.anyDataPath)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	trial := o.trial.supervisor(o.data, stderr, logger)
+	active := o.trial.beginActive(o.data, logger)
+	go updater.ReapOrphans(ctx) // to the end of the process
+	trial := o.trial.supervisor(o.data, active, stderr, logger, service)
 	if err := updater.SettleTrial(trial); err != nil {
 		return err
 	}
-	if err := runLockedServer(ctx, o, nil, stdout, stderr); !errors.Is(err, updater.ErrRestart) {
+	if err := runLockedServer(ctx, o, nil, service, stdout, stderr); !errors.Is(err, updater.ErrRestart) {
 		return err
 	}
 	if _, err := updater.RunTrial(ctx, trial); err != nil {
@@ -82,7 +88,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 // the notifier and Raft (which hands leadership over), then the mesh, then the node port.
 //
 // It ends with updater.ErrRestart when a trial is staged.
-func runLockedServer(ctx context.Context, o serverOptions, link *updater.SupervisorLink, stdout, stderr io.Writer) error {
+func runLockedServer(ctx context.Context, o serverOptions, link *updater.SupervisorLink, service *serviceManager, stdout, stderr io.Writer) error {
 	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
 	httpListener, err := net.Listen("tcp", o.http)
 	if err != nil {
@@ -100,7 +106,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	}
 	o.listenHTTP, o.http = o.http, advertisedHTTP(o, httpListener)
 	var bootstrap func(string) error
-	if o.bootstrap {
+	if o.bootstrap || fileExists(filepath.Join(o.data, bootstrapOnceFile)) {
 		bootstrap = func(hostID string) error { return bootstrapCluster(ids, o, hostID, stdout) }
 	}
 	creds, err := enrol(ctx, ids, o.nodeOptions, o.http, bootstrap)
@@ -175,7 +181,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	follower.listen()
 	trust := &trustKeeper{
 		raft: raft, roster: node.Roster(), current: current, lifetime: o.certLifetime, send: node.Send, own: follower,
-		logger: logger.With("component", "trust"), follows: map[string]trustFollowed{},
+		logger: logger.With("component", "trust"), follows: map[string]trustFollowed{}, behind: make(chan struct{}, 1),
 	}
 	node.Handle(topicTrustFollowed, trust.handle)
 
@@ -193,18 +199,18 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	health := &healthWatch{raft: raft, roster: node.Roster(), store: held.store, others: others, current: current, self: creds.HostID, started: started}
 	members.health = health
 	up, err := openUpdater(updaterSide{
-		data: o.data, installed: o.trial.binary, digest: me.digest, creds: creds, node: node, held: held, link: link,
+		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), digest: me.digest, creds: creds, node: node, held: held, link: link,
 		spare: keepAllArtifacts, mayRestart: members.mayRestart,
 	}, logger)
 	if err != nil {
 		return err
 	}
 	api := nodeAPI(node, held, puller)
-	desk := newCheckInDesk(raft, others, creds.HostID, logger.With("component", "check-ins"))
+	desk := newCheckInDesk(raft, others, creds.HostID, trust.listAfter, logger.With("component", "check-ins"))
 	addServerAPI(api, raft, members, publisher, desk)
 	settings := newServerReloader(o, func(now nodeOptions) { held.takeOver(o.nodeOptions, now) }, logger.With("component", "configuration"))
 	api.Handle("POST "+pathReload, reloadEndpoint(settings, creds.HostID))
-	enrolment.roster = node.Roster()
+	enrolment.roster, enrolment.denyList = node.Roster(), trust.newestList
 	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.JoinHandler(enrolment.enrol)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
 
 	if err := joinRaft(ctx, o, raft, others, creds, logger); err != nil {
@@ -300,10 +306,15 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 			}
 		})
 	})
-	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, HTTP: o.http, Binary: o.trial.binary}
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, HTTP: o.http, Binary: o.trial.binary, InstallTo: install.Place(o.trial.place)}
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this server listens, for moult doctor", "error", err)
 	}
+	var signs lifeSigns = service
+	if link != nil {
+		signs = linkSigns{link, logger}
+	}
+	tasks.Go(func() { showLife(ctx, signs, func() string { return serverStatus(raft, node) }) })
 	logger.Info("server is up", "ui", uiURL(tlsOn, o.http), "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link != nil)
 	err = serveHTTP(ctx, httpListener, uiLimits(o.serve.hosts), ui, uiTLS, logger.With("component", "webui"))
 	if errors.Is(context.Cause(ctx), updater.ErrRestart) {

@@ -11,15 +11,17 @@ import (
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/updater"
+	"moult/updater/install"
 	"moult/updater/order"
 	"moult/updater/release"
 )
 
 // updaterSide is what a node of either role has to carry out orders.
 type updaterSide struct {
-	data       string // the data directory
-	installed  string // the binary that updates replace
-	digest     string // of the running one
+	data       string        // the data directory
+	installed  string        // the binary that updates replace
+	place      install.Place // or where they go instead
+	digest     string        // of the running one
 	creds      identity.Credentials
 	node       *mesh.Node
 	held       *artifactSide
@@ -45,7 +47,7 @@ func openUpdater(s updaterSide, logger *slog.Logger) (*updater.Updater, error) {
 	up, err := updater.New(updater.Config{
 		HostID: s.creds.HostID, Cluster: s.creds.Cluster, Verifier: s.creds.Verifier(), Fence: fence,
 		ReleaseKeys: keysGiven(s.creds),
-		DataDir:     s.data, Installed: s.installed, Version: version, Digest: s.digest,
+		DataDir:     s.data, Installed: s.installed, Place: s.place, Version: version, Digest: s.digest,
 		Store: s.held.store, Candidates: s.held.peers.holders, Relays: s.held.peers.relays, HTTP: s.held.client, Limiter: s.held.limiter,
 		Spare: s.spare, MayRestart: s.mayRestart,
 		Mesh: &hostMesh{node: s.node, logger: logger.With("component", "reports")},

@@ -19,6 +19,9 @@ import (
 const (
 	// clockSkew is how far a host's clock may run behind the issuer's.
 	clockSkew = time.Hour
+	// caSkew is how far the clock of the server that made the CA may have run ahead:
+	// what the CA signs holds from when each certificate says.
+	caSkew = 30 * 24 * time.Hour
 	// caLifetime is that of the cluster: there is no rotation of the CA.
 	caLifetime = 20 * 365 * 24 * time.Hour
 )
@@ -60,7 +63,7 @@ func NewCA(clusterID string, now time.Time) (*CA, error) {
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: "moult cluster " + clusterID},
-		NotBefore:    now.Add(-clockSkew), NotAfter: now.Add(caLifetime),
+		NotBefore:    now.Add(-caSkew), NotAfter: now.Add(caLifetime),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, // hosts cannot issue
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}

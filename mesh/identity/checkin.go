@@ -20,23 +20,45 @@ type CheckInRequest struct {
 	// So two machines with one key have two.
 	Instance string `json:"instance"`
 	PeerAddr string `json:"peer_addr"` // HOST:PORT of the node port, for people
+	// Denied is which deny-list the host follows; set by CheckIn. A host of an older
+	// version does not say, and gets none by this way.
+	Denied *DenyListNumber `json:"denied,omitempty"`
+}
+
+// DenyListNumber names a deny-list; zeros: none.
+type DenyListNumber struct {
+	Epoch  uint64 `json:"epoch"`
+	Number uint64 `json:"number"`
+}
+
+// Before tells whether this deny-list is an older one than the other.
+func (n DenyListNumber) Before(other DenyListNumber) bool {
+	return n.Epoch < other.Epoch || n.Epoch == other.Epoch && n.Number < other.Number
+}
+
+// CheckInAnswer is what a server says to that.
+type CheckInAnswer struct {
+	Denied []byte `json:"denied,omitempty"` // the newest deny-list, where the host's is older
 }
 
 // CheckIn shows this host to the server at addr (HOST:PORT of its node port, or of
 // a relay's). It takes at most 20 s. A *CodedError is a server's refusal.
-func CheckIn(ctx context.Context, addr string, c Credentials, req CheckInRequest) error {
+func CheckIn(ctx context.Context, addr string, c Credentials, req CheckInRequest) (CheckInAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	var answer struct{}
+	var follows DenyListNumber
+	follows.Epoch, follows.Number = c.Denials.Followed()
+	req.Denied = &follows
+	var answer CheckInAnswer
 	if err := ask(ctx, askClient(c.ClientTLS(ALPNRenew, serversOnly)), "https://"+addr+checkInPath, req, &answer); err != nil {
-		return fmt.Errorf("check in at %s: %w", addr, err)
+		return CheckInAnswer{}, fmt.Errorf("check in at %s: %w", addr, err)
 	}
-	return nil
+	return answer, nil
 }
 
 // CheckInHandler serves check-ins, on moult-renew beside RenewHandler. seen gets
 // those that are well-formed; its *CodedError reaches the host as it is.
-func CheckInHandler(next http.Handler, seen func(ctx context.Context, req CheckInRequest) error) http.Handler {
+func CheckInHandler(next http.Handler, seen func(ctx context.Context, req CheckInRequest) (CheckInAnswer, error)) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", next)
 	mux.HandleFunc("POST "+checkInPath, func(w http.ResponseWriter, r *http.Request) {
@@ -50,16 +72,17 @@ func CheckInHandler(next http.Handler, seen func(ctx context.Context, req CheckI
 		default:
 			err = checkTexts([]textField{{"peer_addr", req.PeerAddr, true}})
 		}
+		var answer CheckInAnswer
 		if err == nil {
 			req.PeerAddr = seenFrom(req.PeerAddr, r.RemoteAddr)
-			err = seen(r.Context(), req)
+			answer, err = seen(r.Context(), req)
 		}
 		if err != nil {
 			writeRefusal(w, err)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write([]byte("{}\n")) // the caller is gone if this errs
+		_ = json.NewEncoder(w).Encode(answer) // the caller is gone if this errs
 	})
 	return mux
 }

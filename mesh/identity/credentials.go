@@ -29,6 +29,9 @@ type Enrolment struct {
 	// Relays are node ports of relays of the host's segments, HOST:PORT: by them it
 	// finds back to a server when it knows nobody else any more.
 	Relays []string `json:"relays,omitempty"`
+	// Denied is the newest deny-list, as it was signed, for a host that takes it;
+	// nil: there never was one.
+	Denied []byte `json:"denied,omitempty"`
 }
 
 // KeyPolicy is what belongs to the release keys beside the keys.

@@ -222,3 +222,49 @@ func FuzzDenyList(f *testing.F) {
 		}
 	})
 }
+
+// A host that joins or renews gets the deny-list along, however long, and a damaged
+// or older one changes nothing.
+func TestJoiningBringsTheDenyList(t *testing.T) {
+	d := openDoor(t)
+	gone := identity.DeniedHost{HostID: "gone", Key: public(mustKey(t))}
+	full := make([]identity.DeniedHost, identity.MaxDenied-1, identity.MaxDenied)
+	for i := range full {
+		full[i] = identity.DeniedHost{HostID: fmt.Sprint(i), Key: fmt.Appendf(nil, "%032d", i)}
+	}
+	list := denyList(t, d.ca, 1, 7, append(full, gone)...)
+	altered := bytes.Clone(list)
+	altered[100] ^= 1
+	for name, tc := range map[string]struct {
+		denied []byte
+		number uint64
+	}{"a full list": {list, 7}, "an altered list": {altered, 0}, "none": {nil, 0}} {
+		d.spoil = func(e *identity.Enrolment) { e.Denied = tc.denied }
+		store, err := identity.OpenStore(newDir(t))
+		must(t, err)
+		creds, err := identity.Join(t.Context(), d.addr, d.token(t, time.Minute), store, newcomer())
+		must(t, err)
+		if !d.seen.TakesDenied {
+			t.Error("the host does not say that it takes the list")
+		}
+		if _, number := creds.Denials.Followed(); number != tc.number || creds.Denials.Host(gone.HostID) != (tc.number > 0) {
+			t.Errorf("%s: it follows %d", name, number)
+		}
+		e := identity.Enrolment{
+			Identity: creds.Identity, CertPEM: creds.CertPEM, CAPEM: creds.CAPEM, Segment: creds.Segment, GossipKeys: creds.GossipKeys,
+			Denied: denyList(t, d.ca, 1, 5),
+		}
+		cur := identity.NewCurrent(store, creds)
+		_, err = cur.Take(e)
+		must(t, err)
+		if _, number := creds.Denials.Followed(); number != max(tc.number, 5) {
+			t.Errorf("%s: after an answer with list 5 it follows %d", name, number)
+		}
+		e.Denied = denyList(t, d.ca, 1, 8, gone)
+		_, err = cur.Take(e)
+		must(t, err)
+		if _, number := creds.Denials.Followed(); number != 8 || !cur.Get().Denials.Host(gone.HostID) {
+			t.Errorf("%s: after a renewal with list 8 it follows %d", name, number)
+		}
+	}
+}

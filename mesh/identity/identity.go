@@ -202,14 +202,18 @@ func (v *Verifier) Verify(certDER []byte, now time.Time) (Identity, ed25519.Publ
 }
 
 // VerifyForRenewal is Verify for a host that asks for a fresh certificate: it also
-// takes one that expired at most RenewalGrace ago.
+// takes one that expired at most RenewalGrace ago, or that a server issued whose clock
+// ran ahead by that much at most.
 func (v *Verifier) VerifyForRenewal(certDER []byte, now time.Time) (Identity, ed25519.PublicKey, error) {
 	cert, err := x509.ParseCertificate(certDER)
 	if err != nil {
 		return Identity{}, nil, fmt.Errorf("parse certificate: %w", err)
 	}
-	if now.After(cert.NotAfter) && now.Sub(cert.NotAfter) <= RenewalGrace {
+	switch {
+	case now.After(cert.NotAfter) && now.Sub(cert.NotAfter) <= RenewalGrace:
 		now = cert.NotAfter
+	case now.Before(cert.NotBefore) && cert.NotBefore.Sub(now) <= RenewalGrace:
+		now = cert.NotBefore
 	}
 	return v.Verify(certDER, now)
 }

@@ -19,8 +19,11 @@ import (
 const (
 	joinPath     = "/join"
 	joinTimeout  = 20 * time.Second // the whole exchange: the server may be amid an election
-	maxJoinBody  = 64 << 10         // bytes, either way
+	maxJoinBody  = 64 << 10         // bytes of a request
 	maxJoinField = 255              // bytes of each text field
+	// maxJoinAnswer is the bytes of an answer: as many as a request's, and a full
+	// deny-list in base64.
+	maxJoinAnswer = maxJoinBody + (maxDeniedBytes+2)/3*4
 )
 
 // joinContext begins what a join's signature covers, so that it is good for
@@ -43,6 +46,9 @@ type JoinRequest struct {
 	Also       []SegmentAddr `json:"also,omitempty"`      // segments besides the one that the token names
 	PublicKey  []byte        `json:"public_key"`          // ed25519, 32 bytes; set by Join
 	Signature  []byte        `json:"signature,omitempty"` // proves the private key; set by Join
+	// TakesDenied says that this host reads an answer with a deny-list in it, which
+	// can be longer than older hosts read; set by Join.
+	TakesDenied bool `json:"takes_denied,omitempty"`
 }
 
 // signed is what Signature covers: that the holder of this key wants to be this
@@ -104,7 +110,7 @@ func Join(ctx context.Context, addr string, tok Token, s *Store, req JoinRequest
 		return Credentials{}, err
 	}
 	req.HostID, req.Secret, req.PublicKey = hostID, tok.secret, publicOf(key)
-	req.Signature = ed25519.Sign(key, req.signed())
+	req.Signature, req.TakesDenied = ed25519.Sign(key, req.signed()), true
 	e, err := askToJoin(ctx, addr, tok.CAHash, req)
 	if err != nil {
 		return Credentials{}, err
@@ -148,12 +154,12 @@ func ask(ctx context.Context, client *http.Client, url string, req, into any) er
 		return err
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxJoinBody+1))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxJoinAnswer+1))
 	if err != nil {
 		return fmt.Errorf("read the server's answer: %w; try again", err)
 	}
-	if len(answer) > maxJoinBody {
-		return fmt.Errorf("the server's answer is longer than %d bytes; update this host's moult", maxJoinBody)
+	if len(answer) > maxJoinAnswer {
+		return fmt.Errorf("the server's answer is longer than %d bytes; update this host's moult", maxJoinAnswer)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var refusal joinRefusal

@@ -283,7 +283,7 @@ func TestBadAnswers(t *testing.T) {
 		}, says: "the certificate is of host"},
 		"a role that the certificate lacks": {spoil: func(e *identity.Enrolment) { e.Role = identity.RoleServer }, says: "the certificate says"},
 		"no gossip key":                     {spoil: func(e *identity.Enrolment) { e.GossipKeys = nil }, says: "gossip_keys"},
-		"too long":                          {spoil: func(e *identity.Enrolment) { e.ReleaseKeys = []string{strings.Repeat("x", 1<<17)} }, says: "longer than"},
+		"too long":                          {spoil: func(e *identity.Enrolment) { e.ReleaseKeys = []string{strings.Repeat("x", 1<<19)} }, says: "longer than"},
 		"an internal error": {instead: func(identity.JoinRequest) (identity.Enrolment, error) {
 			return identity.Enrolment{}, errors.New("open /secret/path: no space left")
 		}, says: "try again, or join through another server"},

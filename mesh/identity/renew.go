@@ -22,6 +22,8 @@ const RenewalGrace = 90 * 24 * time.Hour
 // JSON. Who asks, and for which key, is what its certificate says.
 type RenewRequest struct {
 	Also []SegmentAddr `json:"also"` // all segments that the host is in besides its home
+	// TakesDenied is JoinRequest's; set by Renew.
+	TakesDenied bool `json:"takes_denied,omitempty"`
 }
 
 func (r RenewRequest) validate() error { return JoinRequest{Also: r.Also}.validateAlso() }
@@ -33,6 +35,7 @@ func (r RenewRequest) validate() error { return JoinRequest{Also: r.Also}.valida
 func Renew(ctx context.Context, addr string, c Credentials, req RenewRequest) (Enrolment, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
+	req.TakesDenied = true
 	var e Enrolment
 	err := ask(ctx, askClient(c.ClientTLS(ALPNRenew, serversOnly)), "https://"+addr+renewPath, req, &e)
 	if err != nil {
@@ -134,6 +137,13 @@ func (c Credentials) CertDER() []byte {
 		return nil
 	}
 	return cert.Raw
+}
+
+// NotYetValid tells whether the certificate holds from later than now on: it was
+// issued by a clock that ran ahead by more than what is allowed for.
+func (c Credentials) NotYetValid(now time.Time) bool {
+	issued, _, err := c.Validity()
+	return err == nil && now.Before(issued.Add(-clockSkew))
 }
 
 // Validity returns when the certificate was issued and when it ends.

@@ -115,8 +115,11 @@ func trimNewline(b []byte) []byte {
 }
 
 // Enrolled tells whether this host has joined a cluster.
-func (s *Store) Enrolled() bool {
-	_, err := os.Stat(s.path(clusterFile))
+func (s *Store) Enrolled() bool { return HasEnrolment(s.dir) }
+
+// HasEnrolment tells the same of a directory that is not to be made.
+func HasEnrolment(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, clusterFile))
 	return err == nil
 }
 
@@ -145,6 +148,7 @@ func (s *Store) Save(e Enrolment) error {
 	if err != nil {
 		return fmt.Errorf("keep the enrolment: %w", err)
 	}
+	s.takeDenied(e)
 	// cluster.json comes last: it says that the others are there.
 	if err := writeFile(s.dir, caFile, e.CAPEM); err != nil {
 		return err
@@ -153,6 +157,16 @@ func (s *Store) Save(e Enrolment) error {
 		return err
 	}
 	return writeFile(s.dir, clusterFile, append(text, '\n'))
+}
+
+// takeDenied follows the deny-list that came with an enrolment, before the host
+// talks to anybody by it. One that is no good keeps no host from joining or from
+// renewing its certificate: servers send it again to whoever does not say that it
+// follows it, and then the host's log tells what is wrong with it.
+func (s *Store) takeDenied(e Enrolment) {
+	if verifier, err := NewVerifier(e.Cluster, e.CAPEM); err == nil && len(e.Denied) > 0 {
+		_, _ = s.denials.Take(verifier, e.Denied)
+	}
 }
 
 // refuseOther errs when the store belongs to another cluster than this one.

@@ -1,6 +1,7 @@
 package nodeport
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net/http"
@@ -24,18 +25,25 @@ func TestCheckIn(t *testing.T) {
 	port, err := Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return s1, true }, nil, slog.New(slog.DiscardHandler))
 	must(t, err)
 	defer func() { must(t, port.Close(context.Background())) }()
-	port.ServeHTTP(Handlers{Peer: http.NotFoundHandler(), Renew: identity.CheckInHandler(http.NotFoundHandler(), func(ctx context.Context, req identity.CheckInRequest) error {
+	port.ServeHTTP(Handlers{Peer: http.NotFoundHandler(), Renew: identity.CheckInHandler(http.NotFoundHandler(), func(ctx context.Context, req identity.CheckInRequest) (identity.CheckInAnswer, error) {
 		got <- seen{PeerFrom(ctx), HandshakeFrom(ctx), req}
-		return nil
+		return identity.CheckInAnswer{Denied: bytes.Repeat([]byte{7}, 225_000)}, nil
 	})})
 	before := time.Now()
-	must(t, identity.CheckIn(t.Context(), port.Addr().String(), a1, identity.CheckInRequest{Instance: "X1", PeerAddr: "0.0.0.0:7947"}))
+	answer, err := identity.CheckIn(t.Context(), port.Addr().String(), a1, identity.CheckInRequest{Instance: "X1", PeerAddr: "0.0.0.0:7947"})
+	must(t, err)
+	if len(answer.Denied) != 225_000 { // a full deny-list is as long
+		t.Errorf("it hears %d bytes", len(answer.Denied))
+	}
 	s := <-got
+	if s.req.Denied == nil || *s.req.Denied != (identity.DenyListNumber{}) {
+		t.Errorf("it says that it follows %v", s.req.Denied)
+	}
 	if s.id.HostID != "a1" || s.req.Instance != "X1" || s.req.PeerAddr != "127.0.0.1:7947" || s.began.Before(before) || s.began.After(time.Now()) {
 		t.Errorf("seen is %+v", s)
 	}
 	for _, bad := range []identity.CheckInRequest{{}, {Instance: "a b"}, {Instance: "x", PeerAddr: "line\nbreak"}} {
-		if err := identity.CheckIn(t.Context(), port.Addr().String(), a1, bad); err == nil {
+		if _, err := identity.CheckIn(t.Context(), port.Addr().String(), a1, bad); err == nil {
 			t.Errorf("%+v is taken", bad)
 		}
 	}

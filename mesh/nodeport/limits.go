@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"moult/mesh/crowd"
 	"moult/mesh/identity"
 )
 
@@ -18,6 +19,12 @@ const (
 	handshakeTimeout    = 10 * time.Second
 	maxHandshakes       = 1024 // at once; a further one pushes one out
 	maxSourceHandshakes = 64   // at once, of one address
+	strangersPerSecond  = 200  // handshakes, of all addresses from which no member has come
+	strangersAtOnce     = 256  // of them, after a rest
+	knownPerSecond      = 50   // handshakes, of an address from which a member has come; more wait with the strangers
+	knownAtOnce         = 128
+	knownFor            = time.Hour
+	maxKnown            = 8192 // addresses
 	acceptRetry         = 100 * time.Millisecond
 	backlog             = 128 // connections of a protocol that nobody has accepted yet
 
@@ -46,7 +53,7 @@ const (
 	maxAddress    = 64               // bytes of an IP:PORT
 	spliceIdle    = 30 * time.Second // without a byte, either way
 	spliceTime    = time.Minute      // in all
-	spliceBytes   = 256 << 10        // each way: a join is 64 KiB at most, and TLS around it
+	spliceBytes   = 512 << 10        // each way: a join's answer is 363 KiB at most, and TLS around it
 	spliceBuffer  = 8 << 10
 	lostInterval  = time.Minute // between warnings that no way was found
 
@@ -54,6 +61,14 @@ const (
 	clientIdle       = 30 * time.Second
 	clientIdlePerHop = 2 // idle connections kept to each host
 )
+
+// paceLimits bound the handshakes, where so many hosts share one address.
+func paceLimits(hosts int) crowd.PaceLimits {
+	return crowd.PaceLimits{
+		PerSecond: strangersPerSecond, AtOnce: strangersAtOnce,
+		KnownPerSecond: hosts * knownPerSecond, KnownAtOnce: hosts * knownAtOnce, KnownFor: knownFor, MaxKnown: maxKnown,
+	}
+}
 
 // connLimits counts open connections by protocol and by who is at the other end,
 // so that neither a single host, nor those without a certificate, can use up the

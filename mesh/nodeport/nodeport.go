@@ -22,7 +22,8 @@
 //
 // Everything that a peer can make the port wait for or hold is bounded: the
 // constants in limits.go. What a stranger can hold is handshakes and joins, both
-// by address too, and a new handshake is never kept waiting by old ones.
+// by address too, and a new handshake is never kept out by old ones. Handshakes of
+// addresses from which no member has come yet begin at a bounded pace.
 package nodeport
 
 import (
@@ -54,6 +55,7 @@ type Port struct {
 
 	// Connections of which nobody knows yet who is at the other end.
 	handshakes              *crowd.Crowd
+	pace                    *crowd.Pace
 	members                 memberConns
 	limits                  *connLimits
 	from                    []netip.Prefix // connections may come from; empty: from everywhere
@@ -120,9 +122,13 @@ func open(l net.Listener, creds func() (identity.Credentials, bool), allow func(
 	for _, option := range options {
 		option(p)
 	}
+	if p.pace == nil {
+		p.pace = crowd.NewPace(paceLimits(p.limits.perAddress))
+	}
 	p.handshakes = crowd.New(crowd.Limits{Total: maxHandshakes, PerSource: min(p.limits.perAddress*maxSourceHandshakes, maxHandshakes)})
 	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
 	p.serving, p.stopServing = context.WithCancel(context.Background())
+	p.tasks.Go(func() { p.pace.Run(p.accepting) })
 	p.tasks.Go(p.accept)
 	return p
 }
@@ -173,27 +179,44 @@ func (p *Port) accept() {
 			conn.Close()
 			continue
 		}
-		end := p.begin(conn)
-		p.tasks.Go(func() { p.serveConn(conn, end) })
+		ctx, end := p.begin(conn)
+		p.tasks.Go(func() { p.serveConn(ctx, conn, end) })
 	}
 }
 
-// begin counts a connection among the handshakes until end is called.
-func (p *Port) begin(conn net.Conn) (end func()) {
-	m, _ := p.handshakes.Admit(conn, origin(conn)) // there is always room: none is worth more than the others
-	return m.End
+// begin counts a connection among the handshakes until end is called. ctx ends then,
+// or when the connection is pushed out, or the port closes.
+func (p *Port) begin(conn net.Conn) (ctx context.Context, end func()) {
+	ctx, cancel := context.WithCancel(p.accepting)
+	m, _ := p.handshakes.Admit(pending{conn, cancel}, origin(conn)) // there is always room: none is worth more than the others
+	return ctx, func() {
+		m.End()
+		cancel()
+	}
+}
+
+// pending is a connection that may be pushed out.
+type pending struct {
+	conn   net.Conn
+	cancel context.CancelFunc
+}
+
+// Close pushes it out.
+func (c pending) Close() error {
+	c.cancel()
+	return c.conn.Close()
 }
 
 // serveConn finds out what a connection is for, and hands it to its protocol, or
 // closes it. end gives back its slot among the handshakes.
-func (p *Port) serveConn(conn net.Conn, end func()) {
-	if err := p.take(conn, end); err != nil {
+func (p *Port) serveConn(ctx context.Context, conn net.Conn, end func()) {
+	if err := p.take(ctx, conn, end); err != nil {
 		p.logger.Debug("connection refused", "remote", conn.RemoteAddr().String(), "error", err)
 		conn.Close()
 	}
 }
 
-func (p *Port) take(conn net.Conn, end func()) error {
+func (p *Port) take(ctx context.Context, conn net.Conn, end func()) error {
 	creds, ok := p.creds()
 	if !ok {
 		end()
@@ -201,7 +224,7 @@ func (p *Port) take(conn net.Conn, end func()) error {
 	}
 	began := time.Now()
 	h := &hello{Conn: conn, keep: true}
-	tc, err := p.handshake(creds, conn, h)
+	tc, err := p.handshake(ctx, creds, conn, h)
 	end() // whoever waits for its protocol holds no slot
 	if !errors.Is(err, errForServers) {
 		if err != nil {
@@ -214,8 +237,8 @@ func (p *Port) take(conn net.Conn, end func()) error {
 	}
 	// No way: this host answers for itself, so that the other one knows whom it
 	// asked, and that this is no server.
-	end = p.begin(conn)
-	tc, err = p.handshake(creds, conn, &replay{Conn: conn, read: bytes.NewReader(h.read)})
+	ctx, end = p.begin(conn)
+	tc, err = p.handshake(ctx, creds, conn, &replay{Conn: conn, read: bytes.NewReader(h.read)})
 	end()
 	if err != nil {
 		return err
@@ -229,11 +252,10 @@ var errForServers = errors.New("this connection is for a server")
 // handshake is the server's side of TLS on raw, which is conn or wraps it. It
 // returns errForServers, and has answered nothing, when raw keeps what it reads
 // and the connection is to be passed on.
-func (p *Port) handshake(creds identity.Credentials, conn, raw net.Conn) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(p.accepting, handshakeTimeout)
+func (p *Port) handshake(ctx context.Context, creds identity.Credentials, conn, raw net.Conn) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	cfg := creds.ServerTLS(p.allow)
-	choose := cfg.GetConfigForClient
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13} // of a connection that has not said what it is for
 	cfg.GetConfigForClient = func(hi *tls.ClientHelloInfo) (*tls.Config, error) {
 		alpn := identity.ChosenALPN(hi.SupportedProtos)
 		forServers := alpn == identity.ALPNJoin || alpn == identity.ALPNRenew
@@ -247,7 +269,11 @@ func (p *Port) handshake(creds identity.Credentials, conn, raw net.Conn) (*tls.C
 				return nil, errForServers
 			}
 		}
-		return choose(hi)
+		// Up to here the connection has cost next to nothing, and waiting costs none.
+		if err := p.pace.Await(ctx, origin(conn)); err != nil {
+			return nil, err
+		}
+		return creds.ServerTLS(p.allow).GetConfigForClient(hi)
 	}
 	// Closed by hand and not by HandshakeContext, which would close a connection
 	// that is still to be passed on.
@@ -283,6 +309,9 @@ func (p *Port) dispatch(tc *tls.Conn, conn net.Conn, began time.Time) error {
 		if err != nil {
 			release()
 		}
+	}
+	if _, inner := conn.(*passed); err == nil && alpn != identity.ALPNJoin && !inner {
+		p.pace.Met(origin(conn))
 	}
 	if err == nil {
 		err = p.put(alpn, tc, peer, began, release)

@@ -217,7 +217,8 @@ func (p *Port) takePassage(c *relayConn) error {
 			return err
 		}
 		inner := &passed{relayConn: c, remote: claimed(h.From)}
-		p.serveConn(inner, p.begin(inner))
+		ctx, end := p.begin(inner)
+		p.serveConn(ctx, inner, end)
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(p.accepting, min(time.Duration(h.Budget)*time.Millisecond, passageBudget))

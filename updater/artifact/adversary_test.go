@@ -45,12 +45,20 @@ func TestHostilePeers(t *testing.T) {
 		"breaking off": func(w *world, r *rand.Rand) http.HandlerFunc {
 			return dropping(mustFlip(w.bytes, r.IntN(100)), 100+r.IntN(size/2))
 		},
-		// Of the same release, whole, and signed: but not the one that is asked for,
-		// another platform's.
-		"swapped": func(_ *world, r *rand.Rand) http.HandlerFunc {
-			other := make([]byte, size)
-			copy(other, "\x7fELF")
+		// Of the same release, whole and signed, but another platform's: it has a
+		// length of its own, and says what it is.
+		"wrong platform": func(_ *world, r *rand.Rand) http.HandlerFunc {
+			other := make([]byte, size-1000+r.IntN(2000))
+			copy(other, []string{"\x7fELF\x02\x01\x01", "MZ\x90\x00", "\xcf\xfa\xed\xfe"}[r.IntN(3)])
 			other[18] = byte(r.IntN(256))
+			return serveBytes(other)
+		},
+		// Of another release, for this platform, and of the same length.
+		"swapped": func(w *world, r *rand.Rand) http.HandlerFunc {
+			other := slices.Clone(w.bytes)
+			for range 1 + r.IntN(100) {
+				other[r.IntN(size)] ^= byte(1 + r.IntN(255))
+			}
 			return serveBytes(other)
 		},
 		"lying about ranges": func(w *world, r *rand.Rand) http.HandlerFunc {
@@ -70,6 +78,7 @@ func TestHostilePeers(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they wait more than they work
 			for round := range adversaryRounds() {
 				t.Run(fmt.Sprint(round), func(t *testing.T) { fetchAmongHostile(t, size, uint64(round), conduct) })
 			}

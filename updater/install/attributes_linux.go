@@ -30,6 +30,10 @@ func copyAttributes(to *os.File, installed string) error {
 	return nil
 }
 
+// capabilityAttribute holds what the program may do that its user may not: without
+// it the copy would be another program.
+const capabilityAttribute = "security.capability"
+
 func copyAttribute(to *os.File, installed, name string) error {
 	value, err := attributeBytes(func(b []byte) (int, error) { return unix.Getxattr(installed, name, b) })
 	if errors.Is(err, unix.ENODATA) {
@@ -42,6 +46,8 @@ func copyAttribute(to *os.File, installed, name string) error {
 		return nil
 	} else if have, getErr := attributeBytes(func(b []byte) (int, error) { return unix.Fgetxattr(int(to.Fd()), name, b) }); getErr == nil && bytes.Equal(have, value) {
 		return nil // not ours to set, and right already: a security label by policy
+	} else if errors.Is(err, unix.ENOTSUP) && name != capabilityAttribute {
+		return nil // the other file system has none of its kind
 	} else {
 		return fmt.Errorf("set extended attribute %s: %w", name, err)
 	}

@@ -37,6 +37,10 @@ type Marker struct {
 	FromDigest  string      `json:"from_digest"`
 	Starts      int         `json:"starts"` // how often the staged binary was started
 	State       MarkerState `json:"state"`
+	// Place is where a commit puts the binary; empty: InPlace.
+	Place Place `json:"place,omitempty"`
+	// Release proves later on that the binary may be executed; for InData.
+	Release *SignedRelease `json:"release,omitempty"`
 }
 
 const markerFile = "trial.json"

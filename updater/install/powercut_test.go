@@ -4,6 +4,7 @@ package install
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -37,6 +38,15 @@ func runActor(actor string) int {
 		err = Swap(SwapRequest{Staged: args[1], Installed: args[2], Digest: args[3]})
 	case "marker":
 		err = SaveMarker(args[1], markerNumbered(2))
+	case "activate":
+		var a Active
+		var text []byte
+		if text, err = os.ReadFile(args[4]); err == nil {
+			err = json.Unmarshal(text, &a)
+		}
+		if err == nil {
+			err = Activate(ActivateRequest{Staged: args[2], DataDir: args[3], Active: a})
+		}
 	case "remove":
 		err = RemoveMarker(args[1])
 	}

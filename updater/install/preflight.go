@@ -33,6 +33,7 @@ type PreflightRequest struct {
 	DataDir   string // where marker, outcome and logs are written
 	Version   string // what the binary has to say it is
 	OS, Arch  string // this host's; empty: those this program was built for
+	Wish      Place  // where it is to go; empty: AnyPlace
 }
 
 func (r *PreflightRequest) validate() error {
@@ -48,13 +49,25 @@ func (r *PreflightRequest) validate() error {
 	return nil
 }
 
+// Verdict is what Preflight found out.
+type Verdict struct {
+	Place Place  // InPlace or InData: where a commit puts the binary
+	Why   string // of the place, to be read after "because"
+}
+
 // Preflight tells whether this host can run the staged binary and put it in the
-// installed one's place. It changes nothing but the staged file's mode. Errors
-// wrap ErrPreflight (or ErrDigest) and name the next step.
-func Preflight(ctx context.Context, r PreflightRequest) error {
+// installed one's place, or into the data directory. It changes nothing but the
+// staged file's mode. Errors wrap ErrPreflight (or ErrDigest) and name the next step.
+func Preflight(ctx context.Context, r PreflightRequest) (Verdict, error) {
 	if err := r.validate(); err != nil {
-		return err
+		return Verdict{}, err
 	}
+	v := Verdict{}
+	v.Place, v.Why = r.Wish.Choose(r.Installed, r.DataDir)
+	return v, r.check(ctx, v.Place)
+}
+
+func (r PreflightRequest) check(ctx context.Context, place Place) error {
 	f, err := OpenVerified(r.Staged, r.Digest)
 	if err != nil {
 		return fmt.Errorf("%w; the staged copy was changed after it was verified: look at who can write to %s, then start the update again",
@@ -68,10 +81,12 @@ func Preflight(ctx context.Context, r PreflightRequest) error {
 	if err := checkPlatform(f, r.OS, r.Arch); err != nil {
 		return err
 	}
-	if err := checkInstalled(r.Installed, st.Size()); err != nil {
-		return err
+	if place == InData {
+		err = CheckSpace(r.DataDir, st.Size())
+	} else if err = checkInstalled(r.Installed, st.Size()); err == nil {
+		err = CheckSpace(r.DataDir, 0)
 	}
-	if err := CheckSpace(r.DataDir, 0); err != nil {
+	if err != nil {
 		return err
 	}
 	return selfTest(ctx, f, r)
@@ -83,15 +98,13 @@ func checkInstalled(installed string, size int64) error {
 	if err != nil {
 		return fmt.Errorf("%w: the installed binary %s cannot be found (%w); name it with --binary", ErrPreflight, installed, err)
 	}
-	dir := filepath.Dir(target)
-	f, err := os.CreateTemp(dir, tempPrefix+"*")
-	if err != nil {
-		return fmt.Errorf("%w: directory %s cannot be written (%w); give the agent's user the right to write there, or install the agent to a directory of its own and name it with --binary",
-			ErrPreflight, dir, err)
+	if obstacle := fixed(target); obstacle != "" {
+		return fmt.Errorf("%w: %s; let updates go to the data directory with --install-to auto", ErrPreflight, obstacle)
 	}
-	f.Close()
-	if err := os.Remove(f.Name()); err != nil {
-		return fmt.Errorf("%w: directory %s lets files be made but not removed: %w; correct its permissions", ErrPreflight, dir, err)
+	dir := filepath.Dir(target)
+	if err := tryDir(dir); err != nil {
+		return fmt.Errorf("%w: %w; correct its permissions, let updates go to the data directory with --install-to auto, or install the agent to a directory of its own and name it with --binary",
+			ErrPreflight, err)
 	}
 	return CheckSpace(dir, size)
 }

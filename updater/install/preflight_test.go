@@ -45,7 +45,7 @@ func restage(t *testing.T, r *PreflightRequest, content string) {
 
 func mustRefuse(t *testing.T, r PreflightRequest, kind error, texts ...string) {
 	t.Helper()
-	err := Preflight(context.Background(), r)
+	_, err := Preflight(context.Background(), r)
 	if !errors.Is(err, kind) {
 		t.Fatalf("error is %v, want %v", err, kind)
 	}
@@ -61,7 +61,7 @@ const goodNew = "#!/bin/sh\n[ \"$*\" = 'version --json' ] || exit 9\n[ -z \"$MOU
 func TestPreflightPasses(t *testing.T) {
 	t.Setenv("MOULT_SUPERVISED", "1") // must not reach the new binary
 	r := preflightSite(t, goodNew)
-	if err := Preflight(context.Background(), r); err != nil {
+	if _, err := Preflight(context.Background(), r); err != nil {
 		t.Fatal(err)
 	}
 	if left := leftovers(t, filepath.Dir(r.Installed)); len(left) > 0 {
@@ -72,7 +72,7 @@ func TestPreflightPasses(t *testing.T) {
 // What the new binary prints beside its answer is no reason to refuse it.
 func TestPreflightReadsTheAnswerOnly(t *testing.T) {
 	r := preflightSite(t, "#!/bin/sh\necho warning: no locale >&2\necho '{\"version\":\"1.1.0\"}'\n")
-	if err := Preflight(context.Background(), r); err != nil {
+	if _, err := Preflight(context.Background(), r); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -123,7 +123,7 @@ func TestPreflightRefusesAHangingBinary(t *testing.T) {
 	r := preflightSite(t, "#!/bin/sh\nsleep 3600 & wait\n")
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(errSelfTestTime) // as the time limit would
-	err := Preflight(ctx, r)
+	_, err := Preflight(ctx, r)
 	if !errors.Is(err, ErrPreflight) || !strings.Contains(err.Error(), "no answer within 10s") {
 		t.Fatalf("error is %v", err)
 	}
@@ -152,11 +152,13 @@ func TestPreflightRefusesAMissingInstalledDirectory(t *testing.T) {
 	mustRefuse(t, r, ErrPreflight, "--binary")
 }
 
-func TestPreflightRefusesAReadOnlyDirectory(t *testing.T) {
+func TestPreflightOfAReadOnlyDirectory(t *testing.T) {
 	disk := disktest.Small(t, 4096)
 	r := preflightSite(t, goodNew)
 	r.Installed = filepath.Join(disk, "moult")
 	script(t, r.Installed, "old")
 	disktest.Remount(t, disk, unix.MS_RDONLY)
-	mustRefuse(t, r, ErrPreflight, "cannot be written")
+	mustChoose(t, r, InData, "read-only file system")
+	r.Wish = InPlace
+	mustRefuse(t, r, ErrPreflight, "cannot be written", "--install-to auto")
 }

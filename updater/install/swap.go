@@ -39,6 +39,25 @@ func (r SwapRequest) step(name string) error {
 	return nil
 }
 
+// swapStep is one step of putting a binary somewhere.
+type swapStep struct {
+	name string
+	do   func() error
+}
+
+// do takes the steps in turn; what is what they are for.
+func (r SwapRequest) do(steps []swapStep, what string) error {
+	for _, s := range steps {
+		if err := r.step(s.name); err != nil {
+			return err
+		}
+		if err := s.do(); err != nil {
+			return fmt.Errorf("swap %s (%s): %w", what, s.name, err)
+		}
+	}
+	return nil
+}
+
 // stoppedError is an error of the step hook: the swap leaves all as it is.
 type stoppedError struct {
 	step string

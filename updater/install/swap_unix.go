@@ -4,7 +4,6 @@ package install
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -17,10 +16,24 @@ import (
 // place gives the copy the installed binary's rights, keeps the installed one as
 // .old and moves the copy over it.
 func (r SwapRequest) place(temp *os.File, installed string) error {
-	steps := []struct {
-		name string
-		do   func() error
-	}{
+	dir := filepath.Dir(installed)
+	steps := append(rightsOf(installed, temp),
+		swapStep{"keep", func() error { return keepOld(installed) }},
+		// .old is durable before the installed name changes: the last good binary
+		// is kept, whatever the file system's order of renames.
+		swapStep{"sync-keep", func() error { return durable.SyncDir(dir) }},
+		swapStep{"rename", func() error { return os.Rename(temp.Name(), installed) }},
+		swapStep{"sync-directory", func() error { return durable.SyncDir(dir) }},
+	)
+	if err := r.do(steps, installed); err != nil {
+		return err
+	}
+	return r.step("done")
+}
+
+// rightsOf gives a copy the installed binary's rights, and makes it durable.
+func rightsOf(installed string, temp *os.File) []swapStep {
+	return []swapStep{
 		// Owner before mode and attributes: changing the owner clears set-id bits
 		// and capabilities.
 		{"owner", func() error { return copyOwner(temp, installed) }},
@@ -29,22 +42,7 @@ func (r SwapRequest) place(temp *os.File, installed string) error {
 		{"sync", temp.Sync},
 		// An open write descriptor would make the first start "text file busy".
 		{"close", temp.Close},
-		{"keep", func() error { return keepOld(installed) }},
-		// .old is durable before the installed name changes: the last good binary
-		// is kept, whatever the file system's order of renames.
-		{"sync-keep", func() error { return durable.SyncDir(filepath.Dir(installed)) }},
-		{"rename", func() error { return os.Rename(temp.Name(), installed) }},
-		{"sync-directory", func() error { return durable.SyncDir(filepath.Dir(installed)) }},
 	}
-	for _, s := range steps {
-		if err := r.step(s.name); err != nil {
-			return err
-		}
-		if err := s.do(); err != nil {
-			return fmt.Errorf("swap %s (%s): %w", installed, s.name, err)
-		}
-	}
-	return r.step("done")
 }
 
 func copyOwner(temp *os.File, installed string) error {

@@ -48,10 +48,16 @@ func mustSigner(t testing.TB, ca *identity.CA, id identity.Identity, ttl time.Du
 	t.Helper()
 	key, err := identity.NewKey()
 	must(t, err)
-	text, err := ca.Issue(id, key.Public().(ed25519.PublicKey), now, ttl)
+	text, err := ca.Issue(id, publicKeyOf(key), now, ttl)
 	must(t, err)
-	block, _ := pem.Decode(text)
-	return signer{key, block.Bytes}
+	return signer{key, derOf(text)}
+}
+
+func publicKeyOf(key ed25519.PrivateKey) ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }
+
+func derOf(certPEM []byte) []byte {
+	block, _ := pem.Decode(certPEM)
+	return block.Bytes
 }
 
 func server(id string) identity.Identity {

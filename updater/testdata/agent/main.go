@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -63,7 +64,8 @@ func alone(p part) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	data := os.Getenv("TEST_DATA")
-	if err := updater.SettleTrial(config(data)); err != nil {
+	active := begin(p, data)
+	if err := updater.SettleTrial(config(data, active)); err != nil {
 		fatal(err)
 	}
 	note(data, "agent "+p.Version+" pid "+strconv.Itoa(os.Getpid())+" alone")
@@ -72,7 +74,7 @@ func alone(p part) {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		committed, err := updater.RunTrial(ctx, config(data))
+		committed, err := updater.RunTrial(ctx, config(data, active))
 		note(data, fmt.Sprintf("trial ended: committed %v, error %v", committed, err))
 		if ctx.Err() == nil {
 			fatal(updater.ReplaceSelf(os.Getenv("TEST_INSTALLED")))
@@ -85,8 +87,12 @@ func supervise(p part) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	data := os.Getenv("TEST_DATA")
+	active := begin(p, data)
 	note(data, "supervisor "+p.Version)
-	err := updater.RunSupervisor(ctx, config(data))
+	if p.Behave == "bad-supervisor" {
+		fatal(errors.New("the new supervisor does not work"))
+	}
+	err := updater.RunSupervisor(ctx, config(data, active))
 	note(data, "supervisor ended")
 	switch {
 	case errors.Is(err, updater.ErrGaveUp):
@@ -96,12 +102,20 @@ func supervise(p part) {
 	}
 }
 
-func config(data string) updater.SupervisorConfig {
+// begin becomes the active binary, if there is one.
+func begin(p part, data string) (active bool) {
+	return updater.BeginActive(updater.PackagedConfig{
+		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Version: p.Version,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+}
+
+func config(data string, active bool) updater.SupervisorConfig {
 	return updater.SupervisorConfig{
-		Installed: os.Getenv("TEST_INSTALLED"), DataDir: data, Args: []string{"agent"},
+		Installed: os.Getenv("TEST_INSTALLED"), Active: active, DataDir: data, Args: []string{"agent"},
 		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", 20*time.Second), Soak: duration("TEST_SOAK", 100*time.Millisecond),
 		RestartDelay: duration("TEST_RESTART_DELAY", 20*time.Millisecond), MaxRestartDelay: 400 * time.Millisecond, StopTimeout: 3 * time.Second,
-		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Service: service(data),
 		SwapStep: func(step string) error {
 			if step == os.Getenv("TEST_KILL_AT") {
 				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -109,6 +123,33 @@ func config(data string) updater.SupervisorConfig {
 			}
 			return nil
 		},
+	}
+}
+
+// noting is a service manager that writes down what it is told.
+type noting struct{ data string }
+
+func (n noting) Ready()               { note(n.data, fmt.Sprintf("service %d ready", os.Getpid())) }
+func (n noting) Well(d time.Duration) { note(n.data, fmt.Sprintf("service well for %v", d)) }
+func (n noting) Status(line string)   { note(n.data, fmt.Sprintf("service status %q", line)) }
+
+func service(data string) updater.Service {
+	if os.Getenv("TEST_SERVICE") == "" {
+		return nil
+	}
+	return noting{data}
+}
+
+// live tells the supervisor that the agent works, far more often than it has to.
+func live(p part, link *updater.SupervisorLink) {
+	if err := link.Serving(); err != nil {
+		fatal(err)
+	}
+	for {
+		if err := link.Alive("agent " + p.Version + os.Getenv("TEST_SERVICE")); err != nil {
+			return // it is about to end
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
@@ -144,6 +185,9 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 			say(link, p.Version, digest)
 		}
 	}
+	if p.Behave == "orphans" {
+		orphan()
+	}
 	if p.Behave == "gives-up" {
 		fmt.Println("token refused")
 		os.Exit(updater.ExitGiveUp)
@@ -153,6 +197,10 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 	}
 	if p.Behave == "hang" {
 		signal.Ignore(syscall.SIGTERM)
+	}
+	if os.Getenv("TEST_SERVICE") != "" {
+		note(data, fmt.Sprintf("socket of the service manager: %q", os.Getenv("NOTIFY_SOCKET")))
+		go live(p, link)
 	}
 	committed, parentGone := link.Committed(), link.ParentGone()
 	if p.Behave == "deaf" {
@@ -178,6 +226,15 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 				fmt.Println(string(b))
 			}
 		}
+	}
+}
+
+// orphan starts a process that starts another one and ends: that one has no parent
+// any more, and ends a moment later.
+func orphan() {
+	cmd := exec.Command("/bin/sh", "-c", "sleep 0.3 & exit 0")
+	if err := cmd.Run(); err != nil {
+		fatal(err)
 	}
 }
 

@@ -1,0 +1,18 @@
+//go:build !linux
+
+package main
+
+import "errors"
+
+// errNoInstall is for operating systems whose services are not known here.
+var errNoInstall = errors.New("moult install knows no service manager on this operating system; have yours run `moult agent --config FILE` or `moult server --config FILE`")
+
+func defaultPlaces(role, self string) places {
+	return places{binary: self, data: defaultDataDir, config: "/etc/moult/" + role + ".toml"}
+}
+
+func mayInstall() error { return nil }
+
+func serviceDefinition(servicePlan) (string, error)   { return "", errNoInstall }
+func installSteps(servicePlan) ([]installStep, error) { return nil, errNoInstall }
+func removalSteps(servicePlan) ([]installStep, error) { return nil, errNoInstall }
