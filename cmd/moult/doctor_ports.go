@@ -55,8 +55,7 @@ func portTaken(addr string, packets bool) error {
 		}
 		var c net.PacketConn
 		if c, err = net.ListenPacket("udp", addr); err == nil {
-			c.Close()
-			return nil
+			return c.Close()
 		}
 	}
 	if errors.Is(err, syscall.EADDRNOTAVAIL) {
