@@ -29,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover bench-delta screenshots clean
+.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover bench-delta screenshots pictures docs man clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -129,6 +129,18 @@ bench-delta: ## patches of moult itself beside bsdiff and zstd; a table, and bui
 screenshots: ## each page in light, dark and phone width, into build/screenshots
 	MOULT_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count=1 -run 'TestEveryPageIsAccessible' ./webui
 	@ls build/screenshots
+
+pictures: ## the pictures of the README, into docs/images; needs tmux and chromium
+	GO="$(GO)" ./testdata/pictures.sh
+
+docs: ## write docs/reference anew, of the code
+	MOULT_DOCS=1 $(GO) test -count=1 -run TestReferenceIsUpToDate ./cmd/moult
+
+# The pages' date is the last commit's, unless SOURCE_DATE_EPOCH says another.
+MAN ?= build/man
+man: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+man: ## manual pages, into $(MAN)
+	MOULT_MAN=$(abspath $(MAN)) $(GO) test -count=1 -run TestManPages ./cmd/moult
 
 clean: ## remove build output
 	rm -rf bin dist build

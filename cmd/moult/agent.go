@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 )
 
@@ -9,8 +11,10 @@ type agentOptions struct {
 	trial trialOptions
 }
 
-func newAgentCommand() *cobra.Command {
-	var o agentOptions
+func newAgentCommand() *cobra.Command { return agentCommand(new(agentOptions)) }
+
+// agentCommand is the command that fills o.
+func agentCommand(o *agentOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run an agent: it shows what this host runs, and updates it",
@@ -20,13 +24,15 @@ that a new binary can be tried and taken back. Joining needs a token from
 		Example: "  moult agent --data /var/lib/moult --name web-1 --join 10.0.0.1:7947 --token-file token",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.inForce = settingsInForce(cmd)
 			if err := o.validate(); err != nil {
-				return err
+				return placed(cmd, err)
 			}
-			return runAgent(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return runAgent(cmd.Context(), *o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	o.registerFlags(cmd)
+	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; the log is JSON lines too")
 	return cmd
 }
 
@@ -38,8 +44,5 @@ func (o *agentOptions) registerFlags(cmd *cobra.Command) {
 }
 
 func (o *agentOptions) validate() error {
-	if err := o.nodeOptions.validate(); err != nil {
-		return err
-	}
-	return o.trial.validate()
+	return errors.Join(o.nodeOptions.validate(), o.trial.validate())
 }

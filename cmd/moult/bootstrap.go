@@ -195,6 +195,9 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	if err != nil {
 		return err
 	}
+	if o.json && !stdoutIsJournal(stdout) {
+		return printJSON(stdout, bootstrapReport(o, password))
+	}
 	if stdoutIsJournal(stdout) { // no secret in a log
 		fmt.Fprintf(stdout, "login:     admin, password in %s\n", filepath.Join(o.data, adminPasswordFile))
 	} else {
@@ -208,6 +211,18 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 		fmt.Fprintf(stdout, "release key (secret): %s — move it off this server\n", filepath.Join(o.data, releaseKeyFile))
 	}
 	return nil
+}
+
+// bootstrapReport is what bootstrapping tells programs.
+func bootstrapReport(o serverOptions, password string) map[string]any {
+	report := map[string]any{
+		"user": "admin", "password": password, "must_change_password": !o.keepPassword,
+		"token_file": filepath.Join(o.data, adminTokenFile),
+	}
+	if len(o.releaseKeyFile) == 0 {
+		report["release_key_file"] = filepath.Join(o.data, releaseKeyFile)
+	}
+	return report
 }
 
 // pinnedReleaseKeys reads the public keys given, or makes a pair.

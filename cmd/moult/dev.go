@@ -27,6 +27,7 @@ type devOptions struct {
 	http, data      string
 	agentArgs       []string
 	serverArgs      []string
+	json            bool
 }
 
 func newDevCommand() *cobra.Command {
@@ -52,6 +53,7 @@ cluster again.`,
 	cmd.Flags().StringVar(&o.http, "http", "127.0.0.1:8480", "UI address of server-1; the others take the next free ports")
 	cmd.Flags().StringVar(&o.data, "data", "moult-dev", "where the cluster lives")
 	cmd.Flags().StringArrayVar(&o.agentArgs, "agent-arg", nil, "further argument for each agent, such as --agent-arg=--trial-timeout=20s")
+	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON: addresses, login and files, once the cluster is up")
 	cmd.Flags().StringArrayVar(&o.serverArgs, "server-arg", nil, "further argument for each server")
 	return cmd
 }
@@ -98,7 +100,14 @@ func runDev(ctx context.Context, o devOptions, stdout, stderr io.Writer) (err er
 	if err := d.start(ctx); err != nil {
 		return err
 	}
-	d.describe(stdout)
+	if o.json {
+		err = printJSON(stdout, d.description())
+	} else {
+		d.describe(stdout)
+	}
+	if err != nil {
+		return err
+	}
 	d.wait(ctx)
 	fmt.Fprintln(stderr, "stopping")
 	return nil
@@ -320,6 +329,14 @@ func (d *devCluster) describe(w io.Writer) {
 
 Ctrl-C ends it.
 `, strings.Join(d.client.addrs, ","), filepath.Join(d.dir, adminTokenFile), filepath.Join(d.dir, releaseKeyFile))
+}
+
+// description is describe for programs.
+func (d *devCluster) description() map[string]any {
+	return map[string]any{
+		"version": version, "addresses": d.client.addrs, "servers": len(d.plan.Servers), "agents": len(d.plan.Agents),
+		"user": "admin", "password": d.password, "token_file": filepath.Join(d.dir, adminTokenFile), "release_key_file": filepath.Join(d.dir, releaseKeyFile),
+	}
 }
 
 // wait returns when ctx ends; a process that ends by itself is told.

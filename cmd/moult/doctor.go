@@ -15,7 +15,6 @@ const (
 	dialTimeout   = 3 * time.Second  // one node port
 	maxDials      = 16               // node ports that are dialled
 	skewWarning   = 30 * time.Second // orders live for minutes, certificates for months
-	certWarning   = 30 * 24 * time.Hour
 )
 
 // The verdicts of a finding.
@@ -59,13 +58,13 @@ func newDoctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Tell what this host's agent or server reaches, and what is in its way",
 		Long: `Tell what this host's agent or server reaches, through whom, and what is in the way:
-data directory, disk, certificate, whether an update could be put in place, the
-members of each segment, the way to each server, clocks, and which node ports are
-blocked. Run it on the host in question, as the user that the agent runs as. It
+data directory, disk, certificate, gossip and release keys, whether an update could
+be put in place, its own ports, the members of each segment, the way to each server,
+clocks, and which node ports are blocked. Each finding names the next step. Run it on the host in question, as the user that the agent runs as. It
 changes nothing.
 
 Exit code 0: nothing failed; warnings are possible. 1: something failed.`,
-		Example: "  moult doctor --data /var/lib/moult",
+		Example: "  moult doctor\n  moult doctor --data /var/lib/moult --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), doctorTimeout)
@@ -115,10 +114,13 @@ func diagnose(ctx context.Context, data, binary string) diagnosis {
 	if err != nil {
 		d.fail("process", "start it, or look at its log; if it runs: is the node port filtered on this host itself?",
 			"nothing answers for this host at its node port %s: %v", running.Peer, err)
+		d.lookAtOwnPorts(running)
+		d.lookAtClock(ctx, creds)
 		d.lookAtNodePorts(ctx, creds, serversToDial(creds.Servers))
 		return d
 	}
 	d.ok("process", "moult %s runs and answers at %s, phase %s", self.Version, running.Peer, self.Phase)
+	d.lookAtUIPort(ctx, running)
 	names := namesOf(ctx, creds, self.Survey)
 	d.lookAtPools(creds.Role, self.Survey, names)
 	d.lookAtWays(creds.Role, self.Survey, names)

@@ -57,7 +57,7 @@ func (d *diagnosis) lookAtIdentity(data string) (identity.Credentials, bool) {
 	const check = "certificate"
 	dir := filepath.Join(data, "identity")
 	if _, err := os.Stat(dir); err != nil { // opening the store would make it
-		d.fail(check, "let it join: moult agent --join ADDR --token TOKEN", "this host has joined no cluster: %v", err)
+		d.fail(check, "let it join: moult agent --join ADDR --token-file FILE, with a token of: moult token create", "this host has joined no cluster: %v", err)
 		return identity.Credentials{}, false
 	}
 	ids, err := identity.OpenStore(dir)
@@ -66,7 +66,7 @@ func (d *diagnosis) lookAtIdentity(data string) (identity.Credentials, bool) {
 		creds, err = ids.Load()
 	}
 	if err != nil {
-		d.fail(check, "see the message", "%v", err)
+		d.fail(check, "let it join, with a token of: moult token create", "%v", err)
 		return creds, false
 	}
 	block, _ := pem.Decode(creds.CertPEM)
@@ -79,21 +79,9 @@ func (d *diagnosis) lookAtIdentity(data string) (identity.Credentials, bool) {
 		d.fail(check, "move identity/ away and join again with a new token", "cert.pem: %v", err)
 		return creds, false
 	}
-	const clock = "the clock of this host, or of the server that signed it, is wrong: correct it"
-	until := cert.NotAfter.Local().Format(time.DateTime)
-	switch now := time.Now(); {
-	case now.Before(cert.NotBefore):
-		d.fail(check, clock, "not valid before %s", cert.NotBefore.Local().Format(time.DateTime))
-	case now.After(cert.NotAfter):
-		d.fail(check, "move identity/ away and join again with a new token", "expired at %s, or the clock is wrong", until)
-	case cert.NotAfter.Sub(now) < certWarning && cert.NotAfter.Sub(cert.NotBefore) > 2*certWarning:
-		d.warn(check, "see the log for why it was not renewed", "expires at %s", until)
-	default:
-		d.ok(check, "%s %s of segment %s, valid until %s", creds.Role, creds.Name, creds.Segment, until)
-	}
-	if len(creds.ReleaseKeys) == 0 {
-		d.fail("release keys", "move identity/ away and join again with a new token", "none is pinned: no release can be verified here")
-	}
+	d.lookAtCertificate(creds, cert, time.Now())
+	d.lookAtGossipKeys(creds)
+	d.lookAtReleaseKeys(data, creds)
 	return creds, true
 }
 

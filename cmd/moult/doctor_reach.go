@@ -107,6 +107,7 @@ func (d *diagnosis) lookAtWays(role identity.Role, s mesh.Survey, names hostName
 			"no server is known to this host, directly or through a relay")
 		return
 	}
+	var skews []time.Duration
 	reached := 0
 	for _, w := range s.Ways {
 		if w.Error == "" {
@@ -123,11 +124,10 @@ func (d *diagnosis) lookAtWays(role identity.Role, s mesh.Survey, names hostName
 			say(check, "is it up? See: moult servers. If it is, look at the relays and at the firewall between them", "%s: %s", way(w, names), w.Error)
 			continue
 		}
-		if skew := w.Skew.Abs(); skew > skewWarning {
-			d.warn("clock", "set the clocks by NTP: certificates and orders carry times", "the clock of server %s is %v off this host's", names.of(w.HostID), w.Skew.Round(time.Second))
-		}
+		skews = append(skews, w.Skew)
 		d.ok(check, "%s, %v there and back", way(w, names), w.RoundTrip.Round(10*time.Microsecond))
 	}
+	d.tellClock(skews)
 }
 
 // way says in words how a server is reached.

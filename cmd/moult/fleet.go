@@ -16,12 +16,18 @@ import (
 
 func newFleetCommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "fleet", Short: "Update the fleet, host by host"}
+	cmd := &cobra.Command{
+		Use: "fleet", Short: "Update the fleet, host by host",
+		Long: `Update the fleet, host by host: start a fleet update, watch it, stop it. The first host
+that fails halts it; what it did until then stays.`,
+		Example: "  moult fleet update --dry-run\n  moult fleet update --yes --watch\n  moult fleet status",
+	}
 	f.register(cmd)
 	cmd.AddCommand(newFleetUpdateCommand(&f), newFleetSummaryCommand(&f))
 
 	cmd.AddCommand(&cobra.Command{
 		Use: "status [ID]", Short: "Show the running or last fleet update", Args: cobra.MaximumNArgs(1),
+		Example: "  moult fleet status\n  moult fleet status --json",
 		RunE: f.onFleetUpdate(func(cmd *cobra.Command, c *client, u apiFleetUpdate) error {
 			if f.json {
 				return printJSON(cmd.OutOrStdout(), u)
@@ -42,7 +48,8 @@ func newFleetCommand() *cobra.Command {
 	})
 	cmd.AddCommand(&cobra.Command{
 		Use: "watch [ID]", Short: "Watch a fleet update to its end", Args: cobra.MaximumNArgs(1),
-		Long: "Watch the running (or last) fleet update until it ends. Exits 0 when it completed, 1 when it was halted or cancelled.",
+		Long:    "Watch the running (or last) fleet update until it ends. Exits 0 when it completed, 1 when it was halted or cancelled.",
+		Example: "  moult fleet watch\n  moult fleet watch > log.txt        # a line per change\n  moult fleet watch --json",
 		RunE: f.onFleetUpdate(func(cmd *cobra.Command, c *client, u apiFleetUpdate) error {
 			return watchFleetUpdate(cmd.Context(), c, u.ID, cmd.OutOrStdout(), f.json)
 		}),
@@ -54,12 +61,12 @@ func newFleetCommand() *cobra.Command {
 	} {
 		cmd.AddCommand(&cobra.Command{
 			Use: verb + " [ID]", Short: short, Args: cobra.MaximumNArgs(1),
+			Example: "  moult fleet " + verb,
 			RunE: f.onFleetUpdate(func(cmd *cobra.Command, c *client, u apiFleetUpdate) error {
 				if err := c.call(cmd.Context(), http.MethodPost, "/api/fleet-updates/"+u.ID+"/"+verb, nil, nil); err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.ErrOrStderr(), "done; see it with: moult fleet status\n")
-				return nil
+				return done(cmd, map[string]any{"fleet_update_id": u.ID, "done": verb}, "done; see it with: moult fleet status")
 			}),
 		})
 	}

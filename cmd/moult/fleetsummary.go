@@ -34,6 +34,7 @@ type hostSummary struct {
 func newFleetSummaryCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "summary [ID]", Short: "Show what a fleet update cost: seconds per host, and who served the bytes", Args: cobra.MaximumNArgs(1),
+		Example: "  moult fleet summary\n  moult fleet summary --json",
 		RunE: f.onFleetUpdate(func(cmd *cobra.Command, c *client, u apiFleetUpdate) error {
 			s, err := summarize(cmd.Context(), c, u)
 			if err != nil {

@@ -8,11 +8,8 @@ import (
 	"io"
 	"math"
 	"net/http"
-	"os"
 	"strings"
 	"time"
-
-	"golang.org/x/term"
 )
 
 // watchInterval is how often a watched fleet update is asked for.
@@ -26,8 +23,8 @@ const watchPatience = 60 * time.Second
 // costs a pause, as long as another address answers.
 func watchFleetUpdate(ctx context.Context, c *client, id string, w io.Writer, asJSON bool) error {
 	var view watchView = &plainWatch{w: w, seen: map[string]string{}}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && !asJSON {
-		view = &liveWatch{w: w, colour: os.Getenv("NO_COLOR") == "", size: func() (int, int) { return terminalSize(f) }}
+	if f, ok := canRedraw(w); ok && !asJSON {
+		view = newLiveWatch(f)
 	}
 	if asJSON {
 		view = &jsonWatch{w: w}

@@ -88,10 +88,16 @@ func (g apiGossip) print(w io.Writer) error {
 
 func newGossipCommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "gossip", Short: "Show and change the gossip keys of segments"}
+	cmd := &cobra.Command{
+		Use: "gossip", Short: "Show and change the gossip keys of segments",
+		Long: `Show and change the keys that gossip is encrypted with, one for each segment. A host
+that is removed has those of its segments changed by itself.`,
+		Example: "  moult gossip status\n  moult gossip rotate --wait",
+	}
 	f.register(cmd)
 	status := &cobra.Command{
 		Use: "status", Short: "Show how the gossip keys of each segment are, and who has them", Args: cobra.NoArgs,
+		Example: "  moult gossip status\n  moult gossip status --json",
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			g, err := c.gossip(cmd.Context())
 			if err != nil {
@@ -153,7 +159,13 @@ hosts: they lose the others until they have asked a server for the keys.`,
 			if !wait {
 				return nil
 			}
-			return awaitRotation(ctx, c, cmd.ErrOrStderr(), segments)
+			if err := awaitRotation(ctx, c, cmd.ErrOrStderr(), segments); err != nil || !f.json {
+				return err
+			}
+			if g, err = c.gossip(ctx); err != nil {
+				return err
+			}
+			return printJSON(cmd.OutOrStdout(), g)
 		}),
 	}
 	cmd.Flags().StringSliceVar(&segments, "segment", nil, "only this segment; may be given several times")
@@ -194,8 +206,7 @@ func forceRotation(cmd *cobra.Command, c *client, r apiRotation, yes bool) error
 	if err := c.call(cmd.Context(), http.MethodPost, "/api/gossip/"+url.PathEscape(r.Segment)+"/force", map[string]any{"expect_pending": n}, nil); err != nil {
 		return err
 	}
-	fmt.Fprintln(errOut, "gone on; look at it with: moult gossip status")
-	return nil
+	return done(cmd, map[string]any{"segment": r.Segment, "forced": n}, "gone on; look at it with: moult gossip status")
 }
 
 // awaitRotation shows each step until no segment of these, all when none is named,

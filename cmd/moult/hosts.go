@@ -102,11 +102,15 @@ func target(h apiHost) string {
 
 func newHostCommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "host", Short: "Show, update, label or remove one host"}
+	cmd := &cobra.Command{
+		Use: "host", Short: "Show, update, label or remove one host",
+		Example: "  moult host show web-1\n  moult host update web-1 --wait\n  moult host label web-1 rack=a",
+	}
 	f.register(cmd)
 
 	show := &cobra.Command{
 		Use: "show NAME", Short: "Show one host", Args: cobra.ExactArgs(1),
+		Example: "  moult host show web-1\n  moult host show web-1 --json",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			h, err := c.hostByName(cmd.Context(), args[0])
 			if err != nil {
@@ -134,6 +138,9 @@ func newHostCommand() *cobra.Command {
 	var wait bool
 	update := &cobra.Command{
 		Use: "update NAME", Short: "Update one host to the target", Args: cobra.ExactArgs(1),
+		Long: `Update one host to the newest release, before a fleet update or apart from it. Prints
+the id of the job. With --wait the exit code is 1 when the update failed.`,
+		Example: "  moult host update web-1\n  moult host update web-1 --wait",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			h, err := c.hostByName(cmd.Context(), args[0])
 			if err != nil {
@@ -163,6 +170,7 @@ func newHostCommand() *cobra.Command {
 
 	remove := &cobra.Command{
 		Use: "remove NAME", Short: "Remove a host from the cluster", Args: cobra.ExactArgs(1),
+		Example: "  moult host remove web-1",
 		Long: `Remove a host from the cluster and shut it out. Its certificate goes onto the
 deny-list, which servers and hosts follow within seconds: they refuse it, end its
 connections, and serve it nothing. The gossip keys of its segments are changed; see
@@ -213,6 +221,7 @@ func (r apiRemoval) print(w io.Writer) {
 func newDeniedCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "denied", Short: "List the removed hosts whose certificates are denied", Args: cobra.NoArgs,
+		Example: "  moult host denied",
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			var out struct {
 				Number uint64 `json:"number"`
@@ -250,6 +259,7 @@ func newDeniedCommand(f *clientFlags) *cobra.Command {
 func newReadmitCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "readmit NAME", Short: "Lift the quarantine of a host that was cloned", Args: cobra.ExactArgs(1),
+		Example: "  moult host readmit web-1",
 		Long: `Let a host have updates again that was in quarantine because two machines answered
 as it. Before that give one of the two an identity of its own: stop its agent, delete
 the folder identity in its data directory, and start it with a new token and name. As
@@ -262,8 +272,7 @@ long as both answer the host comes back into quarantine.`,
 			if err := c.call(cmd.Context(), http.MethodPost, "/api/hosts/"+h.ID+"/lift-quarantine", nil, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s gets updates again\n", printable(h.Name))
-			return nil
+			return done(cmd, map[string]any{"readmitted": h.Name}, "%s gets updates again", printable(h.Name))
 		}),
 	}
 }

@@ -160,7 +160,7 @@ func (o *installOptions) run(cmd *cobra.Command, role, program string, node node
 		if o.printUnit {
 			text, err = serviceDefinition(p)
 		} else {
-			text, err = withSettings(p.config, firstConfig(p.role), p.settings)
+			text, err = withSettings(p.config, exampleConfig(p.role, nil), p.settings)
 		}
 		if err != nil {
 			return err
@@ -224,19 +224,20 @@ func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nod
 // names none. One that cannot be read is an error: the usual one may be somebody
 // else's.
 func configuredData(config, usual string) (string, error) {
-	text, err := os.ReadFile(config)
+	file, err := readSettings(config)
 	if errors.Is(err, fs.ErrNotExist) {
 		return usual, nil
 	}
-	if err != nil {
-		return "", fmt.Errorf("read configuration: %w", err)
+	if err == nil {
+		err = file.err()
 	}
-	values, err := tomlKeys(config, text)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("read configuration: %w; mend it, or move it away", err)
 	}
-	if data, ok := values["data"].(string); ok {
-		return data, nil
+	if s, ok := file.find("data"); ok {
+		if data, ok := s.content.(string); ok {
+			return data, nil
+		}
 	}
 	return usual, nil
 }

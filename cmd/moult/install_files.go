@@ -96,9 +96,9 @@ func configStep(path, first string, settings map[string]any, mode fs.FileMode) i
 // withSettings sets keys in the text of a TOML file: in the place of the line that
 // sets one now, else of the comment that shows one, else at the end.
 func withSettings(path, text string, settings map[string]any) (string, error) {
-	have, err := tomlKeys(path, []byte(text))
-	if err != nil {
-		return "", err
+	have := map[string]any{}
+	if err := toml.Unmarshal([]byte(text), &have); err != nil {
+		return "", fmt.Errorf("%s: %w; mend it, or move it away", path, err)
 	}
 	for _, key := range slices.Sorted(maps.Keys(settings)) {
 		value := settings[key]
@@ -142,33 +142,20 @@ func replaceSetting(text, key, line string, set bool) (_ string, ok bool, err er
 	return out, true, nil
 }
 
-// tomlKeys are the top-level keys of a file's text.
-func tomlKeys(path string, text []byte) (map[string]any, error) {
-	keys := map[string]any{}
-	err := toml.Unmarshal(text, &keys)
-	var at *toml.DecodeError
-	if errors.As(err, &at) {
-		row, column := at.Position()
-		return nil, fmt.Errorf("%s:%d:%d: %w; mend it, or move it away", path, row, column, at)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w; mend it, or move it away", path, err)
-	}
-	return keys, nil
-}
+// sameSetting compares a value of a file with one that is wanted.
+func sameSetting(now, want any) bool { return slices.Equal(valueTexts(now), valueTexts(want)) }
 
-// sameSetting tells whether a key's value in a file is the one that is wanted.
-func sameSetting(now, want any) bool { return slices.Equal(asTexts(now), asTexts(want)) }
-
-func asTexts(v any) (texts []string) {
+// valueTexts are a value, or those of a list, as flags take them.
+func valueTexts(v any) []string {
 	switch v := v.(type) {
 	case []string:
 		return v
 	case []any:
+		out := make([]string, 0, len(v))
 		for _, e := range v {
-			texts = append(texts, fmt.Sprint(e))
+			out = append(out, fmt.Sprint(e))
 		}
-		return texts
+		return out
 	}
 	return []string{fmt.Sprint(v)}
 }
@@ -231,12 +218,6 @@ func copyBinaryStep(from, to string) installStep {
 			return copyExecutable(from, to)
 		},
 	}
-}
-
-// firstConfig is the configuration of a role to begin with: nothing but defaults.
-func firstConfig(role string) string {
-	return "# Settings of `moult " + role + "`: its flags, with _ for -. See moult " + role + " --help, and\n" +
-		"# docs/configuration.md. A flag that may be repeated takes a list.\n\n"
 }
 
 // refuseToPurge refuses a directory that is not a data directory of moult's: what

@@ -118,7 +118,7 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	for name, key := range p.keys {
 		steps = append(steps, noting(fileStep(filepath.Join(filepath.Dir(p.config), name), key, 0o644)))
 	}
-	steps = append(steps, noting(configStep(p.config, firstConfig(p.role), p.settings, 0o644)))
+	steps = append(steps, noting(configStep(p.config, exampleConfig(p.role, nil), p.settings, 0o644)))
 	if p.token != "" {
 		steps = append(steps, onceStep(p, "join token", joinTokenFile, p.token+"\n"))
 	}

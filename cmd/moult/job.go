@@ -15,11 +15,16 @@ const followInterval = 300 * time.Millisecond
 
 func newJobCommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "job", Short: "Show a job or its log"}
+	cmd := &cobra.Command{
+		Use: "job", Short: "Show a job or its log",
+		Long:    "Show a job, which is the update of one host, or its log. `moult fleet status` shows the ids.",
+		Example: "  moult job show 3f0e8a52-8d6f-4d7e-9f8a-1c2b3d4e5f60\n  moult job log --follow 3f0e8a52-8d6f-4d7e-9f8a-1c2b3d4e5f60",
+	}
 	f.register(cmd)
 
 	show := &cobra.Command{
 		Use: "show ID", Short: "Show one job", Args: cobra.ExactArgs(1),
+		Example: "  moult job show 3f0e8a52-8d6f-4d7e-9f8a-1c2b3d4e5f60",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			var j apiJob
 			if err := c.call(cmd.Context(), http.MethodGet, "/api/jobs/"+args[0], nil, &j); err != nil {
@@ -41,7 +46,8 @@ func newJobCommand() *cobra.Command {
 	var follow bool
 	log := &cobra.Command{
 		Use: "log ID", Short: "Print a job's log", Args: cobra.ExactArgs(1),
-		Long: "Print a job's log. With --follow, go on until the job ends; the exit code is 1 when it failed.",
+		Long:    "Print a job's log. With --follow, go on until the job ends; the exit code is 1 when it failed.",
+		Example: "  moult job log 3f0e8a52-8d6f-4d7e-9f8a-1c2b3d4e5f60\n  moult job log --follow 3f0e8a52-8d6f-4d7e-9f8a-1c2b3d4e5f60",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			if follow {
 				return followJob(cmd.Context(), c, args[0], cmd.OutOrStdout(), f.json)

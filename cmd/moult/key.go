@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +14,10 @@ import (
 
 func newKeyCommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "key", Short: "Make and change the keys that sign releases"}
+	cmd := &cobra.Command{
+		Use: "key", Short: "Make and change the keys that sign releases",
+		Example: "  moult key generate --out release.key\n  moult key list",
+	}
 	f.register(cmd)
 	cmd.AddCommand(newKeyGenerateCommand(), newKeyRotateCommand(&f), newKeySignCommand(), newKeyPublishCommand(&f), newKeyListCommand(&f))
 	return cmd
@@ -32,7 +36,7 @@ under a password, which is asked for twice; in a script only with --password-fil
 with --lock, which reads the password from standard input. --no-password leaves it
 as it is, for a machine that signs by itself. The public key is pinned by every host when it joins: give it to the first server with
 --release-key.`,
-		Example: "  moult key generate --out release.key\n  moult server --bootstrap --release-key release.key.pub …",
+		Example: "  moult key generate --out release.key\n  moult server --data /var/lib/moult --name s1 --bootstrap --release-key release.key.pub",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if unlocked && (lock || passwordFile != "") {
@@ -62,6 +66,9 @@ as it is, for a machine that signs by itself. The public key is pinned by every 
 			}
 			if err := writeNew(out+".pub", public, 0o644, force); err != nil {
 				return err
+			}
+			if asJSON(cmd) {
+				return printJSON(cmd.OutOrStdout(), map[string]any{"secret_key_file": out, "public_key_file": out + ".pub", "public_key": strings.TrimSpace(public), "password": !open})
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "secret key: %s\npublic key: %s.pub\n", out, out)
 			if open && !unlocked {

@@ -114,6 +114,11 @@ func (r *rotation) run(cmd *cobra.Command, f *clientFlags) error {
 			return err
 		}
 	}
+	if asJSON(cmd) {
+		return printJSON(cmd.OutOrStdout(), map[string]any{
+			"file": r.out, "cluster": present.Cluster, "number": present.Number + 1, "threshold": threshold, "keys": keys, "signatures_needed": max(present.Threshold, 1),
+		})
+	}
 	w := cmd.ErrOrStderr()
 	fmt.Fprintf(w, "statement %d: from then on %d of these keys sign releases:\n", present.Number+1, threshold)
 	for _, k := range keys {
@@ -212,7 +217,8 @@ func newKeySignCommand() *cobra.Command {
 		Short: "Add a signature to a key statement",
 		Long: `Add a signature to a key statement, where more than one key has to sign. The stock
 minisign can do so too: minisign -Sm FILE -s KEY -x MORE, then cat MORE >> FILE.minisig`,
-		Args: cobra.ExactArgs(1),
+		Example: "  moult key sign keys.json --key second.key",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return addSignature(cmd, args[0], key, passwordFile)
 		},
@@ -248,8 +254,8 @@ func addSignature(cmd *cobra.Command, path, key, passwordFile string) error {
 	if err := writeFileAtomic(signatureOf(path), more, 0o644); err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "%s bears %d signatures\n", path, strings.Count(string(more), "untrusted comment:"))
-	return nil
+	n := strings.Count(string(more), "untrusted comment:")
+	return done(cmd, map[string]any{"file": path, "signatures": n}, "%s bears %d signatures", path, n)
 }
 
 func newKeyPublishCommand(f *clientFlags) *cobra.Command {
@@ -258,7 +264,8 @@ func newKeyPublishCommand(f *clientFlags) *cobra.Command {
 		Short: "Bring a key statement to the hosts",
 		Long: `Bring a key statement to the hosts, through the servers. Each host verifies it with
 the keys that it has pinned and writes it down; ` + "`moult key list`" + ` names those that have not yet.`,
-		Args: cobra.ExactArgs(1),
+		Example: "  moult key publish keys.json",
+		Args:    cobra.ExactArgs(1),
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			statement, err := os.ReadFile(args[0])
 			if err != nil {
@@ -285,6 +292,7 @@ the keys that it has pinned and writes it down; ` + "`moult key list`" + ` names
 func newKeyListCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List the keys that sign releases", Args: cobra.NoArgs,
+		Example: "  moult key list",
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			out, err := c.releaseKeys(cmd.Context())
 			if err != nil {

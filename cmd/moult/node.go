@@ -25,17 +25,24 @@ import (
 // newLogger logs to stderr: text for people, JSON when asked for, and what the
 // journal expects where stderr is the journal.
 func newLogger(o nodeOptions, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: slog.LevelInfo}
-	if o.logDebug {
-		opts.Level = slog.LevelDebug
-	}
-	if o.logJSON {
+	o.setLevel()
+	opts := &slog.HandlerOptions{Level: o.level}
+	if o.logJSON || o.json {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	if o.logJournal || stderrIsJournal(w) {
 		return slog.New(newJournalHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// setLevel has the log tell as much as logDebug says.
+func (o *nodeOptions) setLevel() {
+	if o.logDebug {
+		o.level.Set(slog.LevelDebug)
+	} else {
+		o.level.Set(slog.LevelInfo)
+	}
 }
 
 // self is what a process knows of itself.

@@ -34,6 +34,7 @@ type runningNode struct {
 	Role      identity.Role `json:"role"`
 	Peer      string        `json:"peer"` // node port, as others dial it
 	Gossip    string        `json:"gossip"`
+	HTTP      string        `json:"http,omitempty"`       // a server's UI
 	Binary    string        `json:"binary,omitempty"`     // what updates replace
 	InstallTo install.Place `json:"install_to,omitempty"` // or where they go
 }
@@ -73,14 +74,19 @@ func selfEndpoint(node *mesh.Node, self string) http.HandlerFunc {
 
 // askSelf asks the node that runs on this host.
 func askSelf(ctx context.Context, creds identity.Credentials, addr string) (nodeSelf, error) {
-	client := nodeport.Client(func() identity.Credentials { return creds }, func(id identity.Identity) error {
+	client := clientOfSelf(creds)
+	defer client.CloseIdleConnections()
+	var self nodeSelf
+	err := (&serverClient{http: client}).getJSON(ctx, addr, pathSelf, &self)
+	return self, err
+}
+
+// clientOfSelf talks to this host, and to nobody else.
+func clientOfSelf(creds identity.Credentials) *http.Client {
+	return nodeport.Client(func() identity.Credentials { return creds }, func(id identity.Identity) error {
 		if id.HostID != creds.HostID {
 			return errors.New("the other side is another host")
 		}
 		return nil
 	})
-	defer client.CloseIdleConnections()
-	var self nodeSelf
-	err := (&serverClient{http: client}).getJSON(ctx, addr, pathSelf, &self)
-	return self, err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -29,13 +30,14 @@ func (t *raftTimes) register(cmd *cobra.Command) {
 }
 
 func (t raftTimes) validate() error {
+	var errs []error
 	if t.heartbeat < minHeartbeat || t.heartbeat > maxHeartbeat {
-		return fmt.Errorf("--heartbeat is %v; give %v to %v, the same on all servers", t.heartbeat, minHeartbeat, maxHeartbeat)
+		errs = append(errs, fmt.Errorf("--heartbeat is %v; give %v to %v, the same on all servers", t.heartbeat, minHeartbeat, maxHeartbeat))
 	}
 	if t.diskStall < minDiskStall || t.diskStall > maxDiskStall {
-		return fmt.Errorf("--disk-stall is %v; give %v to %v", t.diskStall, minDiskStall, maxDiskStall)
+		errs = append(errs, fmt.Errorf("--disk-stall is %v; give %v to %v", t.diskStall, minDiskStall, maxDiskStall))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // timing leaves what is fast enough as it is, and stretches the rest with the

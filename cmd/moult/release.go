@@ -21,7 +21,12 @@ import (
 
 func newReleaseCommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "release", Short: "Make, publish and list releases"}
+	cmd := &cobra.Command{
+		Use: "release", Short: "Make, publish and list releases",
+		Long: `Make, publish and list releases. A release is a directory with a signed manifest and
+the binary of each platform.`,
+		Example: "  moult release create --version 1.4.2 --key release.key --out rel linux/amd64=bin/moult\n  moult release publish rel\n  moult release list",
+	}
 	f.register(cmd)
 	cmd.AddCommand(newReleaseCreateCommand(&f), newReleaseSignCommand(), newReleasePublishCommand(&f), newReleaseListCommand(&f), newReleaseWithdrawCommand(&f))
 	return cmd
@@ -46,7 +51,7 @@ on a machine that reaches no server, and published from another.
 With --from it also makes patches from older binaries, in DIR/patches: some tens
 of kilobytes for a small change. Each takes seconds, and memory of ten times the
 binary's size. Build all of them stripped and with -trimpath.`,
-		Example: "  moult release create --version 1.4.2 --key release.key --out rel linux/amd64=bin/agent linux/arm64=bin/agent-arm64",
+		Example: "  moult release create --version 1.4.2 --key release.key --out rel linux/amd64=bin/agent linux/arm64=bin/agent-arm64\n  moult release create --version 1.4.3 --key release.key --password-file key.password --expires 90d --out rel linux/amd64=bin/moult\n  moult release create --version 1.4.4 --key release.key --from rel-1.4.3 --out rel-1.4.4 linux/amd64=bin/moult",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.Version == "" || key == "" || o.Dir == "" {
@@ -146,9 +151,10 @@ func readExpiry(text string, now time.Time) (*time.Time, error) {
 func newReleaseSignCommand() *cobra.Command {
 	var key, passwordFile string
 	cmd := &cobra.Command{
-		Use:   "sign DIR --key KEY",
-		Short: "Add a signature to a release, where more than one key has to sign",
-		Args:  cobra.ExactArgs(1),
+		Use:     "sign DIR --key KEY",
+		Short:   "Add a signature to a release, where more than one key has to sign",
+		Example: "  moult release sign rel --key second.key",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return addSignature(cmd, filepath.Join(args[0], release.ManifestFile), key, passwordFile)
 		},
@@ -187,6 +193,7 @@ func (c *client) releases(ctx context.Context) ([]apiRelease, error) {
 func newReleaseListCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List the releases, the newest first", Args: cobra.NoArgs,
+		Example: "  moult release list",
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			list, err := c.releases(cmd.Context())
 			if err != nil {
@@ -217,17 +224,22 @@ func newReleaseWithdrawCommand(f *clientFlags) *cobra.Command {
 		Use: "withdraw VERSION", Short: "Take a release out of choice", Args: cobra.ExactArgs(1),
 		Long: `Take a release out of choice. Hosts that run it go on. Its version and number stay
 taken; it cannot be published again.`,
+		Example: "  moult release withdraw 1.4.2",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
-			return c.call(cmd.Context(), http.MethodDelete, "/api/releases/"+args[0], nil, nil)
+			if err := c.call(cmd.Context(), http.MethodDelete, "/api/releases/"+args[0], nil, nil); err != nil {
+				return err
+			}
+			return done(cmd, map[string]any{"withdrawn": args[0]}, "withdrawn; what there is: moult release list")
 		}),
 	}
 }
 
 func newReleasePublishCommand(f *clientFlags) *cobra.Command {
 	return &cobra.Command{
-		Use:   "publish DIR",
-		Short: "Publish a release: it returns once a majority of the servers hold the bytes",
-		Args:  cobra.ExactArgs(1),
+		Use:     "publish DIR",
+		Short:   "Publish a release: it returns once a majority of the servers hold the bytes",
+		Example: "  moult release publish rel",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := release.ReadDir(args[0])
 			if err != nil {

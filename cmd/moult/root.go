@@ -6,26 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"moult/updater/install"
 )
-
-// exitError carries an exit code other than 1; a nil err prints nothing.
-type exitError struct {
-	code int
-	err  error
-}
-
-func (e *exitError) Error() string {
-	if e.err == nil {
-		return fmt.Sprintf("exit status %d", e.code)
-	}
-	return e.err.Error()
-}
-
-func (e *exitError) Unwrap() error { return e.err }
 
 // run executes one command line and returns its exit code: stdout is data,
 // stderr is progress and errors.
@@ -35,23 +21,69 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	return execute(ctx, root, args, stderr)
+}
+
+// execute runs a command and tells its error, also that of a panic.
+func execute(ctx context.Context, root *cobra.Command, args []string, stderr io.Writer) (code int) {
+	defer func() {
+		if r := recover(); r != nil {
+			code = tellPanic(stderr, args, r)
+		}
+	}()
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
-		return 0
+		return exitOK
 	}
 	priority := ""
 	if stderrIsJournal(stderr) {
 		priority = priorityError
 	}
 	var exit *exitError
-	if errors.As(err, &exit) {
-		if exit.err != nil {
-			fmt.Fprintf(stderr, "%smoult: %v\n", priority, exit.err)
+	code = exitFailed
+	switch {
+	case errors.As(err, &exit):
+		code = exit.code
+		if exit.err == nil {
+			return code
 		}
-		return exit.code
+		err = exit.err
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		if runsUntilStopped(cmd) {
+			return exitOK // as it was asked to
+		}
+		code, err = exitInterrupted, errors.New("interrupted")
 	}
-	fmt.Fprintf(stderr, "%smoult: %v\n", priority, err)
-	return 1
+	tellError(cmd, stderr, priority, err)
+	return code
+}
+
+// runsUntilStopped tells a command that ends well when it is told to.
+func runsUntilStopped(cmd *cobra.Command) bool {
+	switch cmd.CommandPath() {
+	case "moult server", "moult agent", "moult dev":
+		return true
+	}
+	return false
+}
+
+// tellError prints an error, as JSON where the command was asked for that.
+func tellError(cmd *cobra.Command, stderr io.Writer, priority string, err error) {
+	if !asJSON(cmd) {
+		fmt.Fprintf(stderr, "%smoult: %v\n", priority, err)
+		return
+	}
+	code := "failed"
+	var api *apiError
+	switch {
+	case errors.As(err, &api):
+		code = api.Code
+	case errors.Is(err, errUnreachable):
+		code = "unreachable"
+	}
+	enc := json.NewEncoder(stderr)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(map[string]any{"error": map[string]string{"code": code, "message": err.Error()}}) // nobody reads it if this errs
 }
 
 func newRootCommand() *cobra.Command {
@@ -60,18 +92,31 @@ func newRootCommand() *cobra.Command {
 		Short: "Keep a fleet of agents up to date, from peer to peer",
 		Long: `moult keeps a fleet of agents up to date without a download server in the middle.
 
-Try it:            moult dev
-Add a host:        moult token create            (prints the join command)
-Release a binary:  moult release create … && moult release publish DIR
-Update the fleet:  moult fleet update && moult fleet watch
+  Try it:            moult dev
+  Add a host:        moult token create            (prints the join command)
+  Release a binary:  moult release create … && moult release publish DIR
+  Update the fleet:  moult fleet update && moult fleet watch
 
 Client commands find the cluster by --addr or MOULT_ADDR (several addresses,
-separated by commas, are tried in turn) and sign in by --token or MOULT_TOKEN.
+separated by commas, are tried in turn) and sign in by MOULT_TOKEN or --token-file.
 Each flag can also be set as MOULT_FLAG_NAME in the environment or as flag_name
-in the TOML file that --config names; the flag wins, then the environment.`,
-		SilenceUsage:      true,
-		SilenceErrors:     true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return loadSettings(cmd) },
+in the TOML file that --config names; the flag wins, then the environment.
+
+Exit codes: 0 done; 1 failed, and stderr says why and what to do (status: degraded;
+doctor: something failed); 2 of status: no server answers; 70 a bug in moult;
+130 interrupted. With --json the error on stderr is JSON, too.`,
+		Example: `  moult dev                        # a whole cluster on this machine, to try
+  moult hosts --behind             # who runs an old version
+  moult fleet update --watch       # bring them to the newest release
+  moult help fleet                 # more about a command`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if strings.HasPrefix(cmd.Name(), cobra.ShellCompRequestCmd) {
+				return nil // whoever presses Tab gets no errors; see offer
+			}
+			return loadSettings(cmd)
+		},
 	}
 	root.PersistentFlags().String("config", "", "TOML file with settings (also MOULT_CONFIG)")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -81,11 +126,12 @@ in the TOML file that --config names; the flag wins, then the environment.`,
 		newVersionCommand(), newSBOMCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
 		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
 		newHostsCommand(), newHostCommand(), newGossipCommand(), newCACommand(), newFleetCommand(), newJobCommand(),
-		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(),
+		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(), newConfigCommand(),
 		newInstallCommand(), newUninstallCommand(),
 	)
 	root.AddCommand(serviceCommands()...)
 	explainArguments(root)
+	completeFromCluster(root)
 	return root
 }
 
@@ -126,7 +172,7 @@ func newVersionCommand() *cobra.Command {
 		Long: `Print the version of this binary. Where an agent or server on this host was updated
 into its data directory, because a package manager owns this binary, also the
 version that runs there in its place, if this user may read that.`,
-		Example: "  moult version --json",
+		Example: "  moult version\n  moult version --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return printVersion(cmd.OutOrStdout(), data, asJSON)

@@ -44,12 +44,13 @@ type bomHash struct {
 }
 
 func newSBOMCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "sbom [BINARY]",
 		Short: "Print the software bill of materials of a binary (CycloneDX)",
 		Long: `Print which modules, in which versions, a moult binary was built from, as CycloneDX
 JSON. Without BINARY it is the running one; one for another platform can be named.`,
-		Args: cobra.MaximumNArgs(1),
+		Example: "  moult sbom\n  moult sbom bin/moult-arm64 > moult.cdx.json",
+		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := os.Executable()
 			ownVersion := version
@@ -66,6 +67,8 @@ JSON. Without BINARY it is the running one; one for another platform can be name
 			return printJSON(cmd.OutOrStdout(), bomOf(info, ownVersion))
 		},
 	}
+	cmd.Flags().Bool("json", true, "print JSON, as always: CycloneDX is JSON")
+	return cmd
 }
 
 // bomOf makes the bill of a binary. Its own version is not in what the linker

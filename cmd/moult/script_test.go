@@ -4,14 +4,20 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,12 +40,23 @@ func TestScripts(t *testing.T) {
 			env.Setenv("OSARCH", runtime.GOOS+"-"+runtime.GOARCH)
 			return err
 		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "exists:bash-completion" {
+				_, err := os.Stat("/usr/share/bash-completion/bash_completion")
+				return err == nil, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"addresses": scriptAddresses,
 			"await":     scriptAwait,
 			"certhash":  scriptCertHash,
 			"capture":   scriptCapture,
 			"exits":     scriptExits,
+			"hangup":    scriptHangup,
+			"json":      scriptJSON,
+			"silence":   scriptSilence,
+			"within":    scriptWithin,
 			"flip":      scriptFlip,
 			"replace":   scriptReplace,
 		},
@@ -163,4 +180,68 @@ func scriptReplace(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s does not contain %q", args[0], args[1])
 	}
 	ts.Check(os.WriteFile(path, bytes.ReplaceAll(text, []byte(args[1]), []byte(args[2])), 0o644))
+}
+
+// scriptHangup sends SIGHUP to the background command that was started with an
+// argument: hangup ARGUMENT.
+func scriptHangup(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hangup ARGUMENT")
+	}
+	for _, cmd := range ts.BackgroundCmds() {
+		if slices.Contains(cmd.Args, args[0]) {
+			ts.Check(cmd.Process.Signal(syscall.SIGHUP))
+			return
+		}
+	}
+	ts.Fatalf("no background command has the argument %s", args[0])
+}
+
+// scriptSilence sets a variable to an address where connections are taken and
+// nothing is ever answered.
+func scriptSilence(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: silence VARIABLE")
+	}
+	l, err := net.Listen("tcp", loopback()+":0")
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	ts.Setenv(args[0], l.Addr().String())
+}
+
+// scriptWithin runs a command and wants it to end in time: within 1s COMMAND….
+func scriptWithin(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: within DURATION COMMAND …")
+	}
+	limit, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	const start = 500 * time.Millisecond // of the process, on a busy machine
+	began := time.Now()
+	ts.Check(ts.Exec(args[1], args[2:]...))
+	if took := time.Since(began); took > limit+start {
+		ts.Fatalf("it took %v", took)
+	}
+}
+
+// scriptJSON runs a command with --json and wants JSON, one value or more, and
+// nothing else on its standard output: json COMMAND….
+func scriptJSON(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: json COMMAND …")
+	}
+	ts.Check(ts.Exec(args[0], append(args[1:len(args):len(args)], "--json")...))
+	dec, n := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout"))), 0
+	for {
+		var v any
+		err := dec.Decode(&v)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		ts.Check(err)
+		n++
+	}
+	if n == 0 {
+		ts.Fatalf("nothing was printed")
+	}
 }

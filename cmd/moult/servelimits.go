@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -30,16 +31,17 @@ func (l *serveLimits) register(f *pflag.FlagSet) {
 }
 
 func (l serveLimits) validate() error {
+	var errs []error
 	if l.streams < 1 {
-		return fmt.Errorf("--serve-streams is %d; give at least 1", l.streams)
+		errs = append(errs, fmt.Errorf("--serve-streams is %d; give at least 1", l.streams))
 	}
 	if l.hosts < 1 || l.hosts > maxHostsPerAddress {
-		return fmt.Errorf("--hosts-per-address is %d; give 1 to %d", l.hosts, maxHostsPerAddress)
+		errs = append(errs, fmt.Errorf("--hosts-per-address is %d; give 1 to %d", l.hosts, maxHostsPerAddress))
 	}
 	if l.pull > 0 && l.pull < artifact.MinPullRate {
-		return fmt.Errorf("--pull-rate is %s; give at least %s, or 0 for no limit: others would take this host for stuck", &l.pull, byteCount(artifact.MinPullRate))
+		errs = append(errs, fmt.Errorf("--pull-rate is %s; give at least %s, or 0 for no limit: others would take this host for stuck", &l.pull, byteCount(artifact.MinPullRate)))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (l serveLimits) limits() artifact.Limits {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -28,6 +29,9 @@ type nodeOptions struct {
 	join               []string
 	token, tokenFile   string
 	logJSON, logDebug  bool
+	json               bool
+	level              *slog.LevelVar    // of the log; follows logDebug when settings are reloaded
+	inForce            map[string]string // computed: the settings that the process was started with
 	logJournal         bool
 	segment            string
 	alsoFlags          []string
@@ -47,6 +51,7 @@ const (
 
 func (o *nodeOptions) register(cmd *cobra.Command) {
 	o.registerPlace(cmd)
+	o.level = new(slog.LevelVar)
 	f := cmd.Flags()
 	f.StringArrayVar(&o.alsoFlags, "also-segment", nil, "further segment that this host is in, as SEGMENT=GOSSIP_ADDRESS; it relays between its segments; may be repeated")
 	f.StringSliceVar(&o.allowFrom, "allow-from", nil, "networks, in CIDR notation, that may reach the gossip and node ports; this host's own addresses always may; may be repeated (default: all)")
@@ -65,17 +70,15 @@ func (o *nodeOptions) registerPlace(cmd *cobra.Command) {
 	host, _ := os.Hostname()
 	f := cmd.Flags()
 	f.StringVar(&o.data, "data", defaultDataDir, "data directory")
-	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster")
+	f.StringVar(&o.name, "name", host, "name of this host, unique in the cluster (default: the system's host name)")
+	f.Lookup("name").DefValue = "" // the documentation is not of the machine that it was made on
 	f.StringVar(&o.gossip, "gossip", defaultGossipAddr, "gossip address (UDP and TCP)")
 	f.StringVar(&o.peer, "peer", defaultPeerAddr, "node port: Raft, artifacts and joining, mutual TLS (TCP)")
 	f.StringVar(&o.advertise, "advertise", "", "IP address that others reach this host at (default: found out)")
 }
 
 func (o *nodeOptions) validate() error {
-	errs := []error{o.validatePlace(), o.readSegments(), o.checkReach(), o.readNetworks()}
-	if err := o.serve.validate(); err != nil {
-		errs = append(errs, err)
-	}
+	errs := []error{o.validatePlace(), o.readSegments(), o.checkReach(), o.readNetworks(), o.serve.validate()}
 	if o.token != "" && o.tokenFile != "" {
 		errs = append(errs, errors.New("--token and --token-file are both given; give one"))
 	}
@@ -258,7 +261,13 @@ type serverOptions struct {
 }
 
 func newServerCommand() *cobra.Command {
-	var o serverOptions
+	cmd := serverCommand(new(serverOptions))
+	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand(), newServerRecoverCommand())
+	return cmd
+}
+
+// serverCommand is the command that fills o, without those below it.
+func serverCommand(o *serverOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run a server: it holds what was decided and may coordinate",
@@ -274,14 +283,15 @@ named a public key, release.key (the key that signs releases). Take them away.`,
   moult server --data /var/lib/moult --name s2 --join 10.0.0.1:7947 --token-file token`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.inForce = settingsInForce(cmd)
 			if err := o.validate(); err != nil {
-				return err
+				return placed(cmd, err)
 			}
-			return runServer(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return runServer(cmd.Context(), *o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	o.registerFlags(cmd)
-	cmd.AddCommand(newServerBackupCommand(), newServerRestoreCommand(), newServerRecoverCommand())
+	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON; the log is JSON lines too")
 	return cmd
 }
 
@@ -306,34 +316,21 @@ func (o *serverOptions) registerFlags(cmd *cobra.Command) {
 }
 
 func (o *serverOptions) validate() error {
-	if err := o.nodeOptions.validate(); err != nil {
-		return err
-	}
+	errs := []error{o.nodeOptions.validate(), o.validateHTTP(), o.tls.validate()}
 	if o.bootstrap && len(o.join) > 0 {
-		return errors.New("--bootstrap and --join are both given; the first server bootstraps, the others join")
+		errs = append(errs, errors.New("--bootstrap and --join are both given; the first server bootstraps, the others join"))
 	}
 	if o.keepPassword && !o.bootstrap {
-		return errors.New("--keep-first-password is given without --bootstrap; only a new cluster has a first password")
-	}
-	if err := errors.Join(o.validateHTTP(), o.tls.validate()); err != nil {
-		return err
+		errs = append(errs, errors.New("--keep-first-password is given without --bootstrap; only a new cluster has a first password"))
 	}
 	if err := coordinator.UnreachablePolicy(o.unreachable).Validate(); err != nil {
-		return fmt.Errorf("--%w", err)
+		errs = append(errs, fmt.Errorf("--%w", err))
 	}
 	if o.certLifetime < minCertificateLifetime || o.certLifetime > maxCertificateLifetime {
-		return fmt.Errorf("--certificate-lifetime is %v; give %v to %v", o.certLifetime, minCertificateLifetime, maxCertificateLifetime)
+		errs = append(errs, fmt.Errorf("--certificate-lifetime is %v; give %v to %v", o.certLifetime, minCertificateLifetime, maxCertificateLifetime))
 	}
-	if err := o.validateSnapshots(); err != nil {
-		return err
-	}
-	if err := o.raft.validate(); err != nil {
-		return err
-	}
-	if err := o.trial.validate(); err != nil {
-		return err
-	}
-	return o.timeouts.validate()
+	errs = append(errs, o.validateSnapshots(), o.raft.validate(), o.trial.validate(), o.timeouts.validate())
+	return errors.Join(errs...)
 }
 
 // Bounds of when the log is compacted: what is less has the disk write snapshots
@@ -346,15 +343,17 @@ const (
 
 func (o *serverOptions) validateSnapshots() error {
 	s := o.snapshots
-	switch {
-	case s.Threshold < 1 || s.Threshold > maxSnapshotEntries:
-		return fmt.Errorf("--snapshot-entries is %d; give 1 to %d", s.Threshold, maxSnapshotEntries)
-	case s.Trailing < 1 || s.Trailing > maxSnapshotEntries:
-		return fmt.Errorf("--snapshot-trailing is %d; give 1 to %d", s.Trailing, maxSnapshotEntries)
-	case s.Interval < minSnapshotInterval || s.Interval > maxSnapshotInterval:
-		return fmt.Errorf("--snapshot-interval is %v; give %v to %v", s.Interval, minSnapshotInterval, maxSnapshotInterval)
+	var errs []error
+	if s.Threshold < 1 || s.Threshold > maxSnapshotEntries {
+		errs = append(errs, fmt.Errorf("--snapshot-entries is %d; give 1 to %d", s.Threshold, maxSnapshotEntries))
 	}
-	return nil
+	if s.Trailing < 1 || s.Trailing > maxSnapshotEntries {
+		errs = append(errs, fmt.Errorf("--snapshot-trailing is %d; give 1 to %d", s.Trailing, maxSnapshotEntries))
+	}
+	if s.Interval < minSnapshotInterval || s.Interval > maxSnapshotInterval {
+		errs = append(errs, fmt.Errorf("--snapshot-interval is %v; give %v to %v", s.Interval, minSnapshotInterval, maxSnapshotInterval))
+	}
+	return errors.Join(errs...)
 }
 
 func (o *serverOptions) validateHTTP() error {

@@ -45,12 +45,20 @@ func newServersCommand() *cobra.Command {
 		}
 		return printTable(cmd.OutOrStdout(), []string{"NAME", "ROLE", "HEALTH", "ADDRESS", "VERSION", "APPLIED"}, rows)
 	}
-	cmd := &cobra.Command{Use: "servers", Short: "List the servers", Args: cobra.NoArgs, RunE: list}
+	cmd := &cobra.Command{
+		Use: "servers", Short: "List the servers", Args: cobra.NoArgs, RunE: list,
+		Long:    "List the servers, or change which ones there are: see the commands below.",
+		Example: "  moult servers\n  moult servers replace s2 --with s4",
+	}
 	f.register(cmd)
 	cmd.AddCommand(&cobra.Command{
 		Use: "transfer-leadership", Short: "Let another server lead", Args: cobra.NoArgs,
+		Example: "  moult servers transfer-leadership",
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
-			return c.call(cmd.Context(), http.MethodPost, "/api/servers/transfer-leadership", nil, nil)
+			if err := c.call(cmd.Context(), http.MethodPost, "/api/servers/transfer-leadership", nil, nil); err != nil {
+				return err
+			}
+			return done(cmd, map[string]any{"transferred": true}, "another server leads; see it with: moult servers")
 		}),
 	})
 	cmd.AddCommand(&cobra.Command{
@@ -59,7 +67,8 @@ func newServersCommand() *cobra.Command {
 at the same index.
 
 Exit code 0: all equal. 1: they differ, or could not be compared.`,
-		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error { return verifyServers(cmd, c, f.json) }),
+		Example: "  moult servers verify",
+		RunE:    f.run(func(cmd *cobra.Command, c *client, _ []string) error { return verifyServers(cmd, c, f.json) }),
 	})
 	cmd.AddCommand(newServersRemoveCommand(&f), newServersDemoteCommand(&f), newServersPromoteCommand(&f), newServersReplaceCommand(&f))
 	return cmd
@@ -71,12 +80,12 @@ func newServersRemoveCommand(f *clientFlags) *cobra.Command {
 		Long: `Take a server out of the Raft group. It is refused when what remains would have no
 majority of servers that answer. A server that was removed joins again only as a
 new one: with an empty data directory and a new token.`,
+		Example: "  moult servers remove s3",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			if _, err := c.changeServer(cmd.Context(), args[0], "remove"); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "removed %s; stop it, and see what remains with: moult servers\n", printable(args[0]))
-			return nil
+			return done(cmd, map[string]any{"removed": args[0]}, "removed %s; stop it, and see what remains with: moult servers", printable(args[0]))
 		}),
 	}
 }
@@ -87,12 +96,12 @@ func newServersDemoteCommand(f *clientFlags) *cobra.Command {
 		Long: `Take a server's vote. It keeps all that is decided, on standby, until it is promoted.
 It is refused when what remains would have no majority of voters that answer. A
 leader hands leadership over first.`,
+		Example: "  moult servers demote s3",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			if _, err := c.changeServer(cmd.Context(), args[0], "demote"); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s is on standby; let it vote again with: moult servers promote %s\n", printable(args[0]), printable(args[0]))
-			return nil
+			return done(cmd, map[string]any{"demoted": args[0]}, "%s is on standby; let it vote again with: moult servers promote %s", printable(args[0]), printable(args[0]))
 		}),
 	}
 }
@@ -103,6 +112,7 @@ func newServersPromoteCommand(f *clientFlags) *cobra.Command {
 		Long: `Let a server on standby vote again, and wait until it does. The leader makes it a
 voter when it has caught up, and not before: a voter that does not answer would cost
 the majority. A server that joined becomes a voter by itself in the same way.`,
+		Example: "  moult servers promote s3",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			s, err := c.changeServer(cmd.Context(), args[0], "promote")
 			if err != nil {
@@ -111,8 +121,7 @@ the majority. A server that joined becomes a voter by itself in the same way.`,
 			if err := c.awaitVoter(cmd.Context(), s.ID); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s votes\n", printable(args[0]))
-			return nil
+			return done(cmd, map[string]any{"promoted": args[0]}, "%s votes", printable(args[0]))
 		}),
 	}
 }
@@ -148,8 +157,7 @@ It may bear the old one's name only when the old one is removed first.`,
 			if _, err := c.changeServer(cmd.Context(), args[0], "remove"); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s votes in the stead of %s, which is removed; stop that one\n", printable(in.Name), printable(args[0]))
-			return nil
+			return done(cmd, map[string]any{"removed": args[0], "replaced_by": in.Name}, "%s votes in the stead of %s, which is removed; stop that one", printable(in.Name), printable(args[0]))
 		}),
 	}
 	cmd.Flags().StringVar(&with, "with", "", "name of the server that comes in")

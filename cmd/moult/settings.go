@@ -1,18 +1,31 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
+
+// Where a setting comes from; the first one that has it wins.
+type settingOrigin int
+
+const (
+	fromFlag settingOrigin = iota
+	fromEnvironment
+	fromFile
+	fromDefault
+)
+
+// insteadOf names flags of which the one that comes from nearer counts alone:
+// a token that is typed, where the file names one for another command.
+var insteadOf = map[string]string{"token": "token-file", "token-file": "token"}
 
 // loadSettings fills the flags that the command line left alone: from MOULT_*
 // in the environment, then from the TOML file. A key that no flag of the command
@@ -20,95 +33,150 @@ import (
 // commands: there a key may also be another command's.
 func loadSettings(cmd *cobra.Command) error {
 	flags := cmd.Flags()
-	known := func(flag string) bool { return flags.Lookup(flag) != nil }
-	path, _ := flags.GetString("config")
-	if path == "" {
-		path = os.Getenv("MOULT_CONFIG")
-		known = func(flag string) bool { return someCommandHas(cmd.Root(), flag) }
-	}
-	file := map[string]any{}
+	path, known := settingsPath(cmd)
+	var file *settingsFile
 	if path != "" {
 		var err error
-		if file, err = readSettings(path, known); err != nil {
+		if file, err = readSettings(path); err != nil {
 			return err
 		}
+		file.refuseUnknown(known)
+		cmd.SetContext(context.WithValue(contextOf(cmd), settingsFileKey{}, file))
 	}
+	origins := map[string]settingOrigin{}
+	flags.VisitAll(func(f *pflag.Flag) { origins[f.Name] = originOf(f, file) })
 	var errs []error
 	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Changed || f.Name == "help" || f.Name == "config" {
+		origin := origins[f.Name]
+		if other, ok := insteadOf[f.Name]; ok && flags.Lookup(other) != nil && origins[other] < origin {
 			return
 		}
-		if f.Name == "token" && flags.Changed("token-file") {
-			return // typed, so meant: the environment may hold a token for another command
-		}
-		key := strings.ReplaceAll(f.Name, "-", "_")
-		if v, ok := os.LookupEnv("MOULT_" + strings.ToUpper(key)); ok {
-			if err := flags.Set(f.Name, v); err != nil {
-				errs = append(errs, fmt.Errorf("environment variable MOULT_%s: %w", strings.ToUpper(key), err))
+		switch origin {
+		case fromEnvironment:
+			if err := flags.Set(f.Name, os.Getenv(variableOf(f.Name))); err != nil {
+				errs = append(errs, fmt.Errorf("environment variable %s: %w", variableOf(f.Name), err))
 			}
-			return
-		}
-		v, ok := file[key]
-		if !ok {
-			return
-		}
-		for _, s := range settingValues(v) {
-			if err := flags.Set(f.Name, s); err != nil {
-				errs = append(errs, fmt.Errorf("%s: key %q: %w", path, key, err))
-			}
+		case fromFile:
+			file.set(flags, f)
+		case fromFlag, fromDefault:
 		}
 	})
+	if file != nil {
+		errs = append(errs, file.err())
+	}
 	return errors.Join(errs...)
 }
 
-func someCommandHas(cmd *cobra.Command, flag string) bool {
-	if cmd.LocalFlags().Lookup(flag) != nil {
-		return true
+// contextOf is a command's context; completion asks before there is one.
+func contextOf(cmd *cobra.Command) context.Context {
+	if ctx := cmd.Context(); ctx != nil {
+		return ctx
 	}
-	return slices.ContainsFunc(cmd.Commands(), func(c *cobra.Command) bool { return someCommandHas(c, flag) })
+	return context.Background()
 }
 
-func settingValues(v any) []string {
-	list, ok := v.([]any)
-	if !ok {
-		return []string{fmt.Sprint(v)}
+type settingsFileKey struct{}
+
+// settingsPath is the file that a command reads, "" without one, and the flags
+// that may stand in it.
+func settingsPath(cmd *cobra.Command) (path string, known []string) {
+	if path, _ = cmd.Flags().GetString("config"); path != "" {
+		return path, flagNames(cmd)
 	}
-	out := make([]string, 0, len(list))
-	for _, e := range list {
-		out = append(out, fmt.Sprint(e))
+	return os.Getenv("MOULT_CONFIG"), allFlagNames(cmd.Root())
+}
+
+func originOf(f *pflag.Flag, file *settingsFile) settingOrigin {
+	if f.Name == "help" || f.Name == "config" {
+		return fromDefault
+	}
+	if f.Changed {
+		return fromFlag
+	}
+	if _, ok := os.LookupEnv(variableOf(f.Name)); ok {
+		return fromEnvironment
+	}
+	if file != nil && file.has(keyOf(f.Name)) {
+		return fromFile
+	}
+	return fromDefault
+}
+
+func variableOf(flag string) string { return "MOULT_" + strings.ToUpper(keyOf(flag)) }
+func keyOf(flag string) string      { return strings.ReplaceAll(flag, "-", "_") }
+func flagOf(key string) string      { return strings.ReplaceAll(key, "_", "-") }
+
+// flagNames are the flags of a command that may be settings.
+func flagNames(cmd *cobra.Command) (names []string) {
+	add := func(f *pflag.Flag) {
+		if f.Name != "help" && f.Name != "config" {
+			names = append(names, f.Name)
+		}
+	}
+	cmd.LocalFlags().VisitAll(add)
+	cmd.InheritedFlags().VisitAll(add)
+	return names
+}
+
+func allFlagNames(cmd *cobra.Command) []string {
+	names := flagNames(cmd)
+	for _, c := range cmd.Commands() {
+		names = append(names, allFlagNames(c)...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// placed says of what is wrong with a command's settings where in its file it
+// stands, if that is where it comes from.
+func placed(cmd *cobra.Command, err error) error {
+	file, ok := contextOf(cmd).Value(settingsFileKey{}).(*settingsFile)
+	if !ok || err == nil {
+		return err
+	}
+	var rest []error
+	for _, e := range parts(err) {
+		if !file.blame(cmd.Flags(), e) {
+			rest = append(rest, e)
+		}
+	}
+	return errors.Join(append([]error{file.err()}, rest...)...)
+}
+
+// parts takes joined errors apart.
+func parts(err error) []error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, parts(e)...)
 	}
 	return out
 }
 
-func readSettings(path string, known func(flag string) bool) (map[string]any, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
-	}
-	values := map[string]any{}
-	if err := toml.Unmarshal(text, &values); err != nil {
-		var de *toml.DecodeError
-		if errors.As(err, &de) {
-			row, col := de.Position()
-			return nil, fmt.Errorf("%s:%d:%d: %s", path, row, col, de.Error())
-		}
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if !known(strings.ReplaceAll(key, "_", "-")) {
-			return nil, fmt.Errorf("%s:%d: unknown key %q; the keys are the command's flags, with _ for - (see --help)",
-				path, lineOf(text, key), key)
-		}
-	}
-	return values, nil
-}
+var namedFlag = regexp.MustCompile(`--([a-z0-9][a-z0-9-]*)`)
 
-// lineOf finds the line that sets a top-level key, from 1.
-func lineOf(text []byte, key string) int {
-	at := regexp.MustCompile(`(?m)^\s*\[?\s*"?` + regexp.QuoteMeta(key) + `"?\s*[\].=]`).FindIndex(text)
-	if at == nil {
-		return 1
+// blame notes an error at the setting in the file that it names first.
+func (f *settingsFile) blame(flags *pflag.FlagSet, err error) bool {
+	text := err.Error()
+	for _, m := range namedFlag.FindAllStringSubmatch(text, -1) {
+		s, ok := f.find(keyOf(m[1]))
+		if !ok || !s.applied {
+			continue
+		}
+		inFile := namedFlag.ReplaceAllStringFunc(text, func(name string) string {
+			if flags.Lookup(name[2:]) == nil {
+				return name
+			}
+			return keyOf(name[2:])
+		})
+		f.note(s.value, "%s", inFile)
+		return true
 	}
-	head := strings.TrimLeft(string(text[at[0]:at[1]]), " \t\r\n")
-	return 1 + strings.Count(string(text[:at[1]-len(head)]), "\n")
+	return false
 }

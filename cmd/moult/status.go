@@ -8,12 +8,6 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The exit codes of `moult status`.
-const (
-	exitDegraded    = 1
-	exitUnreachable = 2
-)
-
 func newStatusCommand() *cobra.Command {
 	var f clientFlags
 	cmd := &cobra.Command{
@@ -23,7 +17,8 @@ func newStatusCommand() *cobra.Command {
 
 Exit code 0: healthy. 1: degraded (something is wrong with a server, no leader,
 hosts offline or unreachable, open alerts). 2: no server answers.`,
-		Args: cobra.NoArgs,
+		Example: "  moult status\n  moult status --json || echo look at it",
+		Args:    cobra.NoArgs,
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			s, err := clusterStatus(cmd, c)
 			if errors.Is(err, errUnreachable) {

@@ -6,7 +6,24 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/spf13/cobra"
 )
+
+// asJSON tells whether a command was asked to print JSON.
+func asJSON(cmd *cobra.Command) bool {
+	yes, _ := cmd.Flags().GetBool("json")
+	return yes
+}
+
+// done tells what was done: a sentence for people, JSON for programs.
+func done(cmd *cobra.Command, what map[string]any, format string, args ...any) error {
+	if asJSON(cmd) {
+		return printJSON(cmd.OutOrStdout(), what)
+	}
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...)
+	return err
+}
 
 // printTable writes rows under a header, columns aligned.
 func printTable(w io.Writer, header []string, rows [][]string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -22,8 +23,9 @@ func (t *coordinatorTimeouts) register(cmd *cobra.Command) {
 }
 
 func (t *coordinatorTimeouts) validate() error {
-	if err := t.Validate(); err != nil {
-		return fmt.Errorf("--%w", err)
+	var errs []error
+	for _, err := range parts(t.Validate()) {
+		errs = append(errs, fmt.Errorf("--%w", err))
 	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -10,7 +10,10 @@ import (
 
 func newTokenCommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "token", Short: "Let hosts join"}
+	cmd := &cobra.Command{
+		Use: "token", Short: "Let hosts join",
+		Example: "  moult token create\n  moult token create --role server",
+	}
 	f.register(cmd)
 	var role, segment, relay string
 	var ttl time.Duration

@@ -33,18 +33,23 @@ func (o *trialOptions) register(f *pflag.FlagSet) {
 }
 
 func (o *trialOptions) validate() error {
+	var errs []error
 	if o.timeout < time.Second {
-		return fmt.Errorf("--trial-timeout is %v; give at least 1s", o.timeout)
+		errs = append(errs, fmt.Errorf("--trial-timeout is %v; give at least 1s", o.timeout))
 	}
 	if o.starts < 1 {
-		return fmt.Errorf("--trial-starts is %d; give at least 1", o.starts)
+		errs = append(errs, fmt.Errorf("--trial-starts is %d; give at least 1", o.starts))
 	}
 	if o.soak < 0 || o.soak >= o.timeout {
-		return fmt.Errorf("--soak is %v; give less than --trial-timeout (%v)", o.soak, o.timeout)
+		errs = append(errs, fmt.Errorf("--soak is %v; give less than --trial-timeout (%v)", o.soak, o.timeout))
 	}
 	if _, err := install.ParsePlace(o.place); err != nil {
-		return fmt.Errorf("--install-to is %w", err)
+		errs = append(errs, fmt.Errorf("--install-to is %w", err))
 	}
+	return errors.Join(append(errs, o.findBinary())...)
+}
+
+func (o *trialOptions) findBinary() error {
 	if o.binary == "" {
 		self, err := updater.InstalledPath()
 		if err != nil {
@@ -52,8 +57,10 @@ func (o *trialOptions) validate() error {
 		}
 		o.binary = self
 	}
-	if st, err := os.Stat(o.binary); err != nil || !st.Mode().IsRegular() {
-		return errors.Join(fmt.Errorf("--binary %s is not a file; name the installed moult binary", o.binary), err)
+	if st, err := os.Stat(o.binary); err != nil {
+		return fmt.Errorf("--binary %s is not a file; name the installed moult binary: %w", o.binary, err)
+	} else if !st.Mode().IsRegular() {
+		return fmt.Errorf("--binary %s is not a file; name the installed moult binary", o.binary)
 	}
 	return nil
 }

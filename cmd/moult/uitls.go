@@ -54,22 +54,24 @@ func (o *uiTLS) register(cmd *cobra.Command) {
 
 func (o *uiTLS) validate() error {
 	files := o.certFile != "" || o.keyFile != ""
+	var errs []error
+	if o.mode != tlsAuto && o.mode != tlsOn && o.mode != tlsOff {
+		errs = append(errs, fmt.Errorf("--tls is %q; give on, off or auto", o.mode))
+	}
 	switch {
-	case o.mode != tlsAuto && o.mode != tlsOn && o.mode != tlsOff:
-		return fmt.Errorf("--tls is %q; give on, off or auto", o.mode)
 	case files && (o.certFile == "" || o.keyFile == ""):
-		return errors.New("--tls-cert and --tls-key go together; give both, or neither for a certificate by the cluster's UI CA")
+		errs = append(errs, errors.New("--tls-cert and --tls-key go together; give both, or neither for a certificate by the cluster's UI CA"))
 	case files && o.mode == tlsOff:
-		return errors.New("--tls is off, and --tls-cert is given; leave one out")
+		errs = append(errs, errors.New("--tls is off, and --tls-cert is given; leave one out"))
 	case files && len(o.names) > 0:
-		return errors.New("--tls-name is for the certificate that the server makes; leave it out, or --tls-cert")
+		errs = append(errs, errors.New("--tls-name is for the certificate that the server makes; leave it out, or --tls-cert"))
 	}
 	for _, name := range o.names {
 		if !isHostName(name) {
-			return fmt.Errorf("--tls-name %q: give an IP address or a host name", name)
+			errs = append(errs, fmt.Errorf("--tls-name %q: give an IP address or a host name", name))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // isHostName takes what may stand in a certificate as a name.

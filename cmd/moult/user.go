@@ -38,6 +38,7 @@ script sets it, only with --must-change.`,
 	first := func(cmd *cobra.Command) bool { return mustChange || onTerminal(cmd) }
 	add := &cobra.Command{
 		Use: "add NAME", Short: "Add a user", Args: cobra.ExactArgs(1),
+		Example: "  moult user add alice --role operator\n  moult user add robot --role viewer < password.txt",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			password, err := readNewPassword(cmd)
 			if err != nil {
@@ -65,6 +66,7 @@ script sets it, only with --must-change.`,
 
 	list := &cobra.Command{
 		Use: "list", Short: "List the users", Args: cobra.NoArgs,
+		Example: "  moult user list",
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			users, err := c.users(cmd.Context())
 			if err != nil {
@@ -83,6 +85,7 @@ script sets it, only with --must-change.`,
 
 	password := &cobra.Command{
 		Use: "password NAME", Short: "Set a user's password; it ends the user's sessions", Args: cobra.ExactArgs(1),
+		Example: "  moult user password alice",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := readNewPassword(cmd)
 			if err != nil {
@@ -94,12 +97,14 @@ script sets it, only with --must-change.`,
 	password.Flags().BoolVar(&mustChange, "must-change", false, mustChangeHelp)
 	setRole := &cobra.Command{
 		Use: "role NAME ROLE", Short: "Set a user's role; it ends the user's sessions", Args: cobra.ExactArgs(2),
+		Example: "  moult user role alice admin",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeUser(cmd, &f, args[0], http.MethodPatch, map[string]any{"role": args[1]})
 		},
 	}
 	remove := &cobra.Command{
 		Use: "remove NAME", Short: "Remove a user", Args: cobra.ExactArgs(1),
+		Example: "  moult user remove alice",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeUser(cmd, &f, args[0], http.MethodDelete, nil)
 		},
@@ -129,8 +134,7 @@ func changeUser(cmd *cobra.Command, f *clientFlags, name, method string, in any)
 			if err := c.call(cmd.Context(), method, "/api/users/"+url.PathEscape(u.ID), in, nil); err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.ErrOrStderr(), "done; see it with: moult user list")
-			return nil
+			return done(cmd, map[string]any{"user": u.Name, "done": true}, "done; see it with: moult user list")
 		}
 	}
 	return fmt.Errorf("no user is called %q; `moult user list` lists them", name)

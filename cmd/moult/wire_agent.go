@@ -29,6 +29,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 		return runSupervisedAgent(ctx, o, link, stderr)
 	}
 	logger := newLogger(o.nodeOptions, stderr).With("host", o.name)
+	go onHangup(ctx, func() { passReloadOn(ctx, o, logger) }) // from the start: SIGHUP would end the process
 	service := newServiceManager(ctx, logger)
 	defer service.close()
 	service.Well(joinPatience)
@@ -131,7 +132,10 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	defer puller.Close()
-	port.ServeHTTP(nodeport.Handlers{Peer: nodeAPI(node, held, puller)})
+	api := nodeAPI(node, held, puller)
+	settings := newAgentReloader(o, func(now nodeOptions) { held.takeOver(o.nodeOptions, now) }, logger.With("component", "configuration"))
+	api.Handle("POST "+pathReload, reloadEndpoint(settings, creds.HostID))
+	port.ServeHTTP(nodeport.Handlers{Peer: api})
 	up, err := openUpdater(updaterSide{
 		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), digest: me.digest, creds: creds, node: node, held: held, link: link, spare: spareOf(o),
 	}, logger)
@@ -149,6 +153,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	ctx, stop := context.WithCancel(ctx)
 	defer tasks.Wait()
 	defer stop()
+	tasks.Go(func() { onHangup(ctx, func() { settings.reload() }) })
 	tasks.Go(func() { agentRenewal(o, follower, ways, logger).run(ctx) })
 	tasks.Go(func() { follower.watch(ctx) })
 	tasks.Go(func() { follower.watchCAs(ctx) })
@@ -169,6 +174,13 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return &exitError{code: updater.ExitRestart}
 	}
 	return err
+}
+
+// passReloadOn has the agent reload when its supervisor gets the signal.
+func passReloadOn(ctx context.Context, o agentOptions, logger *slog.Logger) {
+	if _, err := askToReload(ctx, o.data); err != nil { // what the file is worth is in the agent's log
+		logger.Warn("reload the configuration", "error", err)
+	}
 }
 
 // spareOf is how many artifacts an agent keeps for others: a relay keeps as many

@@ -17,13 +17,14 @@ import (
 
 // artifactSide is what a node of either role has to keep, fetch and serve artifacts.
 type artifactSide struct {
-	store   *artifact.Store
-	served  *artifact.Server
-	patches *patch.Store
-	patched http.Handler // serves them
-	peers   artifactPeers
-	client  *http.Client
-	limiter *rate.Limiter // of what is fetched, by whomever
+	store        *artifact.Store
+	served       *artifact.Server
+	patches      *patch.Store
+	patched      http.Handler  // serves them
+	patchLimiter *rate.Limiter // of the patches that are served
+	peers        artifactPeers
+	client       *http.Client
+	limiter      *rate.Limiter // of what is fetched, by whomever
 }
 
 func openArtifacts(o nodeOptions, me self, node *mesh.Node, current *identity.Current) (*artifactSide, error) {
@@ -35,11 +36,12 @@ func openArtifacts(o nodeOptions, me self, node *mesh.Node, current *identity.Cu
 	if err != nil {
 		return nil, err
 	}
+	patchLimiter := artifact.NewLimiter(rateOf(o.serve.rate))
 	return &artifactSide{
-		patches: patches, patched: patch.Handler(patches, o.serve.streams, artifact.NewLimiter(int64(o.serve.rate))),
+		patches: patches, patchLimiter: patchLimiter, patched: patch.Handler(patches, o.serve.streams, patchLimiter),
 		store: store, served: artifact.Handler(store, o.serve.limits()),
 		peers: artifactPeers{node, current.Get().HostID}, client: nodeport.Client(current.Get, anyMember),
-		limiter: artifact.NewLimiter(int64(o.serve.pull)),
+		limiter: artifact.NewLimiter(rateOf(o.serve.pull)),
 	}, nil
 }
 

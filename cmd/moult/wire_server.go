@@ -213,6 +213,8 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	api := nodeAPI(node, held, puller)
 	desk := newCheckInDesk(raft, others, creds.HostID, trust.listAfter, logger.With("component", "check-ins"))
 	addServerAPI(api, raft, members, publisher, desk)
+	settings := newServerReloader(o, func(now nodeOptions) { held.takeOver(o.nodeOptions, now) }, logger.With("component", "configuration"))
+	api.Handle("POST "+pathReload, reloadEndpoint(settings, creds.HostID))
 	enrolment.roster, enrolment.denyList = node.Roster(), trust.newestList
 	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.ChainHandler(identity.JoinHandler(enrolment.enrol), trust.chain)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
 
@@ -253,6 +255,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	ctx, stop := context.WithCancelCause(ctx)
 	defer tasks.Wait()
 	defer stop(nil)
+	tasks.Go(func() { onHangup(ctx, func() { settings.reload() }) })
 	tasks.Go(func() { clock.run(ctx) })
 	tasks.Go(func() { observer.run(ctx) })
 	tasks.Go(func() { health.run(ctx) })
@@ -314,7 +317,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 			}
 		})
 	})
-	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary, InstallTo: install.Place(o.trial.place)}
+	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, HTTP: o.http, Binary: o.trial.binary, InstallTo: install.Place(o.trial.place)}
 	if err := running.write(o.data); err != nil {
 		logger.Warn("say where this server listens, for moult doctor", "error", err)
 	}

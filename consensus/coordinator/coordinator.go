@@ -105,15 +105,16 @@ var DefaultTimeouts = Timeouts{
 
 // Validate names the first wait that is not positive.
 func (t Timeouts) Validate() error {
+	var errs []error
 	for _, w := range []struct {
 		name string
 		d    time.Duration
 	}{{"resend", t.Resend}, {"no-sign", t.NoSign}, {"stalled", t.Stalled}, {"rejoin", t.Rejoin}, {"reason", t.Reason}} {
 		if w.d <= 0 {
-			return fmt.Errorf("the timeout %s is %v; give a positive duration", w.name, w.d)
+			errs = append(errs, fmt.Errorf("%s is %v; give a positive duration", w.name, w.d))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // UnreachablePolicy is what a fleet update makes of a host that is cut off

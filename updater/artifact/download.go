@@ -24,12 +24,10 @@ const (
 )
 
 // NewLimiter returns a FetchRequest.Limiter, to be shared by all fetches of a
-// host; nil for 0 bytes per second, which is no limit.
-func NewLimiter(bytesPerSecond int64) *rate.Limiter {
-	if bytesPerSecond <= 0 {
-		return nil
-	}
-	return rate.NewLimiter(rate.Limit(bytesPerSecond), limitBurst)
+// host, in bytes per second; rate.Inf is no limit. Its limit may be set anew while
+// it is used.
+func NewLimiter(bytesPerSecond rate.Limit) *rate.Limiter {
+	return rate.NewLimiter(bytesPerSecond, limitBurst)
 }
 
 // Why a transfer ended before its end.
@@ -67,9 +65,9 @@ func (f *fetch) download(ctx context.Context, p Peer) error {
 	if err != nil {
 		return err
 	}
-	t := transfer{fetch: f, ctx: ctx, peer: p, stall: stall, windowStart: time.Now(), minRate: f.MinRate}
+	t := transfer{fetch: f, ctx: ctx, peer: p, stall: stall, windowStart: time.Now(), rateShare: 1}
 	if f.alone {
-		t.minRate /= aloneRateShare
+		t.rateShare = aloneRateShare
 	}
 	before := f.partial.done
 	err = cause(ctx, t.copy(resp.Body, skip))
@@ -147,9 +145,9 @@ type transfer struct {
 	peer  Peer
 	stall *time.Timer
 
-	minRate     int64 // bytes per second; not above 0: any
 	windowStart time.Time
 	window      int64 // bytes since then
+	rateShare   int64 // of the least rate that is asked for: one in so many
 }
 
 // copy drops skip bytes and appends what follows, to the signed length and not
@@ -160,7 +158,7 @@ func (t *transfer) copy(body io.Reader, skip int64) error {
 		if skip > 0 {
 			into = into[:min(int64(len(into)), skip)]
 		}
-		if t.Limiter != nil {
+		if t.paced() {
 			into = into[:min(len(into), pacedRead)]
 		}
 		n, err := body.Read(into)
@@ -188,12 +186,19 @@ func (t *transfer) copy(body io.Reader, skip int64) error {
 // await holds the transfer back to the limiter's rate. That is no stall of the
 // peer's.
 func (t *transfer) await(n int) error {
-	if t.Limiter == nil || n == 0 {
+	if !t.paced() || n == 0 {
 		return nil
 	}
 	t.stall.Stop()
 	defer t.stall.Reset(t.StallTimeout)
-	return t.Limiter.WaitN(t.ctx, n)
+	for n > 0 { // it may have been read before there was a limit, in one large piece
+		piece := min(n, limitBurst)
+		if err := t.Limiter.WaitN(t.ctx, piece); err != nil {
+			return err
+		}
+		n -= piece
+	}
+	return nil
 }
 
 // keep counts bytes that came in as the artifact's.
@@ -235,7 +240,7 @@ func (t *transfer) pace(n int) error {
 	if elapsed < t.StallTimeout {
 		return nil
 	}
-	if rate := float64(t.window) / elapsed.Seconds(); t.minRate > 0 && rate < float64(t.minRate) {
+	if rate, least := float64(t.window)/elapsed.Seconds(), t.leastRate()/t.rateShare; least > 0 && rate < float64(least) {
 		return fmt.Errorf("%w: %.0f bytes per second", errTooSlow, rate)
 	}
 	t.windowStart, t.window = time.Now(), 0

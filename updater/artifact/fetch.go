@@ -88,6 +88,18 @@ type FetchRequest struct {
 	Brief bool
 }
 
+// paced tells whether the limiter holds transfers back at present.
+func (r *FetchRequest) paced() bool { return r.Limiter != nil && r.Limiter.Limit() < rate.Inf }
+
+// leastRate is below what a peer is too slow. It is not slow for being read slowly;
+// the limiter's shares are not quite equal.
+func (r *FetchRequest) leastRate() int64 {
+	if !r.paced() {
+		return r.MinRate
+	}
+	return min(r.MinRate, int64(r.Limiter.Limit()/limitShare/2))
+}
+
 func (r *FetchRequest) setDefaults() error {
 	if !ValidDigest(r.Digest) || r.Size <= 0 {
 		return fmt.Errorf("fetch artifact %q of %d bytes: the digest or the size is malformed", r.Digest, r.Size)
@@ -98,10 +110,6 @@ func (r *FetchRequest) setDefaults() error {
 	r.StallTimeout = cmp.Or(r.StallTimeout, DefaultStallTimeout)
 	r.MinRate = cmp.Or(r.MinRate, DefaultMinRate)
 	r.Rounds = cmp.Or(r.Rounds, DefaultRounds)
-	if r.Limiter != nil {
-		// A peer is not slow for being read slowly. Shares are not quite equal.
-		r.MinRate = min(r.MinRate, int64(r.Limiter.Limit()/limitShare/2))
-	}
 	if r.Pull != nil {
 		pull := *r.Pull
 		if err := pull.setDefaults(); err != nil {

@@ -282,7 +282,7 @@ func (p *pullPace) hold(more int64, complete bool) error {
 		return nil
 	}
 	rate := float64(p.window) / elapsed.Seconds()
-	if least := p.MinRate / pullRateShare; !complete && least > 0 && rate < float64(least) {
+	if least := p.leastRate() / pullRateShare; !complete && least > 0 && rate < float64(least) {
 		return fmt.Errorf("%w: it gets %.0f bytes per second", errTooSlow, rate)
 	}
 	p.windowStart, p.window = now, 0

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"aead.dev/minisign"
+	"golang.org/x/time/rate"
 
 	"moult/updater/release"
 )
@@ -261,7 +262,7 @@ func TestUnaskedPullEnds(t *testing.T) {
 		must(t, err)
 		l.manifest, l.signature = l.sign(w.digest, 16<<20, l.secret)
 		w.over(link{"server": steady(w.bytes, 100<<10, time.Second)}, "server") // 160 s
-		p := w.puller(l.releaseKey, 0)
+		p := w.puller(l.releaseKey, rate.Inf)
 		defer p.Close()
 		relay := &landHost{land: l, puller: p}
 		for range 30 {
@@ -284,12 +285,12 @@ func TestUnaskedPullEnds(t *testing.T) {
 	})
 }
 
-func (w *world) puller(key string, rate int64) *Puller {
+func (w *world) puller(key string, bytesPerSecond rate.Limit) *Puller {
 	w.t.Helper()
 	p, err := NewPuller(PullerConfig{
 		HostID: "relay", Store: w.store, HTTP: w.client, ReleaseKeys: func() release.KeySet { return release.Pinned(key) },
 		Candidates: func(string) []Peer { return w.peers }, Relays: func([]string) []Peer { return nil },
-		Active: func() bool { return true }, Limiter: NewLimiter(rate),
+		Active: func() bool { return true }, Limiter: NewLimiter(bytesPerSecond),
 	})
 	must(w.t, err)
 	return p
@@ -332,6 +333,31 @@ func TestPullRate(t *testing.T) {
 		least := time.Duration(float64(size-limitBurst) / MinPullRate * float64(time.Second))
 		if took := time.Since(start); took < least || took > least+5*time.Second {
 			t.Errorf("it took %v at %d bytes per second, want %v", took, MinPullRate, least)
+		}
+	})
+}
+
+// A limit that comes, and goes, while a transfer runs: nobody is taken for slow.
+func TestPullRateChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 8 << 20
+		w := newWorld(t, size)
+		w.over(link{"server": steady(w.bytes, 64<<10, time.Second/16)}, "server")
+		limiter := NewLimiter(rate.Inf)
+		req := w.request()
+		req.Rounds, req.Limiter = 1, limiter
+		go func() {
+			time.Sleep(2 * time.Second)
+			limiter.SetLimit(MinPullRate)
+			time.Sleep(20 * time.Second)
+			limiter.SetLimit(rate.Inf)
+		}()
+		start := time.Now()
+		if _, err := Fetch(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took < 22*time.Second || took > 30*time.Second {
+			t.Errorf("it took %v, want 22 s until the limit is gone and a few to the end", took)
 		}
 	})
 }

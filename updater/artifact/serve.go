@@ -44,11 +44,11 @@ const (
 // ranges. Safe for concurrent use.
 type Server struct {
 	store   *Store
-	limits  Limits
 	limiter *rate.Limiter
 	served  atomic.Int64
 
 	mu      sync.Mutex
+	limits  Limits
 	streams int
 	byPeer  map[string]int // streams by host ID, of those who have one
 }
@@ -56,17 +56,27 @@ type Server struct {
 // Handler returns a server of the store's artifacts. Who asks is read from the
 // request's context, where the node port puts it.
 func Handler(store *Store, limits Limits) *Server {
+	s := &Server{store: store, limiter: rate.NewLimiter(rate.Inf, rateBurst), byPeer: map[string]int{}}
+	s.SetLimits(limits)
+	return s
+}
+
+// SetLimits changes the limits. Streams that are open go on, at the new rate.
+func (s *Server) SetLimits(limits Limits) {
 	if limits.Streams <= 0 {
 		limits.Streams = DefaultLimits.Streams
 	}
 	if limits.StreamsPerPeer <= 0 {
 		limits.StreamsPerPeer = (limits.Streams + 1) / 2
 	}
-	s := &Server{store: store, limits: limits, byPeer: map[string]int{}}
+	pace := rate.Inf
 	if limits.BytesPerSecond > 0 {
-		s.limiter = rate.NewLimiter(rate.Limit(limits.BytesPerSecond), rateBurst)
+		pace = rate.Limit(limits.BytesPerSecond)
 	}
-	return s
+	s.limiter.SetLimit(pace)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limits = limits
 }
 
 // Served returns how many bytes of artifacts were served since the start.
@@ -214,10 +224,8 @@ func (w *meteredWriter) ReadFrom(r io.Reader) (total int64, err error) {
 var chunks = sync.Pool{New: func() any { return new([chunkLen]byte) }}
 
 func (w *meteredWriter) writeChunk(b []byte) (int, error) {
-	if w.server.limiter != nil {
-		if err := w.server.limiter.WaitN(w.ctx, len(b)); err != nil {
-			return 0, err
-		}
+	if err := w.server.limiter.WaitN(w.ctx, len(b)); err != nil {
+		return 0, err
 	}
 	if w.patience <= 0 {
 		return 0, errReaderTooSlow

@@ -174,6 +174,34 @@ func TestRateIsLimited(t *testing.T) {
 	})
 }
 
+// A rate that is set while a stream is open holds for the rest of it.
+func TestLimitsChangeWhileServing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const slow, fast = 100_000, 1_000_000
+		s, digest := held(t, strings.Repeat("x", rateBurst+10*slow+10*fast))
+		h := Handler(s, Limits{BytesPerSecond: slow})
+		go func() {
+			time.Sleep(10 * time.Second)
+			h.SetLimits(Limits{Streams: 1, BytesPerSecond: fast})
+		}()
+		start := time.Now()
+		ask(h, "GET", pathPrefix+digest)
+		if took := time.Since(start); took < 19*time.Second || took > 21*time.Second {
+			t.Errorf("it took %v, want 10 s at the one rate and 10 s at the other", took)
+		}
+		if !h.enter("a") || h.enter("b") {
+			t.Error("the number of streams is not the one that was set")
+		}
+		h.leave("a")
+		h.SetLimits(Limits{})
+		start = time.Now()
+		ask(h, "GET", pathPrefix+digest)
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("it took %v without a limit", took)
+		}
+	})
+}
+
 // pausingReader takes each write after a pause of the bubble's time.
 type pausingReader struct {
 	*httptest.ResponseRecorder

@@ -1,0 +1,109 @@
+//go:build unix
+
+package main
+
+import (
+	"crypto/x509"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"moult/mesh/identity"
+)
+
+// only wants one finding, and that it says what to do unless all is well.
+func only(t *testing.T, d diagnosis, check, verdict, detail string) {
+	t.Helper()
+	if len(d.Findings) != 1 {
+		t.Fatalf("findings: %+v", d.Findings)
+	}
+	f := d.Findings[0]
+	if f.Check != check || f.Verdict != verdict || !strings.Contains(f.Detail, detail) {
+		t.Errorf("found %+v, want %s of %s with %q", f, verdict, check, detail)
+	}
+	if (f.Verdict == findingOK) != (f.Next == "") {
+		t.Errorf("%s names the next step %q", f.Verdict, f.Next)
+	}
+	if d.Healthy != (verdict != findingFailed) {
+		t.Errorf("healthy: %v", d.Healthy)
+	}
+}
+
+func TestDoctorLooksAtPorts(t *testing.T) {
+	ip := loopback()
+	taken, err := net.Listen("tcp", ip+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	packets, err := net.ListenPacket("udp", ip+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close()
+	for _, tc := range []struct {
+		running         runningNode
+		verdict, detail string
+	}{
+		{runningNode{Peer: taken.Addr().String()}, findingFailed, "the node port " + taken.Addr().String()},
+		{runningNode{Gossip: packets.LocalAddr().String()}, findingFailed, "the gossip port"},
+		{runningNode{HTTP: taken.Addr().String()}, findingFailed, "the UI port"},
+		{runningNode{Peer: ip + ":0", Gossip: "192.0.2.7:7946"}, findingOK, "free"}, // behind NAT: nothing is known
+	} {
+		d := diagnosis{Healthy: true}
+		d.lookAtOwnPorts(tc.running)
+		only(t, d, "ports", tc.verdict, tc.detail)
+	}
+	d := diagnosis{Healthy: true}
+	d.lookAtUIPort(t.Context(), runningNode{HTTP: taken.Addr().String()})
+	only(t, d, "UI port", findingOK, "takes connections")
+	taken.Close()
+	d = diagnosis{Healthy: true}
+	d.lookAtUIPort(t.Context(), runningNode{HTTP: taken.Addr().String()})
+	only(t, d, "UI port", findingFailed, "does not take connections")
+}
+
+func TestDoctorJudgesAges(t *testing.T) {
+	const day = 24 * time.Hour
+	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	cert := &x509.Certificate{NotBefore: now, NotAfter: now.Add(90 * day)}
+	for age, want := range map[time.Duration]struct{ verdict, detail string }{
+		-time.Hour:       {findingFailed, "not valid before"},
+		30 * time.Second: {findingOK, "less than a minute old"},
+		90 * time.Minute: {findingOK, "1h30m old"},
+		62 * day:         {findingOK, "62 days old"},
+		80 * day:         {findingWarning, "80 days old and not renewed"},
+		91 * day:         {findingFailed, "expired at"},
+	} {
+		d := diagnosis{Healthy: true}
+		d.lookAtCertificate(identity.Credentials{}, cert, now.Add(age))
+		only(t, d, "certificate", want.verdict, want.detail)
+	}
+	d := diagnosis{Healthy: true}
+	d.tellClock([]time.Duration{time.Second, -40 * time.Second, 2 * time.Second})
+	only(t, d, "clock", findingWarning, "up to 40s off that of 3 servers")
+	d = diagnosis{Healthy: true}
+	d.tellClock([]time.Duration{100 * time.Millisecond})
+	only(t, d, "clock", findingOK, "within 1s of that of 1 server")
+}
+
+func TestDoctorLooksAtKeys(t *testing.T) {
+	good := make([]byte, gossipKeyBytes)
+	for name, tc := range map[string]struct {
+		keys            [][]byte
+		verdict, detail string
+	}{
+		"none":    {nil, findingFailed, "none of segment plant"},
+		"damaged": {[][]byte{good, good[:5]}, findingFailed, "damaged"},
+		"one":     {[][]byte{good}, findingOK, keyPrint(good)},
+	} {
+		d := diagnosis{Healthy: true}
+		d.lookAtGossipKeys(identity.Credentials{Segment: "plant", GossipKeys: tc.keys})
+		t.Log(name)
+		only(t, d, "gossip key", tc.verdict, tc.detail)
+	}
+	d := diagnosis{Healthy: true}
+	d.lookAtReleaseKeys(t.TempDir(), identity.Credentials{})
+	only(t, d, "release keys", findingFailed, "no release can be verified here")
+}
