@@ -145,18 +145,18 @@ func TestStreamsAreLimited(t *testing.T) {
 func TestOnePeerCannotTakeAllStreams(t *testing.T) {
 	h := Handler(mustOpen(t, t.TempDir()), DefaultLimits)
 	for i := range DefaultLimits.StreamsPerPeer {
-		if !h.enter("greedy") {
+		if !h.enter("greedy", h.limits.Streams, h.limits.StreamsPerPeer) {
 			t.Fatalf("stream %d was refused", i)
 		}
 	}
-	if h.enter("greedy") {
+	if h.enter("greedy", h.limits.Streams, h.limits.StreamsPerPeer) {
 		t.Error("a peer took more than its streams")
 	}
-	if !h.enter("other") {
+	if !h.enter("other", h.limits.Streams, h.limits.StreamsPerPeer) {
 		t.Error("another peer gets none")
 	}
 	h.leave("greedy")
-	if !h.enter("greedy") {
+	if !h.enter("greedy", h.limits.Streams, h.limits.StreamsPerPeer) {
 		t.Error("a stream that was left is not free")
 	}
 }
