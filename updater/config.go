@@ -44,6 +44,7 @@ type Config struct {
 	Store      *artifact.Store
 	Candidates func(digest string) []artifact.Peer // who may have an artifact; asked again and again
 	Relays     func(via []string) []artifact.Peer  // who may get it for this host; nil: nobody
+	Named      func(ids []string) []artifact.Peer  // those of these hosts that are online and within reach; nil: nobody
 	HTTP       *http.Client                        // reaches peers' node ports
 	Limiter    *rate.Limiter                       // of what is fetched; nil: none
 	// Spare is how many artifacts are kept besides the one that runs and the one

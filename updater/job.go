@@ -174,6 +174,10 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 	if err != nil {
 		return "", fmt.Errorf("fetch release: %w", err)
 	}
+	if staged := u.staged.from(off.Digest); len(sources) == 0 && len(staged) > 0 {
+		u.note("staged ahead of this job")
+		sources = staged
+	}
 	// The final count: bytes that proved bad are in none of these.
 	final := map[string]fleet.Source{}
 	for _, s := range sources {

@@ -65,6 +65,10 @@ func (l *liveWatch) table(u apiFleetUpdate, hosts map[string]apiHost, columns, r
 	}
 	head := fmt.Sprintf("Fleet update to %s: %s, %d of %d hosts, %s", printable(u.TargetVersion), l.paint(u.Status), done, len(u.Hosts), elapsed(u))
 	out := []string{head}
+	if line := staging(u); line != "" {
+		out = append(out, clipped(line, columns-1))
+		rows--
+	}
 	if u.WaitingFor != "" {
 		out = append(out, clipped("waiting: "+printable(u.WaitingFor), columns-1))
 		rows--
@@ -94,6 +98,9 @@ func elapsed(u apiFleetUpdate) string {
 
 func (l *liveWatch) row(t apiTurn, h apiHost, width, columns int) string {
 	extra := printable(t.FailedReason)
+	if t.Staged {
+		extra = "staged"
+	}
 	if t.Status == "running" {
 		extra = dash(phaseOf(t, h))
 		if h.Progress != nil && h.Progress.Total > 0 && h.Phase == "fetching" {
