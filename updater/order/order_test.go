@@ -264,6 +264,8 @@ func TestEachAlteredFieldIsNoticed(t *testing.T) {
 			f.SetBytes(append(f.Bytes(), 'x'))
 		case time.Time:
 			f.Set(reflect.ValueOf(now.Add(time.Hour)))
+		case [][]string:
+			f.Set(reflect.ValueOf([][]string{{"x"}}))
 		case []release.SignedStatement:
 			f.Set(reflect.ValueOf([]release.SignedStatement{{Statement: []byte("x")}}))
 		default:
