@@ -191,18 +191,6 @@ func (c *chunkFile) missing(stripe, of int) (first, n int) {
 	return first, n
 }
 
-// left is how many chunks of a stripe are missing.
-func (c *chunkFile) left(stripe, of int) (n int) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	for i := stripe; i < len(c.have); i += of {
-		if !c.have[i] {
-			n++
-		}
-	}
-	return n
-}
-
 // done is how many bytes are here.
 func (c *chunkFile) done() int64 {
 	c.mu.RLock()
