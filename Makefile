@@ -29,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-failover bench-delta screenshots pictures docs man clean
+.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-distribution bench-failover bench-delta screenshots pictures docs man clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -119,6 +119,9 @@ demo: ## a cluster on loopback updates itself from A to B while its leader is ki
 bench: ## the benchmarks whose figures the README quotes
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./consensus/... ./updater/artifact ./webui ./cmd/moult
 	MOULT_HOSTS=300 $(GO) test -count=1 -v -timeout 60m -run TestRosterConvergence ./mesh
+
+bench-distribution: ## how fast a release spreads over shaped links, beside nginx and BitTorrent; needs root, ip, tc, nginx, curl, aria2
+	MOULT_DISTRIBUTION=$(CURDIR)/build/bench-distribution.json $(GO) test -count=1 -v -timeout 60m -run 'TestDistribution$$' ./updater/artifact
 
 bench-failover: ## from kill -9 of the leader to the next coordinator's first action, 30 times
 	$(GO) test -run '^$$' -bench BenchmarkFailover -benchtime 1x -timeout 30m -v ./cmd/moult

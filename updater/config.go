@@ -46,6 +46,7 @@ type Config struct {
 	Candidates func(digest string) []artifact.Peer // who may have an artifact; asked again and again
 	Patches    *patch.Store                        // of what was fetched as a patch; nil: whole artifacts only
 	Relays     func(via []string) []artifact.Peer  // who may get it for this host; nil: nobody
+	Named      func(ids []string) []artifact.Peer  // those of these hosts that are online and within reach; nil: nobody
 	HTTP       *http.Client                        // reaches peers' node ports
 	Limiter    *rate.Limiter                       // of what is fetched; nil: none
 	// Spare is how many artifacts are kept besides the one that runs and the one

@@ -144,7 +144,7 @@ func (u *Updater) verify(o order.Order) (offer, error) {
 	}
 	return offer{
 		Version: m.Version, Number: m.Number, Floor: m.Floor, MinFrom: m.MinFrom, Rollback: m.Rollback,
-		Expires: m.Expires, Digest: a.SHA256, Size: a.Size,
+		Expires: m.Expires, Digest: a.SHA256, Size: a.Size, Chunks: a.Chunks(),
 	}, nil
 }
 
@@ -162,13 +162,13 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 	job := u.status.job
 	u.status.total, u.status.sources = off.Size, map[string]fleet.Source{}
 	u.mu.Unlock()
-	sources, err := u.patched(ctx, off)
+	sources, err := u.patched(ctx, off, u.note)
 	if err != nil {
 		return "", err
 	}
 	if sources == nil {
 		sources, err = artifact.Fetch(ctx, artifact.FetchRequest{
-			Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, HTTP: u.cfg.HTTP,
+			Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, Chunks: off.Chunks, HTTP: u.cfg.HTTP,
 			Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
 			Pull:       u.pull(o), Limiter: u.cfg.Limiter,
 			Progress: func(done int64, from artifact.Peer) { u.progress(job, off.Size, done, from) },
@@ -179,6 +179,10 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 	}
 	if err != nil {
 		return "", fmt.Errorf("fetch release: %w", err)
+	}
+	if staged := u.staged.from(off.Digest); len(sources) == 0 && len(staged) > 0 {
+		u.note("staged ahead of this job")
+		sources = staged
 	}
 	// The final count: bytes that proved bad are in none of these.
 	final := map[string]fleet.Source{}

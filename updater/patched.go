@@ -16,8 +16,8 @@ const patchPatience = 2 * time.Minute
 
 // patched gets the artifact as a patch of what this host runs, and returns who
 // sent it; nobody when it is here already, or the whole artifact has to be
-// fetched. The only error is ctx's.
-func (u *Updater) patched(ctx context.Context, off offer) ([]artifact.Source, error) {
+// fetched; note tells how that went. The only error is ctx's.
+func (u *Updater) patched(ctx context.Context, off offer, note func(string)) ([]artifact.Source, error) {
 	if u.cfg.Patches == nil || off.Digest == u.cfg.Digest || u.cfg.Store.Has(off.Digest) {
 		return nil, nil
 	}
@@ -36,10 +36,10 @@ func (u *Updater) patched(ctx context.Context, off offer) ([]artifact.Source, er
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err == nil:
-		u.note(fmt.Sprintf("took it as a patch of %d bytes of what runs here", source.Bytes))
+		note(fmt.Sprintf("took it as a patch of %d bytes of what runs here", source.Bytes))
 		return []artifact.Source{source}, nil
 	case !errors.Is(err, patch.ErrNotHeld): // nobody having one is no news
-		u.note(fmt.Sprintf("the whole artifact is needed: %v", err))
+		note(fmt.Sprintf("the whole artifact is needed: %v", err))
 	}
 	return nil, nil
 }

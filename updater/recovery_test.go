@@ -114,7 +114,7 @@ func TestOrdersThatAreNotForThisHost(t *testing.T) {
 	h.ordered("job-1", "1.1.0", p, PhaseFailed) // index 2
 	for range 2 {
 		for name, sealed := range bad {
-			if o, ok := h.updater.judge(received{"server-1", sealed}); ok {
+			if o, ok := h.updater.judge(t.Context(), received{"server-1", sealed}); ok {
 				t.Errorf("an order that is %s was accepted: job %s", name, o.JobID)
 			}
 		}

@@ -21,6 +21,7 @@ type offer struct {
 	Expires  *time.Time // nil: never
 	Digest   string
 	Size     int64
+	Chunks   release.Chunks
 }
 
 // trust is DATA/trust.json: what keeps this host from going back, and whose

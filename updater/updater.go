@@ -25,6 +25,8 @@ type Updater struct {
 	kick   chan struct{} // the reporter
 	acked  chan struct{}
 
+	staged stager
+
 	trustMu sync.Mutex // held from reading DATA/trust.json to writing it
 
 	mu     sync.Mutex
@@ -86,6 +88,7 @@ func (u *Updater) Run(ctx context.Context) error {
 	defer func() {
 		cancel()
 		running.Wait()
+		u.staged.end()
 		u.closeLog()
 	}()
 	ended := make(chan error, 1)
@@ -108,7 +111,7 @@ func (u *Updater) Run(ctx context.Context) error {
 			committed = nil
 			u.settle()
 		case r := <-u.orders:
-			if o, ok := u.judge(r); ok {
+			if o, ok := u.judge(ctx, r); ok {
 				begin(o, r.sealed, 0)
 			}
 		case err := <-ended:
@@ -122,10 +125,14 @@ func (u *Updater) Run(ctx context.Context) error {
 }
 
 // judge opens and fences an order; ok: it is a new job for this host.
-func (u *Updater) judge(r received) (o order.Order, ok bool) {
+func (u *Updater) judge(ctx context.Context, r received) (o order.Order, ok bool) {
 	o, err := order.Open(r.sealed, u.cfg.Verifier, u.cfg.HostID, time.Now())
 	if err != nil {
 		u.slog.Warn("order refused", "error", err)
+		return o, false
+	}
+	if o.Action != order.ActionUpdate {
+		u.stage(ctx, o)
 		return o, false
 	}
 	job, phase, busy := u.standing()

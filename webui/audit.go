@@ -250,7 +250,7 @@ var auditActions = actionsOf(
 	fleet.AlertAcknowledged{}, fleet.AlertNotified{}, fleet.AlertResolved{}, fleet.APITokenCreated{}, fleet.APITokenRevoked{}, fleet.ClusterInitialized{},
 	fleet.FleetUpdateCancelled{}, fleet.FleetUpdateCompleted{}, fleet.FleetUpdateHalted{}, fleet.FleetUpdateHostSkipped{}, fleet.FleetUpdatePaused{},
 	fleet.FleetUpdateResumed{}, fleet.FleetUpdateStarted{}, fleet.FleetUpdateWithServersStarted{}, fleet.HostAddressesChanged{}, fleet.HostEnrolled{}, fleet.HostLabelsSet{}, fleet.HostRemoved{}, fleet.HostSegmentsChanged{}, fleet.ServerTLSChanged{},
-	fleet.JobCreated{}, fleet.JobDispatched{}, fleet.JobFinished{}, fleet.JoinTokenCreated{}, fleet.LoginsTried{}, fleet.ReleaseKeysChanged{}, fleet.ReleasePublished{}, fleet.ReleaseWithdrawn{},
+	fleet.JobCreated{}, fleet.JobDispatched{}, fleet.JobFinished{}, fleet.JoinTokenCreated{}, fleet.LoginsTried{}, fleet.ReleaseKeysChanged{}, fleet.ReleasePublished{}, fleet.ReleaseStaged{}, fleet.ReleaseWithdrawn{},
 	fleet.SessionCreated{}, fleet.SessionEnded{}, fleet.SessionsEnded{}, fleet.UserChanged{}, fleet.UserCreated{}, fleet.UserDeleted{},
 	fleet.WebhookChanged{}, fleet.WebhookCreated{}, fleet.WebhookDeleted{}, fleet.WebhookTested{},
 	fleet.EpochBegun{}, fleet.BackupTaken{}, fleet.ServerStandbyChanged{},

@@ -69,6 +69,8 @@ type updateView struct {
 	Active  bool
 	Done    int                    // turns that ended well, or needed nothing
 	Failed  int                    // turns that failed
+	Pending int                    // turns to come
+	Staged  int                    // of them those whose host has the artifact
 	Running *fleet.FleetUpdateHost // whose turn it is
 	Phase   string                 // of that host
 	Fetched *progressJSON          // that host's download, if one is under way
@@ -76,6 +78,14 @@ type updateView struct {
 
 func (p picture) updateView(f fleet.FleetUpdate) *updateView {
 	v := &updateView{fleetUpdateJSON: p.fleetUpdate(f), Active: f.Status.Active()}
+	for _, t := range v.Hosts {
+		if t.Status == fleet.TurnPending {
+			v.Pending++
+		}
+		if t.Staged {
+			v.Staged++
+		}
+	}
 	for _, t := range f.Hosts {
 		switch t.Status {
 		case fleet.TurnPending:

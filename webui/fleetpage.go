@@ -39,6 +39,7 @@ type turnRow struct {
 	fleet.FleetUpdateHost
 	Known   bool // it still belongs to the fleet
 	Phase   string
+	Staged  bool // its turn is to come, and it has the artifact
 	Fetched *progressJSON
 }
 
@@ -136,8 +137,8 @@ func (v *fleetView) show(u *ui, p picture, f fleet.FleetUpdate, r *http.Request)
 		query.Set("id", f.ID)
 	}
 	v.Pages = paginate(len(f.Hosts), turnsPerPage, page, "/settings/fleet-update", query)
-	for _, t := range f.Hosts[v.Pages.fromIndex:v.Pages.toIndex] {
-		row := turnRow{FleetUpdateHost: t}
+	for i, t := range f.Hosts[v.Pages.fromIndex:v.Pages.toIndex] {
+		row := turnRow{FleetUpdateHost: t, Staged: v.Shown.Hosts[v.Pages.fromIndex+i].Staged}
 		_, row.Known = p.Host(t.HostID)
 		if o := p.observed[t.HostID]; t.Status == fleet.TurnRunning {
 			row.Phase, row.Fetched = o.Phase, v.Shown.Fetched

@@ -36,8 +36,9 @@ type turnJSON struct {
 	Status       fleet.FleetUpdateHostStatus `json:"status"`
 	JobID        string                      `json:"job_id"`
 	FailedReason string                      `json:"failed_reason"`
-	Role         fleet.HostRole              `json:"role"`  // "" of a host that was removed
-	Phase        string                      `json:"phase"` // of a host whose turn it is
+	Role         fleet.HostRole              `json:"role"`   // "" of a host that was removed
+	Phase        string                      `json:"phase"`  // of a host whose turn it is
+	Staged       bool                        `json:"staged"` // it waits for its turn, and has the artifact
 }
 
 func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
@@ -46,12 +47,15 @@ func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
 		HaltedReason: f.HaltedReason, StartedAt: f.StartedAt, StartedBy: f.StartedBy, CompletedAt: f.CompletedAt,
 		Hosts: make([]turnJSON, 0, len(f.Hosts)),
 	}
+	rel, _ := p.Release(f.TargetVersion)
 	for _, t := range f.Hosts {
 		turn := turnJSON{
 			HostID: t.HostID, Name: t.Name, Position: t.Position, Status: t.Status, JobID: t.JobID, FailedReason: t.FailedReason,
 		}
 		if h, exists := p.Host(t.HostID); exists {
 			turn.Role = h.Role
+			a, fits := rel.Artifact(h.OS, h.Arch)
+			turn.Staged = fits && t.Status == fleet.TurnPending && p.observed[t.HostID].holds(a.SHA256)
 		}
 		if t.Status == fleet.TurnRunning {
 			turn.Phase = p.observed[t.HostID].Phase

@@ -124,6 +124,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{op: "POST /api/fleet-updates/{id}/retry", path: "/api/fleet-updates/<fleet>/retry"},
 		{op: "GET /api/releases"},
 		{op: "POST /api/releases"},
+		{op: "POST /api/releases/{version}/stage", path: "/api/releases/2.0.0/stage"},
 		{op: "DELETE /api/releases/{version}", path: "/api/releases/3.0.0"},
 		{op: "POST /api/release-keys", body: w.keyStatement(secret, 1, key)},
 		{op: "GET /api/release-keys"},

@@ -32,6 +32,7 @@ type releaseJSON struct {
 	Version     string           `json:"version"`
 	Number      uint64           `json:"number"`
 	Available   bool             `json:"available"`
+	Staged      bool             `json:"staged"` // hosts fetch it ahead of their turn
 	PublishedAt time.Time        `json:"published_at"`
 	PublishedBy string           `json:"published_by"`
 	Artifacts   []fleet.Artifact `json:"artifacts"`
@@ -39,7 +40,7 @@ type releaseJSON struct {
 
 func showRelease(r fleet.Release) releaseJSON {
 	return releaseJSON{
-		Version: r.Version, Number: r.Number, Available: !r.Withdrawn,
+		Version: r.Version, Number: r.Number, Available: !r.Withdrawn, Staged: r.StageIndex != 0,
 		PublishedAt: r.PublishedAt, PublishedBy: r.PublishedBy, Artifacts: list(r.Artifacts),
 	}
 }
@@ -57,6 +58,17 @@ func (u *ui) withdrawRelease(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if err := u.propose(r, fleet.ReleaseWithdrawn{Version: chi.URLParam(r, "version")}); err != nil {
+		return err
+	}
+	return done(w)
+}
+
+// stageRelease has all hosts fetch a release ahead of their turn.
+func (u *ui) stageRelease(w http.ResponseWriter, r *http.Request) error {
+	if err := noBody(w, r); err != nil {
+		return err
+	}
+	if err := u.propose(r, fleet.ReleaseStaged{Version: chi.URLParam(r, "version")}); err != nil {
 		return err
 	}
 	return done(w)

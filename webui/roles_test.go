@@ -40,7 +40,7 @@ var roleMatrix = map[string]fleet.UserRole{
 	"POST /api/alerts/{id}/acknowledge": fleet.Operator,
 
 	"DELETE /api/hosts/{id}": fleet.Admin, "PUT /api/hosts/{id}/labels": fleet.Admin, "POST /api/hosts/{id}/update": fleet.Admin, "POST /api/fleet/update": fleet.Admin,
-	"POST /api/fleet-updates/{id}/cancel": fleet.Admin, "POST /api/fleet-updates/{id}/retry": fleet.Admin, "POST /api/releases": fleet.Admin, "POST /api/release-keys": fleet.Admin, "DELETE /api/releases/{version}": fleet.Admin,
+	"POST /api/fleet-updates/{id}/cancel": fleet.Admin, "POST /api/fleet-updates/{id}/retry": fleet.Admin, "POST /api/releases": fleet.Admin, "POST /api/release-keys": fleet.Admin, "DELETE /api/releases/{version}": fleet.Admin, "POST /api/releases/{version}/stage": fleet.Admin,
 	"POST /api/users": fleet.Admin, "PATCH /api/users/{id}": fleet.Admin, "DELETE /api/users/{id}": fleet.Admin,
 	"POST /api/tokens": fleet.Admin, "DELETE /api/tokens/{id}": fleet.Admin, "POST /api/join-tokens": fleet.Admin,
 	"GET /api/webhooks": fleet.Admin, "POST /api/webhooks": fleet.Admin, "PUT /api/webhooks/{id}": fleet.Admin, "DELETE /api/webhooks/{id}": fleet.Admin,

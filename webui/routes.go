@@ -62,6 +62,7 @@ func (u *ui) routes() []route {
 		{"GET", "/api/releases", fleet.Viewer, u.listReleases},
 		{"POST", "/api/releases", fleet.Admin, u.publishRelease},
 		{"DELETE", "/api/releases/{version}", fleet.Admin, u.withdrawRelease},
+		{"POST", "/api/releases/{version}/stage", fleet.Admin, u.stageRelease},
 		{"GET", "/api/release-keys", fleet.Viewer, u.listReleaseKeys},
 		{"POST", "/api/release-keys", fleet.Admin, u.changeReleaseKeys},
 

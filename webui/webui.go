@@ -57,6 +57,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -123,7 +125,14 @@ type Observation struct {
 	Sources      []fleet.Source // of the download under way
 	Segments     []string       // that it is in, the home segment first; two or more: it is a relay
 	OS, Arch     string
-	RunsFrom     string // path of the binary that runs instead of the installed one, if one does
+	RunsFrom     string   // path of the binary that runs instead of the installed one, if one does
+	Holds        []string // 16 hex digits each: artifacts besides the running binary that it can serve
+}
+
+// holds tells whether a host says that it runs or holds an artifact.
+func (o Observation) holds(sha256 string) bool {
+	return o.Digest != "" && strings.HasPrefix(sha256, o.Digest) ||
+		slices.ContainsFunc(o.Holds, func(prefix string) bool { return prefix != "" && strings.HasPrefix(sha256, prefix) })
 }
 
 // Trust knows what removals and new gossip keys need, and how far they are.

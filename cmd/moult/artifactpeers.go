@@ -27,6 +27,19 @@ func (p artifactPeers) holders(digest string) []artifact.Peer { return p.view().
 // relays lists who may get an artifact for this host, and those who wait for it.
 func (p artifactPeers) relays(via []string) []artifact.Peer { return p.view().relays(via) }
 
+// named returns those of these hosts that this one reaches, in their order.
+func (p artifactPeers) named(ids []string) (peers []artifact.Peer) {
+	v := p.view()
+	for _, id := range ids {
+		for _, m := range v.members {
+			if m.HostID == id && v.usable(m) {
+				peers = append(peers, artifact.Peer{HostID: m.HostID, Role: m.Role, Addr: m.Addr, Class: classHome})
+			}
+		}
+	}
+	return peers
+}
+
 // active tells whether this host gets artifacts for others.
 func (p artifactPeers) active() bool {
 	own := p.node.Record()

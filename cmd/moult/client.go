@@ -269,6 +269,7 @@ type (
 		FailedReason string `json:"failed_reason"`
 		Role         string `json:"role"`
 		Phase        string `json:"phase"`
+		Staged       bool   `json:"staged"`
 	}
 	apiFleetPlan struct {
 		TargetVersion string `json:"target_version"`

@@ -111,6 +111,10 @@ func (p *plainWatch) show(u apiFleetUpdate, hosts map[string]apiHost) {
 		p.seen[t.HostID] = state
 		fmt.Fprintf(p.w, "%s %d/%d %s: %s\n", time.Now().Format("15:04:05"), t.Position, len(u.Hosts), printable(t.Name), state)
 	}
+	if line := staging(u); line != "" && p.seen["staging"] != line {
+		p.seen["staging"] = line
+		fmt.Fprintf(p.w, "%s %s\n", time.Now().Format("15:04:05"), line)
+	}
 	if u.WaitingFor != "" && p.seen["waiting"] != u.WaitingFor {
 		fmt.Fprintf(p.w, "%s waiting: %s\n", time.Now().Format("15:04:05"), printable(u.WaitingFor))
 	}
@@ -121,11 +125,32 @@ func (p *plainWatch) show(u apiFleetUpdate, hosts map[string]apiHost) {
 	}
 }
 
+// staging tells how many of the hosts to come have the release already; "" when none
+// is to come.
+func staging(u apiFleetUpdate) string {
+	pending, staged := 0, 0
+	for _, t := range u.Hosts {
+		if t.Status == "pending" {
+			pending++
+		}
+		if t.Staged {
+			staged++
+		}
+	}
+	if pending == 0 {
+		return ""
+	}
+	return fmt.Sprintf("staged: %d of %d hosts to come", staged, pending)
+}
+
 // phaseOf is what a host whose turn it is shows; servers are not among the hosts.
 func phaseOf(t apiTurn, h apiHost) string { return cmp.Or(h.Phase, t.Phase) }
 
 func turnState(t apiTurn, h apiHost) string {
 	s := t.Status
+	if t.Staged {
+		s += ", staged"
+	}
 	if phase := phaseOf(t, h); t.Status == "running" && phase != "" && phase != "idle" {
 		s += ", " + phase
 	}

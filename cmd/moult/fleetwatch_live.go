@@ -272,6 +272,9 @@ func (l *liveWatch) head(u apiFleetUpdate, n tally, columns int) []string {
 		}
 	}
 	out = append(out, l.line(columns, pieces...))
+	if line := staging(u); line != "" {
+		out = append(out, l.line(columns, piece{line, dim}))
+	}
 	if u.WaitingFor != "" {
 		out = append(out, l.line(columns, piece{"waiting: " + printable(u.WaitingFor), yellow}))
 	}
@@ -312,6 +315,9 @@ func (l *liveWatch) row(t apiTurn, h apiHost, width, columns int) string {
 		"succeeded": l.glyph("✔", "+"), "failed": l.glyph("✘", "x"), "skipped": l.glyph("–", "-"), "running": l.glyph("▸", ">"),
 	}[t.Status]
 	status, extra := t.Status, printable(t.FailedReason)
+	if t.Staged {
+		extra = "staged"
+	}
 	if t.Status == "running" {
 		if phase := phaseOf(t, h); phase != "" && phase != "idle" {
 			status = printable(phase)

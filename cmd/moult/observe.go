@@ -108,7 +108,7 @@ func (o *observer) observed() map[string]webui.Observation {
 		ob := webui.Observation{
 			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
 			Version: m.Version, Digest: m.Digest, Phase: string(m.Phase), JobID: m.JobID,
-			LastSeen: m.LastSeen, SeenVia: m.SeenVia, Segments: m.Segments, OS: m.OS, Arch: m.Arch,
+			LastSeen: m.LastSeen, SeenVia: m.SeenVia, Segments: m.Segments, OS: m.OS, Arch: m.Arch, Holds: m.Holds,
 		}
 		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
 			ob.Done, ob.Total, ob.Sources = r.Done, r.Total, r.Sources

@@ -84,6 +84,16 @@ func (u *upload) Artifact(_ context.Context, name string, r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("store artifact %s: %w", name, err)
 	}
+	for _, a := range u.m.Artifacts {
+		if a.SHA256 != digest {
+			continue
+		}
+		if err := u.p.store.CheckChunks(digest, a.Chunks()); errors.Is(err, release.ErrChunkList) {
+			return &fleet.Error{Code: "digest_mismatch", Message: fmt.Sprintf("artifact %s has other chunks than the manifest's chunk_list says; create the release again from this file", name)}
+		} else if err != nil {
+			return fmt.Errorf("read artifact %s: %w", name, err)
+		}
+	}
 	u.have[digest] = true
 	return nil
 }
@@ -169,19 +179,19 @@ func (p *publisher) takeOffer(ctx context.Context, from identity.Identity, offer
 	}
 	peer := artifact.Peer{HostID: from.HostID, Name: from.Name, Role: string(from.Role), Addr: offer.Peer}
 	for _, a := range m.Artifacts {
-		if err := p.fetch(ctx, a.SHA256, a.Size, func() []artifact.Peer { return []artifact.Peer{peer} }); err != nil {
+		if err := p.fetch(ctx, a, func() []artifact.Peer { return []artifact.Peer{peer} }); err != nil {
 			return struct{}{}, err
 		}
 	}
 	return struct{}{}, nil
 }
 
-func (p *publisher) fetch(ctx context.Context, digest string, size int64, candidates func() []artifact.Peer) error {
-	if p.store.Has(digest) {
+func (p *publisher) fetch(ctx context.Context, a release.Artifact, candidates func() []artifact.Peer) error {
+	if p.store.Has(a.SHA256) {
 		return nil
 	}
 	_, err := artifact.Fetch(ctx, artifact.FetchRequest{
-		Store: p.store, Digest: digest, Size: size, Candidates: candidates, HTTP: p.anyone, Limiter: p.limiter,
+		Store: p.store, Digest: a.SHA256, Size: a.Size, Chunks: a.Chunks(), Candidates: candidates, HTTP: p.anyone, Limiter: p.limiter,
 	})
 	return err
 }
@@ -243,7 +253,9 @@ func (p *publisher) keepUp(ctx context.Context, candidates func(digest string) [
 				if r.Withdrawn || p.store.Has(a.SHA256) {
 					continue
 				}
-				err := p.fetch(ctx, a.SHA256, a.Size, func() []artifact.Peer { return candidates(a.SHA256) })
+				// What others pass on meanwhile comes by chunks; between servers the whole will do.
+				whole := release.Artifact{SHA256: a.SHA256, Size: a.Size}
+				err := p.fetch(ctx, whole, func() []artifact.Peer { return candidates(a.SHA256) })
 				if err != nil && ctx.Err() == nil && err.Error() != told {
 					told = err.Error()
 					p.logger.Warn("get release bytes", "release", r.Version, "error", err)

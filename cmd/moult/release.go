@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime/multipart"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -28,7 +29,7 @@ the binary of each platform.`,
 		Example: "  moult release create --version 1.4.2 --key release.key --out rel linux/amd64=bin/moult\n  moult release publish rel\n  moult release list",
 	}
 	f.register(cmd)
-	cmd.AddCommand(newReleaseCreateCommand(&f), newReleaseSignCommand(), newReleasePublishCommand(&f), newReleaseListCommand(&f), newReleaseWithdrawCommand(&f))
+	cmd.AddCommand(newReleaseCreateCommand(&f), newReleaseSignCommand(), newReleasePublishCommand(&f), newReleaseListCommand(&f), newReleaseStageCommand(&f), newReleaseWithdrawCommand(&f))
 	return cmd
 }
 
@@ -117,6 +118,7 @@ binary's size. Build all of them stripped and with -trimpath.`,
 	cmd.Flags().Uint64Var(&o.MinFrom, "min-from", 0, "hosts that run a lower number do not take this release")
 	cmd.Flags().StringVar(&o.Notes, "notes", "", "what is new, for the admins")
 	cmd.Flags().Uint64Var(&o.Floor, "floor", 0, "hosts that took this release go below this number no more")
+	cmd.Flags().BoolVar(&o.Whole, "whole", false, "sign no chunk lists, for hosts whose moult is from before there were any: they refuse such a manifest")
 	cmd.Flags().BoolVar(&o.Rollback, "rollback", false, "this release may replace one with a higher number")
 	return cmd
 }
@@ -215,6 +217,23 @@ func newReleaseListCommand(f *clientFlags) *cobra.Command {
 				rows = append(rows, []string{printable(r.Version), fmt.Sprint(r.Number), state, strings.Join(platforms, " ")})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"VERSION", "NUMBER", "STATE", "PLATFORMS"}, rows)
+		}),
+	}
+}
+
+func newReleaseStageCommand(f *clientFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "stage VERSION", Short: "Have all hosts fetch and verify a release ahead of their turn", Args: cobra.ExactArgs(1),
+		Long: `Have all hosts fetch and verify a release in the background. Nothing is installed: an
+update to it then is a restart. The hosts of a fleet update stage by themselves when
+it starts, so this is for the hours before. One release at a time is staged for all
+hosts; a withdrawn one is dropped.`,
+		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
+			if err := c.call(cmd.Context(), http.MethodPost, "/api/releases/"+url.PathEscape(args[0])+"/stage", nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "all hosts stage release %s in the background\n", printable(args[0]))
+			return nil
 		}),
 	}
 }

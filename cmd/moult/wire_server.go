@@ -310,6 +310,11 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		})
 	})
 	tasks.Go(func() {
+		raft.Lead(ctx, func(ctx context.Context) {
+			newStager(raft, node, &orderSender{node: node, raft: raft, creds: current.Get}, logger.With("component", "stager")).run(ctx)
+		})
+	})
+	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) { // its own: a slow receiver concerns no update
 			err := notifier.Run(ctx, notifier.Config{Log: raft, Sender: webhooks, Logger: logger.With("component", "notifier")})
 			if err != nil && ctx.Err() == nil {

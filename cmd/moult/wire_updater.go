@@ -48,7 +48,7 @@ func openUpdater(s updaterSide, logger *slog.Logger) (*updater.Updater, error) {
 		HostID: s.creds.HostID, Cluster: s.creds.Cluster, Verifier: s.creds.Verifier(), Fence: fence,
 		ReleaseKeys: keysGiven(s.creds),
 		DataDir:     s.data, Installed: s.installed, Place: s.place, Version: version, Digest: s.digest,
-		Store: s.held.store, Candidates: s.held.peers.holders, Relays: s.held.peers.relays, HTTP: s.held.client, Limiter: s.held.limiter, Patches: s.held.patches,
+		Store: s.held.store, Candidates: s.held.peers.holders, Relays: s.held.peers.relays, Named: s.held.peers.named, HTTP: s.held.client, Limiter: s.held.limiter, Patches: s.held.patches,
 		Spare: s.spare, MayRestart: s.mayRestart,
 		Mesh: &hostMesh{node: s.node, logger: logger.With("component", "reports")},
 		Link: s.link, Logger: logger,

@@ -160,6 +160,7 @@ var appliers = map[string]func(*tx, json.RawMessage) *Error{
 	ServerTLSChanged{}.Kind():       on(applyServerTLSChanged),
 	ReleasePublished{}.Kind():       on(applyReleasePublished),
 	ReleaseWithdrawn{}.Kind():       on(applyReleaseWithdrawn),
+	ReleaseStaged{}.Kind():          on(applyReleaseStaged),
 	ReleaseKeysChanged{}.Kind():     on(applyReleaseKeysChanged),
 	JobCreated{}.Kind():             on(applyJobCreated),
 	JobDispatched{}.Kind():          on(applyJobDispatched),

@@ -54,7 +54,7 @@ func applyReleasePublished(t *tx, c ReleasePublished) *Error {
 	if refused := t.roomForRelease(); refused != nil {
 		return refused
 	}
-	r.PublishedAt, r.PublishedBy, r.Withdrawn = t.at, t.actor, false
+	r.PublishedAt, r.PublishedBy, r.Withdrawn, r.StageIndex, r.StageFor = t.at, t.actor, false, 0, ""
 	t.put(tableReleases, r)
 	t.touch("releases", "hosts")
 	t.audit("release "+r.Version, fmt.Sprintf("number %d, %d artifacts", r.Number, len(r.Artifacts)))
@@ -75,10 +75,40 @@ func applyReleaseWithdrawn(t *tx, c ReleaseWithdrawn) *Error {
 			return refuse(CodeConflict, "host %s is being updated to %s; wait for the end of its job", j.HostName, c.Version)
 		}
 	}
-	r.Withdrawn = true
+	r.Withdrawn, r.StageIndex, r.StageFor = true, 0, ""
 	t.put(tableReleases, r)
 	t.touch("releases", "hosts")
 	t.audit("release "+r.Version, "")
+	return nil
+}
+
+func applyReleaseStaged(t *tx, c ReleaseStaged) *Error {
+	r, refused := t.availableRelease(c.Version)
+	if refused != nil {
+		return refused
+	}
+	v := t.view()
+	if u, active := v.ActiveFleetUpdate(); c.FleetUpdateID != "" && (!active || u.ID != c.FleetUpdateID || u.TargetVersion != c.Version) {
+		return refuse(CodeConflict, "no active fleet update %s brings hosts to %s; start one first, or stage the release for all hosts", clip(c.FleetUpdateID, MaxNameBytes), c.Version)
+	}
+	detail := "for all hosts"
+	switch {
+	case c.FleetUpdateID == "":
+		for _, other := range v.Releases() {
+			if other.Version != c.Version && other.StageIndex != 0 && other.StageFor == "" {
+				other.StageIndex = 0
+				t.put(tableReleases, other)
+			}
+		}
+		r.StageFor = ""
+	case r.StageIndex == 0 || r.StageFor != "": // else all hosts stage it already
+		r.StageFor = c.FleetUpdateID
+		detail = "for fleet update " + c.FleetUpdateID
+	}
+	r.StageIndex = t.index
+	t.put(tableReleases, r)
+	t.touch("releases", "hosts")
+	t.audit("release "+r.Version, detail)
 	return nil
 }
 

@@ -137,6 +137,14 @@ type (
 		Version string `json:"version"`
 	}
 
+	// ReleaseStaged has hosts fetch a release ahead of their turn: those of an active
+	// fleet update to it (CodeConflict when it is none), or all of them. Of the latter
+	// kind there is one release at a time. Saying it again renews the fencing token.
+	ReleaseStaged struct {
+		Version       string `json:"version"`
+		FleetUpdateID string `json:"fleet_update_id,omitempty"` // "": all hosts
+	}
+
 	// ReleaseKeysChanged replaces the release keys by those of a signed key
 	// statement, whose number is one more than the last one's (CodeConflict). The
 	// proposer has verified the signature; hosts do so again, each for itself.
@@ -454,6 +462,7 @@ func (HostLabelsSet) Kind() string          { return "host_labels_set" }
 func (ServerTLSChanged) Kind() string       { return "server_tls_changed" }
 func (ReleasePublished) Kind() string       { return "release_published" }
 func (ReleaseWithdrawn) Kind() string       { return "release_withdrawn" }
+func (ReleaseStaged) Kind() string          { return "release_staged" }
 func (ReleaseKeysChanged) Kind() string     { return "release_keys_changed" }
 func (JobCreated) Kind() string             { return "job_created" }
 func (JobDispatched) Kind() string          { return "job_dispatched" }

@@ -139,6 +139,12 @@ type Release struct {
 	PublishedAt time.Time  `json:"published_at"`
 	PublishedBy string     `json:"published_by"`
 	Withdrawn   bool       `json:"withdrawn"`
+
+	// StageIndex is the index of the ReleaseStaged entry by which hosts fetch the
+	// release ahead of their turn, and the staging orders' fencing token; 0: they do
+	// not. StageFor is the fleet update whose hosts do; "": all.
+	StageIndex uint64 `json:"stage_index,omitempty"`
+	StageFor   string `json:"stage_for,omitempty"`
 }
 
 // Artifact returns the release's binary for a platform.

@@ -59,6 +59,8 @@ func anyChange(r *rapid.T, v View) Change {
 		HostLabelsSet{HostID: hostID, Labels: map[string]string{}, Was: map[string]string{"rack": "a"}},
 		release(version, rapid.Uint64Range(1, 4).Draw(r, "number")),
 		ReleaseWithdrawn{Version: version},
+		ReleaseStaged{Version: version},
+		ReleaseStaged{Version: version, FleetUpdateID: fleet},
 		keysChanged(rapid.Uint64Range(1, 4).Draw(r, "statement")),
 		JobCreated{JobID: job, HostID: hostID, TargetVersion: version},
 		JobDispatched{JobID: job, HostID: hostID},

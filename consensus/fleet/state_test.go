@@ -169,6 +169,35 @@ func TestRefusals(t *testing.T) {
 	s.refused(CodeFleetUpdateNotFound, FleetUpdateCancelled{ID: "x"})
 }
 
+func TestStaging(t *testing.T) {
+	s := fleetOf(t, 2)
+	staged := func(version string) (index uint64, update string) {
+		r, _ := s.state.View().Release(version)
+		return r.StageIndex, r.StageFor
+	}
+	s.refused(CodeReleaseNotFound, ReleaseStaged{Version: "C"})
+	s.refused(CodeConflict, ReleaseStaged{Version: "B", FleetUpdateID: "f"})
+	s.must(FleetUpdateStarted{ID: "f", TargetVersion: "B", HostIDs: []string{"h1"}}, ReleaseStaged{Version: "B", FleetUpdateID: "f"})
+	first, update := staged("B")
+	if first != s.state.View().Index() || update != "f" {
+		t.Errorf("staged by entry %d for %q", first, update)
+	}
+	// For all hosts is more than for some, and stays when a fleet update says it again.
+	s.must(ReleaseStaged{Version: "B"}, ReleaseStaged{Version: "B", FleetUpdateID: "f"})
+	if again, update := staged("B"); again <= first || update != "" {
+		t.Errorf("staged by entry %d for %q", again, update)
+	}
+	s.must(FleetUpdateCancelled{ID: "f"}, release("C", 9), ReleaseStaged{Version: "C"})
+	if b, _ := staged("B"); b != 0 {
+		t.Error("two releases are staged for all hosts")
+	}
+	s.must(ReleaseWithdrawn{Version: "C"})
+	if c, _ := staged("C"); c != 0 {
+		t.Error("a withdrawn release is staged")
+	}
+	s.refused(CodeReleaseNotFound, ReleaseStaged{Version: "C"})
+}
+
 func TestJoinTokenWorksOnceAndExpires(t *testing.T) {
 	s := newScript(t)
 	s.must(cluster(), joinToken("k"))

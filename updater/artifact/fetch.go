@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"moult/updater/release"
 )
 
 // Peer is a host that may have an artifact.
@@ -56,6 +58,13 @@ type FetchRequest struct {
 	Store  *Store
 	Digest string // sha256 that the bytes must have
 	Size   int64  // bytes that the manifest signed; no more are read from anybody
+	// Chunks are as the manifest signed them. With them what is here is passed on
+	// while the rest comes in; the zero value fetches the whole.
+	Chunks release.Chunks
+	// Parents lists whom to take the chunks from, who get them at the same time: one
+	// list for each stripe, in which each gets it from the next. Asked again and
+	// again. May be nil, and is only a hint: who is not there is passed over.
+	Parents func() [][]Peer
 	// Candidates lists who may have the artifact. It is asked again in each round.
 	// Within a class the order is drawn by chance.
 	Candidates func() []Peer
@@ -106,6 +115,9 @@ func (r *FetchRequest) setDefaults() error {
 	}
 	if r.Store == nil || r.Candidates == nil || r.HTTP == nil {
 		return errors.New("fetch artifact: a store, candidates and an HTTP client are needed")
+	}
+	if err := checkChunks(r.Chunks); err != nil {
+		return err
 	}
 	r.StallTimeout = cmp.Or(r.StallTimeout, DefaultStallTimeout)
 	r.MinRate = cmp.Or(r.MinRate, DefaultMinRate)
@@ -168,7 +180,7 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 		names: map[string]string{}, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{},
 		pulled: map[string]int64{},
 	}
-	sources, err := f.run(ctx)
+	sources, err := f.bring(ctx)
 	if err == nil {
 		own.update(func(s *flightState) { s.sources = sources })
 	}
@@ -199,6 +211,18 @@ type fetch struct {
 	suspect map[string]bool   // had a part in bad bytes of several; asked after the others
 	alone   bool              // after bad bytes of several: take all from one peer, to know whose they are
 	pulled  map[string]int64  // by relay: the most bytes that it said it had moved
+}
+
+// bring gets the artifact chunk by chunk where that is possible, else as a whole:
+// from hosts that know no chunks, and through relays.
+func (f *fetch) bring(ctx context.Context) ([]Source, error) {
+	if f.Chunks.Signed() {
+		sources, err := f.runChunks(ctx)
+		if !errors.Is(err, errNoChunks) {
+			return sources, err
+		}
+	}
+	return f.run(ctx)
 }
 
 func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
@@ -331,9 +355,11 @@ func (f *fetch) settle(r *result, p Peer, err error) bool {
 	case errors.Is(err, errOtherBytes), errors.Is(err, errImpossible):
 		f.ban(p, err)
 	}
-	r.err = fmt.Errorf("from %s: %w", cmp.Or(f.names[p.key()], p.Name, p.HostID, p.Addr), err)
+	r.err = fmt.Errorf("from %s: %w", f.named(p), err)
 	return false
 }
+
+func (f *fetch) named(p Peer) string { return cmp.Or(f.names[p.key()], p.Name, p.HostID, p.Addr) }
 
 // order sorts the candidates: nearest first and by chance within a class, but
 // those last who were slow or are suspected.

@@ -17,6 +17,7 @@ type flight struct {
 
 	mu    sync.Mutex
 	state flightState
+	file  *chunkFile // set: what is verified of it is served
 }
 
 // flightState is how far a flight is.
@@ -82,6 +83,41 @@ func (s *Store) claim(ctx context.Context, digest string, watch func(flightState
 			return nil, nil, err
 		}
 	}
+}
+
+// coming returns the artifact that is being fetched chunk by chunk, if it is.
+func (s *Store) coming(digest string) (*flight, *chunkFile) {
+	s.mu.Lock()
+	f, ok := s.fetching[digest]
+	s.mu.Unlock()
+	if !ok {
+		return nil, nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f, f.file
+}
+
+// nextSource is closed when the next artifact can be served while it comes in.
+func (s *Store) nextSource() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.began
+}
+
+// announceSources wakes who waits for an artifact to begin.
+func (s *Store) announceSources() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.began)
+	s.began = make(chan struct{})
+}
+
+// share has the verified chunks of a file served; nil: no longer.
+func (f *flight) share(file *chunkFile) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.file = file
 }
 
 // flying returns how far the fetch of an artifact is that is under way, if any.

@@ -3,7 +3,6 @@ package artifact
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"hash"
 	"io"
 	"os"
@@ -45,9 +44,9 @@ type partial struct {
 // it. No more than the signed length may count: what lies beyond it would follow
 // the verified bytes to the final name.
 func openPartial(dir, path string, size int64) (*partial, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	file, err := openUnverified(dir, path)
 	if err != nil {
-		return nil, fmt.Errorf("begin the artifact's file: %w; check that %s exists and can be written, then start the update again", describeDiskError(dir, err), dir)
+		return nil, err
 	}
 	p := &partial{file: file, dir: dir, size: size, hash: sha256.New(), lastOut: time.Now()}
 	if err := p.resume(); err != nil {
@@ -58,10 +57,6 @@ func openPartial(dir, path string, size int64) (*partial, error) {
 }
 
 func (p *partial) resume() error {
-	// A stop between the last two steps of an adoption leaves it executable.
-	if err := p.file.Chmod(0o600); err != nil {
-		return &localError{err}
-	}
 	n, err := io.Copy(p.hash, io.LimitReader(p.file, p.size))
 	if err != nil {
 		return p.restart()

@@ -106,6 +106,7 @@ type Puller struct {
 // pull is one artifact on its way to here.
 type pull struct {
 	size   int64
+	chunks release.Chunks
 	unask  *time.Timer // ends it when nobody asks
 	ended  chan struct{}
 	err    error     // once ended
@@ -201,16 +202,16 @@ func (p *Puller) serve(w http.ResponseWriter, r *http.Request) (pullAnswer, erro
 	if err != nil {
 		return pullAnswer{}, err
 	}
-	size, err := p.authorize(ask, digest)
+	a, err := p.authorize(ask, digest)
 	if err != nil {
 		p.refused.Add(1)
 		p.cfg.Logger.Warn("artifact not got for another host", "host", ask.Via[len(ask.Via)-1], "digest", digest, "error", err)
 		return pullAnswer{}, err
 	}
 	if p.holds(digest) {
-		return pullAnswer{Held: true, Done: size, Size: size, Moved: size}, nil
+		return pullAnswer{Held: true, Done: a.Size, Size: a.Size, Moved: a.Size}, nil
 	}
-	work, err := p.join(digest, size, ask)
+	work, err := p.join(a, ask)
 	if err != nil {
 		return pullAnswer{}, err
 	}
@@ -243,18 +244,18 @@ func (p *Puller) read(w http.ResponseWriter, r *http.Request) (pullAsk, error) {
 	return ask, nil
 }
 
-// authorize returns how long the artifact is, if a release key signed that.
-func (p *Puller) authorize(ask pullAsk, digest string) (size int64, err error) {
+// authorize returns the artifact, if a release key signed it.
+func (p *Puller) authorize(ask pullAsk, digest string) (release.Artifact, error) {
 	m, err := release.Verify(p.cfg.ReleaseKeys(), ask.Manifest, ask.Signature)
 	if err != nil {
-		return 0, refuse(http.StatusForbidden, "the manifest is refused: %v", err)
+		return release.Artifact{}, refuse(http.StatusForbidden, "the manifest is refused: %v", err)
 	}
 	for _, a := range m.Artifacts {
 		if a.SHA256 == digest {
-			return a.Size, nil
+			return a, nil
 		}
 	}
-	return 0, refuse(http.StatusForbidden, "release %s has no artifact with the sha256 %s", m.Version, digest)
+	return release.Artifact{}, refuse(http.StatusForbidden, "release %s has no artifact with the sha256 %s", m.Version, digest)
 }
 
 // holds tells whether the artifact can be served. The first time it is read
@@ -279,7 +280,8 @@ func (p *Puller) holds(digest string) bool {
 
 // join returns the pull of an artifact: the one that runs, or failed just now, or
 // a new one.
-func (p *Puller) join(digest string, size int64, ask pullAsk) (*pull, error) {
+func (p *Puller) join(a release.Artifact, ask pullAsk) (*pull, error) {
+	digest, size := a.SHA256, a.Size
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -307,7 +309,7 @@ func (p *Puller) join(digest string, size int64, ask pullAsk) (*pull, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(p.ctx)
-	work := &pull{size: size, ended: make(chan struct{}), unask: time.AfterFunc(unaskedFor, cancel)}
+	work := &pull{size: size, chunks: a.Chunks(), ended: make(chan struct{}), unask: time.AfterFunc(unaskedFor, cancel)}
 	p.pulls[digest] = work
 	p.runs.Go(func() {
 		defer cancel()
@@ -351,7 +353,7 @@ func (p *Puller) run(ctx context.Context, work *pull, digest string, ask pullAsk
 	logger := p.cfg.Logger.With("digest", digest)
 	logger.Info("getting an artifact for another host", "host", ask.Via[len(ask.Via)-1], "bytes", work.size)
 	sources, err := Fetch(ctx, FetchRequest{
-		Store: p.cfg.Store, Digest: digest, Size: work.size, HTTP: p.cfg.HTTP, Limiter: p.cfg.Limiter,
+		Store: p.cfg.Store, Digest: digest, Size: work.size, Chunks: work.chunks, HTTP: p.cfg.HTTP, Limiter: p.cfg.Limiter,
 		Candidates: func() []Peer { return p.cfg.Candidates(digest) },
 		Pull:       &Pull{HostID: p.cfg.HostID, Manifest: ask.Manifest, Signature: ask.Signature, Via: ask.Via, Relays: p.cfg.Relays},
 		SetAside: func(peer Peer, why error) {

@@ -228,7 +228,7 @@ func TestPullNeedsRoom(t *testing.T) {
 	ask := l.ask("a")
 	ask.Manifest, ask.Signature = l.sign(l.digest, 1, l.secret)
 	// It would fit, but leave this host without room for its own updates.
-	_, err := relay.puller.join(l.digest, free-pullReserve/2, ask)
+	_, err := relay.puller.join(release.Artifact{SHA256: l.digest, Size: free - pullReserve/2}, ask)
 	if no := (*refusal)(nil); !errors.As(err, &no) || no.status != http.StatusInsufficientStorage {
 		t.Errorf("error is %v", err)
 	}

@@ -41,11 +41,13 @@ const (
 )
 
 // Server serves a store's artifacts: GET and HEAD /artifact/<sha256>, with
-// ranges. Safe for concurrent use.
+// ranges, and their chunks. Safe for concurrent use.
 type Server struct {
 	store   *Store
 	limiter *rate.Limiter
 	served  atomic.Int64
+	lists   lists
+	waiting atomic.Int32 // who ask for what has not begun
 
 	mu      sync.Mutex
 	limits  Limits
@@ -79,10 +81,21 @@ func (s *Server) SetLimits(limits Limits) {
 	s.limits = limits
 }
 
+// current are the limits that are in force.
+func (s *Server) current() Limits {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.limits
+}
+
 // Served returns how many bytes of artifacts were served since the start.
 func (s *Server) Served() int64 { return s.served.Load() }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if digest, suffix, ok := chunkPath(r.URL.Path); ok {
+		s.serveChunks(w, r, digest, suffix)
+		return
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "artifacts are only read: use GET or HEAD", http.StatusMethodNotAllowed)
@@ -110,8 +123,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, content{f})
 		return
 	}
-	peer := nodeport.PeerFrom(r.Context()).HostID
-	if !s.enter(peer) {
+	peer := peerOf(r)
+	limits := s.current()
+	if !s.enter(peer, limits.Streams, limits.StreamsPerPeer) {
 		for _, name := range []string{"Repr-Digest", "ETag"} {
 			w.Header().Del(name) // they speak of the artifact, not of this answer
 		}
@@ -120,11 +134,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.leave(peer)
-	out := &meteredWriter{
+	http.ServeContent(s.meter(w, r, size), r, "", time.Time{}, content{f})
+}
+
+// peerOf is the host that asks; empty where nobody has to say who it is.
+func peerOf(r *http.Request) string { return nodeport.PeerFrom(r.Context()).HostID }
+
+// meter bounds an answer of at most size bytes.
+func (s *Server) meter(w http.ResponseWriter, r *http.Request, size int64) *meteredWriter {
+	return &meteredWriter{
 		ResponseWriter: w, ctx: r.Context(), control: http.NewResponseController(w), server: s,
 		patience: blockedTimeout + time.Duration(float64(size)/slowestReader*float64(time.Second)),
 	}
-	http.ServeContent(out, r, "", time.Time{}, content{f})
 }
 
 // content hides the file's other methods, which would lead the bytes past the
@@ -136,11 +157,11 @@ func (c content) Seek(off int64, whence int) (int64, error) { return c.f.Seek(of
 
 var _ io.ReadSeeker = content{}
 
-// enter takes a stream, if the peer may have one.
-func (s *Server) enter(peer string) bool {
+// enter takes one of so many streams, of which the peer may have perPeer.
+func (s *Server) enter(peer string, streams, perPeer int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.streams >= s.limits.Streams || peer != "" && s.byPeer[peer] >= s.limits.StreamsPerPeer {
+	if s.streams >= streams || peer != "" && s.byPeer[peer] >= perPeer {
 		return false
 	}
 	s.streams++

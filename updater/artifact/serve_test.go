@@ -145,18 +145,18 @@ func TestStreamsAreLimited(t *testing.T) {
 func TestOnePeerCannotTakeAllStreams(t *testing.T) {
 	h := Handler(mustOpen(t, t.TempDir()), DefaultLimits)
 	for i := range DefaultLimits.StreamsPerPeer {
-		if !h.enter("greedy") {
+		if !h.enter("greedy", h.limits.Streams, h.limits.StreamsPerPeer) {
 			t.Fatalf("stream %d was refused", i)
 		}
 	}
-	if h.enter("greedy") {
+	if h.enter("greedy", h.limits.Streams, h.limits.StreamsPerPeer) {
 		t.Error("a peer took more than its streams")
 	}
-	if !h.enter("other") {
+	if !h.enter("other", h.limits.Streams, h.limits.StreamsPerPeer) {
 		t.Error("another peer gets none")
 	}
 	h.leave("greedy")
-	if !h.enter("greedy") {
+	if !h.enter("greedy", h.limits.Streams, h.limits.StreamsPerPeer) {
 		t.Error("a stream that was left is not free")
 	}
 }
@@ -189,7 +189,8 @@ func TestLimitsChangeWhileServing(t *testing.T) {
 		if took := time.Since(start); took < 19*time.Second || took > 21*time.Second {
 			t.Errorf("it took %v, want 10 s at the one rate and 10 s at the other", took)
 		}
-		if !h.enter("a") || h.enter("b") {
+		streams := h.current().Streams
+		if !h.enter("a", streams, streams) || h.enter("b", streams, streams) {
 			t.Error("the number of streams is not the one that was set")
 		}
 		h.leave("a")

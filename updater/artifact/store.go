@@ -14,6 +14,16 @@
 //	503 with Retry-After     all streams are taken: ask another peer
 //	404                      not held here
 //
+// An artifact whose manifest signs its chunks is passed on while it comes in, each
+// chunk after it has been verified; DESIGN.md says who takes what from whom:
+//
+//	GET /artifact/<sha256>/chunks?chunk=N   the chunk list: the sha256 of each, 32 bytes
+//	GET /artifact/<sha256>/stripe?chunk=N&first=I&of=K&count=C
+//	                         the chunks I, I+K, I+2K…, C of them, each when it is here
+//
+// Both wait a moment for a fetch that has not begun, unless now=1 is given: then
+// 404 is the answer where the first chunk is not here yet.
+//
 // A relay, and a server, also gets what it lacks for hosts that reach nobody who
 // holds it: see Puller.
 //
@@ -70,6 +80,7 @@ type Store struct {
 	mu       sync.Mutex
 	fetching map[string]*flight // by digest
 	pinned   string             // see Pin
+	began    chan struct{}      // closed with the next one that is shared
 
 	telling sync.Mutex // or the older of two lists would be told last
 	changed func([]string)
@@ -93,7 +104,7 @@ func OpenStore(dir, runningDigest, runningPath string) (*Store, error) {
 	for _, path := range leftovers {
 		os.Remove(path)
 	}
-	return &Store{dir: dir, running: newRunning(runningDigest, runningPath), fetching: map[string]*flight{}}, nil
+	return &Store{dir: dir, running: newRunning(runningDigest, runningPath), fetching: map[string]*flight{}, began: make(chan struct{})}, nil
 }
 
 // ValidDigest tells whether s is a sha256 as 64 lower-case hex digits.
@@ -241,6 +252,11 @@ func (s *Store) Remove(digest string) error {
 		return err
 	}
 	return errors.Join(err, ignoreMissing(os.Remove(s.partialPath(digest))))
+}
+
+// dropPartial gives the disk its room back.
+func (s *Store) dropPartial(digest string) error {
+	return ignoreMissing(os.Remove(s.partialPath(digest)))
 }
 
 func ignoreMissing(err error) error {

@@ -98,6 +98,21 @@ func readMark(path string) (m mark, err error) {
 	return m, nil
 }
 
+// Check tells whether an opened order comes after all that were accepted, and
+// remembers nothing: for what may be repeated, and must not keep out an order with
+// a lower index that follows it. Errors are as Accept's; never ErrRepeated.
+func (f *Fence) Check(o Order) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.damaged != nil {
+		return f.damaged
+	}
+	if o.Cluster == f.last.Cluster && !f.last.below(o) {
+		return fmt.Errorf("%w (epoch %d, index %d; accepted %d, %d)", ErrStale, o.Epoch, o.Index, f.last.Epoch, f.last.Index)
+	}
+	return nil
+}
+
 // Accept lets an opened order through once. When it returns nil, the order is
 // remembered on disk. It returns ErrRepeated for the job that was accepted
 // last, ErrStale for an epoch and index that are not above that job's, ErrFenceDamaged while

@@ -196,3 +196,17 @@ func TestFenceUnderManyDeliveries(t *testing.T) {
 		t.Errorf("accepted %d times", got)
 	}
 }
+
+// What may be repeated is checked against the fence and does not raise it.
+func TestCheckRaisesNothing(t *testing.T) {
+	f := mustFence(t, filepath.Join(t.TempDir(), "fence.json"))
+	must(t, f.Accept(fenced("job-1", 7)))
+	for index, want := range map[uint64]error{6: ErrStale, 7: ErrStale, 8: nil, 100: nil} {
+		for range 2 {
+			if err := f.Check(fenced("stage-1", index)); !errors.Is(err, want) || want == nil && err != nil {
+				t.Errorf("index %d: %v", index, err)
+			}
+		}
+	}
+	must(t, f.Accept(fenced("job-2", 8)))
+}

@@ -35,6 +35,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,8 +61,18 @@ var (
 	ErrFenceDamaged = errors.New("the record of accepted orders cannot be read")
 )
 
-// ActionUpdate is the only action: bring the host to the manifest's release.
-const ActionUpdate = "update"
+// What an order may ask for.
+const (
+	// ActionUpdate brings the host to the manifest's release.
+	ActionUpdate = "update"
+	// ActionStage has the host fetch and verify the manifest's artifact ahead of its
+	// turn, and do nothing with it. It may be repeated, and counts for nothing once an
+	// order of a higher token was accepted: see Fence.Check.
+	ActionStage = "stage"
+	// ActionDrop has the host delete what it staged of the manifest's release. As
+	// ActionStage.
+	ActionDrop = "drop"
+)
 
 // Limits of an order.
 const (
@@ -70,6 +81,8 @@ const (
 	// MaxKeyStatements bounds the key statements that an order brings along.
 	MaxKeyStatements = 4
 	maxIDBytes       = 64
+	maxStripes       = 16
+	maxAncestors     = 8
 )
 
 // domain keeps a signature over an order from meaning anything else.
@@ -93,6 +106,9 @@ type Order struct {
 	// KeyStatements are the newest changes of the release keys, oldest first, for a
 	// host that has not heard of them. At most MaxKeyStatements.
 	KeyStatements []release.SignedStatement `json:"key_statements,omitempty"`
+	// Parents are for ActionStage: the ids of hosts that get the artifact at the same
+	// time, by stripe, each list from the nearest on. A hint; the bytes are verified.
+	Parents [][]string `json:"parents,omitempty"`
 	// FromManifest and FromSignature are of the release that the host seems to run:
 	// where the manifest limits what it may replace, and the host does not know its
 	// own number, they prove it.
@@ -197,14 +213,25 @@ func (o Order) validate() error {
 		return fmt.Errorf("%w: it has an epoch or a statement of one, not both", ErrMalformed)
 	case o.Expires.IsZero():
 		return fmt.Errorf("%w: it does not say until when it is good", ErrMalformed)
-	case o.Action != ActionUpdate:
+	case o.Action != ActionUpdate && o.Action != ActionStage && o.Action != ActionDrop:
 		return fmt.Errorf("%w: the action %q is not known here; this host runs an older version than its servers", ErrMalformed, o.Action)
 	case o.Version == "" || len(o.Manifest) == 0 || len(o.Signature) == 0:
 		return fmt.Errorf("%w: it carries no signed release", ErrMalformed)
+	case !o.validParents():
+		return fmt.Errorf("%w: its parents are more than %d lists of %d ids, or not for staging", ErrMalformed, maxStripes, maxAncestors)
 	case len(o.KeyStatements) > MaxKeyStatements:
 		return fmt.Errorf("%w: it carries %d key statements, at most %d are read", ErrMalformed, len(o.KeyStatements), MaxKeyStatements)
 	}
 	return nil
+}
+
+func (o Order) validParents() bool {
+	if len(o.Parents) > maxStripes || len(o.Parents) > 0 && o.Action != ActionStage {
+		return false
+	}
+	return !slices.ContainsFunc(o.Parents, func(ids []string) bool {
+		return len(ids) > maxAncestors || slices.ContainsFunc(ids, func(id string) bool { return id == "" || len(id) > maxIDBytes })
+	})
 }
 
 // provesEpoch: only the cluster's CA lets it into an epoch.

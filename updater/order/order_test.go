@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"reflect"
 	"strings"
@@ -263,6 +264,8 @@ func TestEachAlteredFieldIsNoticed(t *testing.T) {
 			f.SetBytes(append(f.Bytes(), 'x'))
 		case time.Time:
 			f.Set(reflect.ValueOf(now.Add(time.Hour)))
+		case [][]string:
+			f.Set(reflect.ValueOf([][]string{{"x"}}))
 		case []release.SignedStatement:
 			f.Set(reflect.ValueOf([]release.SignedStatement{{Statement: []byte("x")}}))
 		default:
@@ -344,4 +347,30 @@ func FuzzOpen(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Parents are for staging alone, and bounded.
+func TestParentsOfAnOrder(t *testing.T) {
+	many := func(n int) (ids []string) {
+		for i := range n {
+			ids = append(ids, fmt.Sprint("host-", i))
+		}
+		return ids
+	}
+	for name, c := range map[string]struct {
+		action  string
+		parents [][]string
+		ok      bool
+	}{
+		"none": {ActionUpdate, nil, true}, "of an update": {ActionUpdate, [][]string{{"a"}}, false}, "of a drop": {ActionDrop, [][]string{{"a"}}, false},
+		"two": {ActionStage, [][]string{many(4), {}}, true}, "too many ids": {ActionStage, [][]string{many(maxAncestors + 1)}, false},
+		"too many stripes": {ActionStage, make([][]string, maxStripes+1), false}, "an empty id": {ActionStage, [][]string{{""}}, false},
+		"a long id": {ActionStage, [][]string{{strings.Repeat("a", maxIDBytes+1)}}, false}, "another action": {"reboot", nil, false},
+	} {
+		o := goodOrder()
+		o.Action, o.Parents = c.action, c.parents
+		if err := o.validate(); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -44,6 +44,7 @@ type BuildOptions struct {
 	Created   time.Time
 	SecretKey string              // minisign, unlocked
 	Files     map[Platform]string // the binaries
+	Whole     bool                // sign no chunk lists: hosts from before there were any refuse them
 	// Progress is told how far a binary has been copied. May be nil.
 	Progress func(p Platform, done, total int64)
 }
@@ -144,10 +145,10 @@ func (b *builder) artifact(p Platform, total int64) (Artifact, error) {
 		return Artifact{}, err
 	}
 	defer src.Close()
-	h := sha256.New()
+	h, chunks := sha256.New(), NewChunkLister(ChunkSizeFor(total))
 	var n int64
 	err = b.write(FileName(b.Version, p), 0o755, func(w io.Writer) (err error) {
-		n, err = io.Copy(io.MultiWriter(w, h), &meter{io.LimitReader(src, total+1), 0, func(done int64) {
+		n, err = io.Copy(io.MultiWriter(w, h, chunks), &meter{io.LimitReader(src, total+1), 0, func(done int64) {
 			if b.Progress != nil {
 				b.Progress(p, min(done, total), total)
 			}
@@ -160,7 +161,12 @@ func (b *builder) artifact(p Platform, total int64) (Artifact, error) {
 	if n != total {
 		return Artifact{}, fmt.Errorf("%s changed while it was copied; wait until its build has ended", b.Files[p])
 	}
-	return Artifact{OS: p.OS, Arch: p.Arch, Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
+	a := Artifact{OS: p.OS, Arch: p.Arch, Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}
+	if !b.Whole {
+		c := chunks.Chunks()
+		a.ChunkSize, a.ChunkList = c.Size, c.List
+	}
+	return a, nil
 }
 
 func (b *builder) sign(m Manifest) error {
@@ -271,12 +277,15 @@ func (d Dir) check(a Artifact) error {
 	if st.Size() != a.Size {
 		return mismatch("%s is %d bytes, the manifest says %d", path, st.Size(), a.Size)
 	}
-	digest, err := digestOf(path, a.Size)
+	digest, chunks, err := digestOf(path, a)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
 	if digest != a.SHA256 {
 		return mismatch("%s has the sha256 %s, the manifest says %s", path, digest, a.SHA256)
+	}
+	if chunks != a.Chunks() {
+		return mismatch("the chunk list of %s has the sha256 %s, the manifest says %s", path, chunks.List, a.ChunkList)
 	}
 	return Platform{a.OS, a.Arch}.Check(path)
 }
@@ -287,18 +296,23 @@ func mismatch(format string, args ...any) error {
 	return fmt.Errorf("%w: %s; create the release again (digest_mismatch)", ErrMismatch, fmt.Sprintf(format, args...))
 }
 
-// digestOf hashes at most one byte more than a file should have.
-func digestOf(path string, size int64) (string, error) {
+// digestOf hashes at most one byte more than a file should have, and its chunks
+// as the manifest cuts them.
+func digestOf(path string, a Artifact) (string, Chunks, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return "", Chunks{}, err
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, io.LimitReader(f, size+1)); err != nil {
-		return "", err
+	content := io.TeeReader(io.LimitReader(f, a.Size+1), h)
+	var chunks Chunks
+	if a.Chunks().Signed() {
+		chunks, err = listChunks(content, a.ChunkSize)
+	} else {
+		_, err = io.Copy(io.Discard, content)
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return hex.EncodeToString(h.Sum(nil)), chunks, err
 }
 
 func readBounded(path string, limit int64) ([]byte, error) {

@@ -64,6 +64,10 @@ type Artifact struct {
 	Arch   string `json:"arch"`
 	Size   int64  `json:"size"`   // bytes
 	SHA256 string `json:"sha256"` // 64 lower-case hex digits
+	// ChunkSize and ChunkList authorise parts, see Chunks. Both or none: what was
+	// released without them is fetched whole.
+	ChunkSize int64  `json:"chunk_size,omitempty"` // bytes
+	ChunkList string `json:"chunk_list,omitempty"` // 64 lower-case hex digits
 }
 
 // Manifest is a release.
@@ -135,6 +139,9 @@ func (m Manifest) validate() error {
 			return fmt.Errorf("artifacts: %s is %d bytes; give 1 to %d", platform, a.Size, MaxArtifactBytes)
 		case !validDigest(a.SHA256):
 			return fmt.Errorf("artifacts: the sha256 of %s is not 64 lower-case hex digits", platform)
+		}
+		if err := a.Chunks().validate(); err != nil {
+			return fmt.Errorf("artifacts: %s: %w", platform, err)
 		}
 		seen[platform] = true
 	}

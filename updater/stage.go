@@ -1,0 +1,205 @@
+package updater
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"moult/updater/artifact"
+	"moult/updater/order"
+)
+
+const (
+	// stageJitter spreads what a fleet begins at one moment. Less than a parent keeps
+	// its children waiting.
+	stageJitter = time.Second
+	// stageReserve is how many bytes stay free beyond what is staged: a host needs room
+	// for its own work more than a release ahead of time.
+	stageReserve = 256 << 20
+)
+
+// stager fetches an artifact ahead of the host's turn: one at a time, the newest
+// that was asked for. What it fetched lies in the store like any other artifact,
+// where the host's turn finds it, and is pinned there until another one is staged.
+type stager struct {
+	mu      sync.Mutex
+	digest  string     // that is staged or being staged; "": none
+	parents [][]string // as the newest order has them
+	running bool
+	sources []artifact.Source // who sent what is staged
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+}
+
+// stage carries a staging order out, as far as the fence lets it. It never blocks,
+// raises no fence and touches nothing but the store.
+func (u *Updater) stage(ctx context.Context, o order.Order) {
+	if err := u.cfg.Fence.Check(o); err != nil {
+		u.slog.Debug("staging order passed over", "version", o.Version, "index", o.Index, "error", err)
+		return
+	}
+	if _, err := u.TakeKeyStatements(o.KeyStatements); err != nil {
+		u.slog.Warn("the order's key statements are not followed", "error", err)
+	}
+	off, err := u.verify(o)
+	if err != nil {
+		u.slog.Warn("staging order refused", "version", o.Version, "error", err)
+		return
+	}
+	if o.Action == order.ActionDrop {
+		u.dropStaged(off)
+		return
+	}
+	if off.Digest == u.cfg.Digest {
+		return
+	}
+	t, err := loadTrust(u.cfg.DataDir)
+	if err == nil {
+		err = t.admit(off, u.runningNumber(t, o), time.Now())
+	}
+	if err != nil {
+		u.slog.Warn("release not staged", "version", o.Version, "error", err)
+		return
+	}
+	if _, _, busy := u.standing(); busy {
+		return // its own turn comes first; the order is sent again
+	}
+	s := &u.staged
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parents = o.Parents
+	if s.running && s.digest == off.Digest || !s.running && u.cfg.Store.Has(off.Digest) {
+		return
+	}
+	if s.running {
+		s.cancel() // it ends in its own time; the order is sent again
+		return
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.digest, s.running, s.sources = off.Digest, true, nil
+	s.work.Go(func() {
+		err := u.fetchAhead(ctx, o, off)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.cancel()
+		s.running = false
+		if err != nil && ctx.Err() == nil {
+			u.slog.Warn("release not staged; it is tried again, or fetched at this host's turn", "version", off.Version, "error", err)
+		}
+	})
+}
+
+// fetchAhead gets the artifact into the store.
+func (u *Updater) fetchAhead(ctx context.Context, o order.Order, off offer) error {
+	wait := time.NewTimer(rand.N(stageJitter))
+	defer wait.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-wait.C:
+	}
+	if u.cfg.Spare >= 0 {
+		if err := u.cfg.Store.Prune(u.cfg.Spare, off.Digest); err != nil {
+			u.slog.Warn("prune old artifacts", "error", err)
+		}
+	}
+	if free, known := u.cfg.Store.FreeBytes(); known && free < off.Size+stageReserve {
+		return fmt.Errorf("%d MB are free in %s, staging %d MB leaves at least %d MB free; free some space", free/1e6, u.cfg.DataDir, off.Size/1e6, stageReserve/1_000_000)
+	}
+	u.slog.Info("staging a release", "version", off.Version, "bytes", off.Size, "digest", off.Digest)
+	sources, err := u.patched(ctx, off, func(s string) { u.slog.Info("staging: "+s, "version", off.Version) })
+	if err != nil {
+		return err
+	}
+	if sources == nil {
+		sources, err = artifact.Fetch(ctx, artifact.FetchRequest{
+			Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, Chunks: off.Chunks, HTTP: u.cfg.HTTP,
+			Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
+			Parents:    u.stageParents, Pull: u.pullQuietly(o), Limiter: u.cfg.Limiter,
+			SetAside: func(p artifact.Peer, why error) {
+				u.slog.Warn("peer is asked no more for the artifact", "peer", nameOf(p), "error", why)
+			},
+		})
+	}
+	if err != nil {
+		return err
+	}
+	u.staged.mu.Lock()
+	u.staged.sources = sources
+	u.staged.mu.Unlock()
+	for _, s := range sources {
+		u.slog.Info("staged bytes came in", "version", off.Version, "peer", nameOf(s.Peer), "bytes", s.Bytes)
+	}
+	u.slog.Info("release staged", "version", off.Version, "digest", off.Digest)
+	return nil
+}
+
+// stageParents resolves the parents that the newest order names.
+func (u *Updater) stageParents() [][]artifact.Peer {
+	if u.cfg.Named == nil {
+		return nil
+	}
+	u.staged.mu.Lock()
+	parents := u.staged.parents
+	u.staged.mu.Unlock()
+	out := make([][]artifact.Peer, len(parents))
+	for i, ids := range parents {
+		out[i] = u.cfg.Named(ids)
+	}
+	return out
+}
+
+// pullQuietly has relays get what is staged; no job's log tells of it.
+func (u *Updater) pullQuietly(o order.Order) *artifact.Pull {
+	if u.cfg.Relays == nil {
+		return nil
+	}
+	return &artifact.Pull{HostID: u.cfg.HostID, Manifest: o.Manifest, Signature: o.Signature, Relays: u.cfg.Relays}
+}
+
+// dropStaged deletes a release's artifact, unless it runs here, is on trial or is of
+// the job that is under way.
+func (u *Updater) dropStaged(off offer) {
+	if _, phase, busy := u.standing(); busy || phase == PhaseTrial || phase == PhaseRestarting || off.Digest == u.cfg.Digest || u.cfg.Spare < 0 {
+		return
+	}
+	s := &u.staged
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running && s.digest == off.Digest {
+		s.cancel()
+		return // the order is sent again while bytes are left
+	}
+	if !u.cfg.Store.Has(off.Digest) {
+		return
+	}
+	if err := u.cfg.Store.Remove(off.Digest); err != nil {
+		u.slog.Warn("drop a withdrawn release", "version", off.Version, "error", err)
+		return
+	}
+	u.slog.Info("dropped a withdrawn release", "version", off.Version, "digest", off.Digest)
+}
+
+// from returns who sent an artifact that was staged, once: a job tells of it.
+func (s *stager) from(digest string) []artifact.Source {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.digest != digest {
+		return nil
+	}
+	sources := s.sources
+	s.sources = nil
+	return sources
+}
+
+// end stops the staging and waits for it.
+func (s *stager) end() {
+	s.mu.Lock()
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.mu.Unlock()
+	s.work.Wait()
+}
