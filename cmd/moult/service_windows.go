@@ -125,6 +125,10 @@ func awaitEnd(ended <-chan int, status chan<- svc.Status, output io.Writer) int 
 	}
 }
 
+// maxServiceLog is how long, in bytes, the log of a service becomes before it is
+// renamed to NAME.1, of which there is one.
+const maxServiceLog = 10 << 20
+
 // serviceOutput is where a service prints: a file, and for what an admin should
 // see the event log. Without a file the event log has to do.
 func serviceOutput(name string) (w io.Writer, closeAll func()) {
@@ -171,4 +175,19 @@ func reportTo(events *eventlog.Log) eventReporter {
 			_ = events.Info(eventInfo, text)
 		}
 	}
+}
+
+// bothWriters writes to each and gives up on neither: a full disk must not keep an
+// error out of the event log.
+type bothWriters struct {
+	file, events interface{ Write([]byte) (int, error) }
+}
+
+func (w bothWriters) Write(p []byte) (int, error) {
+	_, errFile := w.file.Write(p)
+	_, errEvents := w.events.Write(p)
+	if err := errors.Join(errFile, errEvents); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }

@@ -3,17 +3,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"os"
 	"regexp"
 	"strings"
 	"sync"
 )
-
-// maxServiceLog is how long, in bytes, the log of a service becomes before it is
-// renamed to NAME.1, of which there is one.
-const maxServiceLog = 10 << 20
 
 // rotatingFile is a log for where no service manager keeps one. Safe for
 // concurrent use.
@@ -151,19 +146,4 @@ func eventOf(line string) (level slog.Level, text string, ok bool) {
 
 func isEvent(level slog.Level, component string) bool {
 	return level >= slog.LevelWarn || level == slog.LevelInfo && component == "supervisor"
-}
-
-// bothWriters writes to each and gives up on neither: a full disk must not keep an
-// error out of the event log.
-type bothWriters struct {
-	file, events interface{ Write([]byte) (int, error) }
-}
-
-func (w bothWriters) Write(p []byte) (int, error) {
-	_, errFile := w.file.Write(p)
-	_, errEvents := w.events.Write(p)
-	if err := errors.Join(errFile, errEvents); err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }
