@@ -70,14 +70,14 @@ func TestE2EHostThatCannotTakeTheUpdate(t *testing.T) {
 			c.mountSmallDisk(filepath.Join("agent-1", "data"), "12m")
 			return nil
 		}},
-		{"read-only binary", "read-only", func(*testCluster) []string {
+		{"read-only binary that has to be replaced", "read-only", func(*testCluster) []string {
 			dir := filepath.Join(t.TempDir(), "usr")
 			mount(t, dir, "size=100m")
 			if err := copyExecutable(binary(t, versionA), filepath.Join(dir, "moult")); err != nil {
 				t.Fatal(err)
 			}
 			remountReadOnly(t, dir)
-			return []string{"--agent-arg=--binary=" + filepath.Join(dir, "moult")}
+			return []string{"--agent-arg=--binary=" + filepath.Join(dir, "moult"), "--agent-arg=--install-to=installed"}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -28,7 +28,7 @@ func runClient(t *testing.T, answers map[string]string, args ...string) (stdout,
 	return out.String(), errs.String(), err
 }
 
-func mustSay(t *testing.T, what, text string, wants ...string) {
+func mustSay(t testing.TB, what, text string, wants ...string) {
 	t.Helper()
 	for _, want := range wants {
 		if !strings.Contains(text, want) {
