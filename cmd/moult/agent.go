@@ -1,14 +1,28 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"strconv"
 
 	"github.com/spf13/cobra"
+
+	"moult/updater"
 )
 
 type agentOptions struct {
 	nodeOptions
 	trial trialOptions
+	// work is what the program does besides being an agent, until ctx ends; nil:
+	// nothing. A new binary is not committed before ready is closed, if it is given.
+	work  func(ctx context.Context) error
+	ready <-chan struct{}
+}
+
+// thisBuild is what the linker was told.
+func thisBuild() buildInfo {
+	n, _ := strconv.ParseUint(number, 10, 64) // empty: not known
+	return buildInfo{version: version, number: n}
 }
 
 func newAgentCommand() *cobra.Command { return agentCommand(new(agentOptions)) }
@@ -28,7 +42,12 @@ that a new binary can be tried and taken back. Joining needs a token from
 			if err := o.validate(); err != nil {
 				return placed(cmd, err)
 			}
-			return runAgent(cmd.Context(), *o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			o.build = thisBuild()
+			err := runAgent(cmd.Context(), *o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			if errors.Is(err, updater.ErrRestart) {
+				return &exitError{code: updater.ExitRestart}
+			}
+			return err
 		},
 	}
 	o.registerFlags(cmd)

@@ -81,7 +81,7 @@ func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr s
 		return identity.Credentials{}, err
 	}
 	req := identity.JoinRequest{
-		Role: role, HostID: hostID, Name: o.name, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version,
+		Role: role, HostID: hostID, Name: o.name, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: o.build.version,
 		GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: httpAddr,
 		Also: o.segmentAddrs(),
 	}

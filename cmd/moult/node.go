@@ -45,14 +45,21 @@ func (o *nodeOptions) setLevel() {
 	}
 }
 
+// buildInfo is what this program was built as.
+type buildInfo struct {
+	version string
+	number  uint64 // of the release; 0: not known
+}
+
 // self is what a process knows of itself.
 type self struct {
+	build      buildInfo
 	executable string
 	digest     string // sha256 of the executable, 64 hex digits
 	boot       uint64
 }
 
-func describeSelf(dataDir string) (self, error) {
+func describeSelf(dataDir string, b buildInfo) (self, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return self{}, fmt.Errorf("find this binary: %w", err)
@@ -65,7 +72,7 @@ func describeSelf(dataDir string) (self, error) {
 	if err != nil {
 		return self{}, fmt.Errorf("count this start: %w", err)
 	}
-	return self{executable: exe, digest: digest, boot: boot}, nil
+	return self{build: b, executable: exe, digest: digest, boot: boot}, nil
 }
 
 func fileDigest(path string) (string, error) {

@@ -60,7 +60,7 @@ func readRunning(dataDir string) (r runningNode, err error) {
 }
 
 // selfEndpoint answers this host, and nobody else.
-func selfEndpoint(node *mesh.Node, self string) http.HandlerFunc {
+func selfEndpoint(node *mesh.Node, self, version string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if nodeport.PeerFrom(r.Context()).HostID != self {
 			http.Error(w, "only this host may ask", http.StatusForbidden)

@@ -23,7 +23,7 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 	must(t, err)
 	defer closeWithin(port.Close, quiet, "node port")
 	addr := port.Addr().String()
-	me, err := describeSelf(t.TempDir())
+	me, err := describeSelf(t.TempDir(), thisBuild())
 	must(t, err)
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: a1.Identity, Key: a1.Key, CertDER: a1.CertDER(), Verifier: a1.Verifier(), Boot: me.boot,
@@ -33,7 +33,7 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 	must(t, err)
 	defer node.Close()
 	api := http.NewServeMux()
-	api.Handle("GET "+pathSelf, selfEndpoint(node, a1.HostID))
+	api.Handle("GET "+pathSelf, selfEndpoint(node, a1.HostID, version))
 	port.ServeHTTP(nodeport.Handlers{Peer: api})
 
 	self, err := askSelf(ctx, a1, addr)

@@ -22,6 +22,7 @@ import (
 
 // nodeOptions are what a server and an agent have in common.
 type nodeOptions struct {
+	build              buildInfo // of this program
 	data, name         string
 	anyDataPath        bool
 	gossip, peer       string
@@ -287,6 +288,7 @@ named a public key, release.key (the key that signs releases). Take them away.`,
 			if err := o.validate(); err != nil {
 				return placed(cmd, err)
 			}
+			o.build = thisBuild()
 			return runServer(cmd.Context(), *o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}

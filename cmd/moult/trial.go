@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -67,9 +66,8 @@ func (o *trialOptions) findBinary() error {
 
 // beginActive becomes the active binary of the data directory, if there is one that
 // goes before this one; active: this is it.
-func (o *trialOptions) beginActive(dataDir string, logger *slog.Logger) (active bool) {
-	n, _ := strconv.ParseUint(number, 10, 64) // empty: not known
-	return updater.BeginActive(updater.PackagedConfig{Installed: o.binary, DataDir: dataDir, Version: version, Number: n, Logger: logger})
+func (o *trialOptions) beginActive(dataDir string, b buildInfo, logger *slog.Logger) (active bool) {
+	return updater.BeginActive(updater.PackagedConfig{Installed: o.binary, DataDir: dataDir, Version: b.version, Number: b.number, Logger: logger})
 }
 
 // supervisor is what runs this command again as a child.

@@ -41,7 +41,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 		return err
 	}
 	defer unlock()
-	active := o.trial.beginActive(o.data, logger)
+	active := o.trial.beginActive(o.data, o.build, logger)
 	// Joining needs no trial, and its errors are for the person who typed the
 	// command: done here, not in a child that would be restarted over them.
 	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))
@@ -92,7 +92,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		return err
 	}
 	current := identity.NewCurrent(ids, creds)
-	me, err := describeSelf(o.data)
+	me, err := describeSelf(o.data, o.build)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	seeds := newSeedFinder(current, o.join, logger.With("component", "seeds"))
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
-		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
+		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: me.build.version, Digest: me.digest, PeerAddr: o.peerAdv,
 		HostsPerAddress: o.serve.hosts,
 		Pools:           pools, FindSeeds: seeds.find, Denied: creds.Denials.Host, Logger: logger.With("component", "mesh"),
 	})
@@ -137,7 +137,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	api.Handle("POST "+pathReload, reloadEndpoint(settings, creds.HostID))
 	port.ServeHTTP(nodeport.Handlers{Peer: api})
 	up, err := openUpdater(updaterSide{
-		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), digest: me.digest, creds: creds, node: node, held: held, link: link, spare: spareOf(o),
+		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), me: me, creds: creds, node: node, held: held, link: link, spare: spareOf(o),
 	}, logger)
 	if err != nil {
 		return err
@@ -159,7 +159,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	tasks.Go(func() { follower.watchCAs(ctx) })
 	shows := &shower{instance: newInstance(), peer: o.peerAdv, current: current, ways: ways, denied: follower.takeDenied, logger: logger.With("component", "check-in")}
 	tasks.Go(func() { shows.run(ctx) })
-	tasks.Go(func() { proveHealth(ctx, link, me.digest, logger, hasPeers(node)) })
+	tasks.Go(func() { proveHealth(ctx, link, me, logger, o.well(node)) })
 	tasks.Go(func() { heedSupervisor(ctx, link, stop, logger) })
 	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, Binary: o.trial.binary, InstallTo: install.Place(o.trial.place)}
 	if err := running.write(o.data); err != nil {
@@ -168,12 +168,65 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	tasks.Go(func() {
 		showLife(ctx, linkSigns{link, logger}, func() string { return agentStatus(node) })
 	})
-	logger.Info("agent is up", "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link.OnTrial())
+	logger.Info("agent is up", "peer", o.peerAdv, "gossip", o.gossipAdv, "version", me.build.version, "trial", link.OnTrial())
+	worked := o.startWork(ctx, stop)
 	err = up.Run(ctx)
-	if errors.Is(err, updater.ErrRestart) {
-		return &exitError{code: updater.ExitRestart}
+	stop()
+	return errors.Join(err, awaitWork(worked, logger))
+}
+
+// errWorkEnded: what the agent was to run besides itself has ended, unasked.
+var errWorkEnded = errors.New("the program's own work has ended")
+
+// startWork runs the program's own work. Its end stops the agent.
+func (o *agentOptions) startWork(ctx context.Context, stop func()) (ended <-chan error) {
+	worked := make(chan error, 1)
+	if o.work == nil {
+		close(worked)
+		return worked
 	}
-	return err
+	go func() {
+		err := o.work(ctx)
+		if ctx.Err() == nil {
+			err = errors.Join(errWorkEnded, err)
+		} else {
+			err = nil // asked to stop, and how it did matters to nobody
+		}
+		worked <- err
+		stop()
+	}()
+	return worked
+}
+
+// workStopTimeout is how long the work may take to end once it is asked to: what is
+// to come, a trial perhaps, must not wait for ever. Less than the supervisor's patience.
+const workStopTimeout = 8 * time.Second
+
+func awaitWork(ended <-chan error, logger *slog.Logger) error {
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(workStopTimeout):
+		logger.Warn("the program's own work does not end; leaving it", "timeout", workStopTimeout)
+		return nil
+	}
+}
+
+// well is when the agent is well: it is a member of the mesh, and its program's own
+// work is ready.
+func (o *agentOptions) well(node *mesh.Node) func() (bool, <-chan struct{}) {
+	peers := hasPeers(node)
+	return func() (bool, <-chan struct{}) {
+		select {
+		case <-o.ready:
+			return peers()
+		default:
+		}
+		if o.ready == nil {
+			return peers()
+		}
+		return false, o.ready
+	}
 }
 
 // passReloadOn has the agent reload when its supervisor gets the signal.

@@ -17,6 +17,7 @@ import (
 
 // artifactSide is what a node of either role has to keep, fetch and serve artifacts.
 type artifactSide struct {
+	me           self
 	store        *artifact.Store
 	served       *artifact.Server
 	patches      *patch.Store
@@ -38,7 +39,7 @@ func openArtifacts(o nodeOptions, me self, node *mesh.Node, current *identity.Cu
 	}
 	patchLimiter := artifact.NewLimiter(rateOf(o.serve.rate))
 	return &artifactSide{
-		patches: patches, patchLimiter: patchLimiter, patched: patch.Handler(patches, o.serve.streams, patchLimiter),
+		me: me, patches: patches, patchLimiter: patchLimiter, patched: patch.Handler(patches, o.serve.streams, patchLimiter),
 		store: store, served: artifact.Handler(store, o.serve.limits()),
 		peers: artifactPeers{node, current.Get().HostID}, client: nodeport.Client(current.Get, anyMember),
 		limiter: artifact.NewLimiter(rateOf(o.serve.pull)),
@@ -66,6 +67,6 @@ func nodeAPI(node *mesh.Node, held *artifactSide, puller *artifact.Puller) *http
 	api.Handle("/patch/", held.patched)
 	api.Handle("POST /artifact/{digest}/pull", puller)
 	api.Handle("GET "+pathNeighbours, membersEndpoint(node))
-	api.Handle("GET "+pathSelf, selfEndpoint(node, held.peers.selfID))
+	api.Handle("GET "+pathSelf, selfEndpoint(node, held.peers.selfID, held.me.build.version))
 	return api
 }

@@ -55,7 +55,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 		return err
 	}
 	defer unlock()
-	active := o.trial.beginActive(o.data, logger)
+	active := o.trial.beginActive(o.data, o.build, logger)
 	go updater.ReapOrphans(ctx) // to the end of the process
 	trial := o.trial.supervisor(o.data, active, stderr, logger, service)
 	if err := updater.SettleTrial(trial); err != nil {
@@ -120,7 +120,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		return fmt.Errorf("%s belongs to an agent; run `moult agent` on it, or give another --data", o.data)
 	}
 	current := identity.NewCurrent(ids, creds)
-	me, err := describeSelf(o.data)
+	me, err := describeSelf(o.data, o.build)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	seeds := newSeedFinder(current, otherServers(o, raft, creds), logger.With("component", "seeds"))
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
-		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: version, Digest: me.digest, PeerAddr: o.peerAdv,
+		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: me.build.version, Digest: me.digest, PeerAddr: o.peerAdv,
 		Pools: pools, FindSeeds: seeds.find,
 		HostsPerAddress: o.serve.hosts,
 		KeyOf:           enrolledKey(raft), RoleOf: enrolledRole(raft), Denied: creds.Denials.Host,
@@ -204,7 +204,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	health := &healthWatch{raft: raft, roster: node.Roster(), store: held.store, others: others, current: current, self: creds.HostID, started: started}
 	members.health = health
 	up, err := openUpdater(updaterSide{
-		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), digest: me.digest, creds: creds, node: node, held: held, link: link,
+		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), me: me, creds: creds, node: node, held: held, link: link,
 		spare: keepAllArtifacts, mayRestart: members.mayRestart,
 	}, logger)
 	if err != nil {
@@ -266,7 +266,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	})
 	if link != nil {
 		tasks.Go(func() { heedSupervisor(ctx, link, func() { stop(nil) }, logger) })
-		tasks.Go(func() { proveHealth(ctx, link, me.digest, logger, serverIsWell(raft, node)) })
+		tasks.Go(func() { proveHealth(ctx, link, me, logger, serverIsWell(raft, node)) })
 	}
 	tasks.Go(func() {
 		(&renewal{current: current, ask: ask, renewed: follower.renewed, now: follower.renew, logger: logger.With("component", "renewal")}).run(ctx)

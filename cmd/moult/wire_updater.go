@@ -21,7 +21,7 @@ type updaterSide struct {
 	data       string        // the data directory
 	installed  string        // the binary that updates replace
 	place      install.Place // or where they go instead
-	digest     string        // of the running one
+	me         self
 	creds      identity.Credentials
 	node       *mesh.Node
 	held       *artifactSide
@@ -47,7 +47,7 @@ func openUpdater(s updaterSide, logger *slog.Logger) (*updater.Updater, error) {
 	up, err := updater.New(updater.Config{
 		HostID: s.creds.HostID, Cluster: s.creds.Cluster, Verifier: s.creds.Verifier(), Fence: fence,
 		ReleaseKeys: keysGiven(s.creds),
-		DataDir:     s.data, Installed: s.installed, Place: s.place, Version: version, Digest: s.digest,
+		DataDir:     s.data, Installed: s.installed, Place: s.place, Version: s.me.build.version, Digest: s.me.digest,
 		Store: s.held.store, Candidates: s.held.peers.holders, Relays: s.held.peers.relays, Named: s.held.peers.named, HTTP: s.held.client, Limiter: s.held.limiter, Patches: s.held.patches,
 		Spare: s.spare, MayRestart: s.mayRestart,
 		Mesh: &hostMesh{node: s.node, logger: logger.With("component", "reports")},
@@ -81,11 +81,11 @@ func heedSupervisor(ctx context.Context, link *updater.SupervisorLink, stop func
 
 // proveHealth tells the supervisor once this host is well. With "no" well returns a
 // channel that says when to ask again.
-func proveHealth(ctx context.Context, link *updater.SupervisorLink, digest string, logger *slog.Logger, well func() (bool, <-chan struct{})) {
+func proveHealth(ctx context.Context, link *updater.SupervisorLink, me self, logger *slog.Logger, well func() (bool, <-chan struct{})) {
 	for {
 		yes, again := well()
 		if yes {
-			if err := link.Joined(version, digest); err != nil {
+			if err := link.Joined(me.build.version, me.digest); err != nil {
 				logger.Error("tell the supervisor", "error", err)
 			}
 			return
