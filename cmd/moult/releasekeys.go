@@ -137,7 +137,7 @@ func (d *keyDistributor) round(ctx context.Context, c fleet.Cluster) {
 }
 
 func (d *keyDistributor) tell(ctx context.Context, hostID string, list []release.SignedStatement) {
-	payload, err := json.Marshal(keysMessage{list})
+	payload, err := json.Marshal(keysMessage{Statements: list})
 	if err != nil {
 		d.logger.Error("encode key statements", "error", err)
 		return

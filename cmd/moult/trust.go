@@ -277,7 +277,7 @@ func (k *trustKeeper) round(ctx context.Context, v fleet.View) {
 			tell(m.HostID, topicDenied, list)
 		}
 		if rings := wantedRings(v, h); f.lacks(rings) {
-			payload, err := json.Marshal(ringsNotice{rings})
+			payload, err := json.Marshal(ringsNotice{Rings: rings})
 			if err == nil {
 				tell(m.HostID, topicRings, payload)
 			}

@@ -166,7 +166,7 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 		logger.Warn("say where this agent listens, for moult doctor", "error", err)
 	}
 	tasks.Go(func() {
-		showLife(ctx, linkSigns{link, logger}, func() string { return agentStatus(node) })
+		showLife(ctx, linkSigns{link: link, logger: logger}, func() string { return agentStatus(node) })
 	})
 	logger.Info("agent is up", "peer", o.peerAdv, "gossip", o.gossipAdv, "version", me.build.version, "trial", link.OnTrial())
 	worked := o.startWork(ctx, stop)

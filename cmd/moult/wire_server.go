@@ -328,7 +328,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	}
 	var signs lifeSigns = service
 	if link != nil {
-		signs = linkSigns{link, logger}
+		signs = linkSigns{link: link, logger: logger}
 	}
 	tasks.Go(func() { showLife(ctx, signs, func() string { return serverStatus(raft, node) }) })
 	logger.Info("server is up", "ui", uiURL(tlsOn, o.http), "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link != nil)
