@@ -108,7 +108,7 @@ test-packages: $(GOBIN)/nfpm ## packages of all platforms: the same bytes twice,
 	MOULT_PACKAGES=1 $(GO) test -count=1 -v -timeout 20m -run 'TestPackages' ./cmd/moult
 
 e2e-systemd: $(GOBIN)/nfpm ## packages on eight booted Debians with systemd; takes root and minutes
-	MOULT_SYSTEMD=1 $(GO) test -count=1 -v -timeout 15m -run 'TestE2ESystemd' ./cmd/moult
+	MOULT_SYSTEMD=1 $(GO) test -count=1 -v -timeout 8m -run 'TestE2ESystemd' ./cmd/moult
 
 e2e-windows: ## the agent as a Windows service, under Wine, in a cluster on Linux; takes minutes
 	MOULT_WINE=1 $(GO) test -count=1 -v -timeout 10m -run 'TestE2EWindows' ./cmd/moult
