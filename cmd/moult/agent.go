@@ -38,7 +38,10 @@ that a new binary can be tried and taken back. Joining needs a token from
 		Example: "  moult agent --data /var/lib/moult --name web-1 --join 10.0.0.1:7947 --token-file token",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.inForce = settingsInForce(cmd)
+			o.reread = rereading(cmd, func() (*cobra.Command, *nodeOptions, func() error) {
+				fresh := new(agentOptions)
+				return agentCommand(fresh), &fresh.nodeOptions, fresh.validate
+			})
 			if err := o.validate(); err != nil {
 				return placed(cmd, err)
 			}

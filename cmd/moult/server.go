@@ -22,17 +22,19 @@ import (
 
 // nodeOptions are what a server and an agent have in common.
 type nodeOptions struct {
-	build              buildInfo // of this program
-	data, name         string
-	anyDataPath        bool
-	gossip, peer       string
-	advertise          string
-	join               []string
-	token, tokenFile   string
-	logJSON, logDebug  bool
-	json               bool
-	level              *slog.LevelVar    // of the log; follows logDebug when settings are reloaded
-	inForce            map[string]string // computed: the settings that the process was started with
+	build             buildInfo // of this program
+	data, name        string
+	anyDataPath       bool
+	gossip, peer      string
+	advertise         string
+	join              []string
+	token, tokenFile  string
+	logJSON, logDebug bool
+	json              bool
+	level             *slog.LevelVar // of the log; follows logDebug when settings are reloaded
+	// reread has the configuration read again, and apply take over what can change;
+	// nil: there is none to read.
+	reread             func(apply func(nodeOptions), logger *slog.Logger) func() reloadReport
 	logJournal         bool
 	segment            string
 	alsoFlags          []string
@@ -284,7 +286,10 @@ named a public key, release.key (the key that signs releases). Take them away.`,
   moult server --data /var/lib/moult --name s2 --join 10.0.0.1:7947 --token-file token`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.inForce = settingsInForce(cmd)
+			o.reread = rereading(cmd, func() (*cobra.Command, *nodeOptions, func() error) {
+				fresh := new(serverOptions)
+				return serverCommand(fresh), &fresh.nodeOptions, fresh.validate
+			})
 			if err := o.validate(); err != nil {
 				return placed(cmd, err)
 			}

@@ -29,7 +29,9 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 		return runSupervisedAgent(ctx, o, link, stderr)
 	}
 	logger := newLogger(o.nodeOptions, stderr).With("host", o.name)
-	go onHangup(ctx, func() { passReloadOn(ctx, o, logger) }) // from the start: SIGHUP would end the process
+	if o.reread != nil {
+		go onHangup(ctx, func() { passReloadOn(ctx, o, logger) }) // from the start: SIGHUP would end the process
+	}
 	service := newServiceManager(ctx, logger)
 	defer service.close()
 	service.Well(joinPatience)
@@ -133,8 +135,10 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	}
 	defer puller.Close()
 	api := nodeAPI(node, held, puller)
-	settings := newAgentReloader(o, func(now nodeOptions) { held.takeOver(o.nodeOptions, now) }, logger.With("component", "configuration"))
-	api.Handle("POST "+pathReload, reloadEndpoint(settings, creds.HostID))
+	reload := o.reloads(held, logger)
+	if reload != nil {
+		api.Handle("POST "+pathReload, reloadEndpoint(reload, creds.HostID))
+	}
 	port.ServeHTTP(nodeport.Handlers{Peer: api})
 	up, err := openUpdater(updaterSide{
 		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), me: me, creds: creds, node: node, held: held, link: link, spare: spareOf(o),
@@ -153,7 +157,9 @@ func runSupervisedAgent(ctx context.Context, o agentOptions, link *updater.Super
 	ctx, stop := context.WithCancel(ctx)
 	defer tasks.Wait()
 	defer stop()
-	tasks.Go(func() { onHangup(ctx, func() { settings.reload() }) })
+	if reload != nil {
+		tasks.Go(func() { onHangup(ctx, func() { reload() }) })
+	}
 	tasks.Go(func() { agentRenewal(o, follower, ways, logger).run(ctx) })
 	tasks.Go(func() { follower.watch(ctx) })
 	tasks.Go(func() { follower.watchCAs(ctx) })

@@ -213,8 +213,10 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	api := nodeAPI(node, held, puller)
 	desk := newCheckInDesk(raft, others, creds.HostID, trust.listAfter, logger.With("component", "check-ins"))
 	addServerAPI(api, raft, members, publisher, desk)
-	settings := newServerReloader(o, func(now nodeOptions) { held.takeOver(o.nodeOptions, now) }, logger.With("component", "configuration"))
-	api.Handle("POST "+pathReload, reloadEndpoint(settings, creds.HostID))
+	reload := o.reloads(held, logger)
+	if reload != nil {
+		api.Handle("POST "+pathReload, reloadEndpoint(reload, creds.HostID))
+	}
 	enrolment.roster, enrolment.denyList = node.Roster(), trust.newestList
 	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.ChainHandler(identity.JoinHandler(enrolment.enrol), trust.chain)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
 
@@ -255,7 +257,9 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	ctx, stop := context.WithCancelCause(ctx)
 	defer tasks.Wait()
 	defer stop(nil)
-	tasks.Go(func() { onHangup(ctx, func() { settings.reload() }) })
+	if reload != nil {
+		tasks.Go(func() { onHangup(ctx, func() { reload() }) })
+	}
 	tasks.Go(func() { clock.run(ctx) })
 	tasks.Go(func() { observer.run(ctx) })
 	tasks.Go(func() { health.run(ctx) })
