@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"moult/updater"
+	"moult/updater/install"
 )
 
 type agentOptions struct {
@@ -17,6 +18,9 @@ type agentOptions struct {
 	// nothing. A new binary is not committed before ready is closed, if it is given.
 	work  func(ctx context.Context) error
 	ready <-chan struct{}
+	// restart has this process replaced by the installed binary's, where a process
+	// cannot become another program; nil: it can.
+	restart func(install.Marker) error
 }
 
 // thisBuild is what the linker was told.
@@ -46,6 +50,7 @@ that a new binary can be tried and taken back. Joining needs a token from
 				return placed(cmd, err)
 			}
 			o.build = thisBuild()
+			o.restart = restartBy(cmd.Context(), o.data, o.trial.binary)
 			err := runAgent(cmd.Context(), *o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			if errors.Is(err, updater.ErrRestart) {
 				return &exitError{code: updater.ExitRestart}

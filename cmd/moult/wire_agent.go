@@ -65,7 +65,7 @@ func runAgent(ctx context.Context, o agentOptions, stdout, stderr io.Writer) err
 		return err
 	}
 	supervisor := o.trial.supervisor(o.data, active, stderr, logger, service)
-	supervisor.Restart = restartBy(ctx, o.data, o.trial.binary)
+	supervisor.Restart = o.restart
 	return updater.RunSupervisor(ctx, supervisor)
 }
 
