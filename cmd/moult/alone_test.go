@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/mesh/identity"
 )
@@ -66,6 +67,6 @@ func startLoneRaft(tb testing.TB) *consensus.Node {
 		Logger:  quiet,
 	})
 	must(tb, err)
-	tb.Cleanup(func() { closeWithin(raft.Close, quiet, "raft") })
+	tb.Cleanup(func() { nodekit.CloseWithin(raft.Close, quiet, "raft") })
 	return raft
 }

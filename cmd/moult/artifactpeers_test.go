@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh"
 )
 
@@ -61,12 +62,12 @@ func TestWhoIsAskedForAnArtifact(t *testing.T) {
 		{"s1", nil, "core-1:0 r2:0", "r1:1 r2:1"},
 	} {
 		i := slices.IndexFunc(members, func(m mesh.Member) bool { return m.HostID == tt.self })
-		v := peerView{self: tt.self, own: members[i].Record, members: members}
+		v := nodekit.PeerView{Self: tt.self, Own: members[i].Record, Members: members}
 		var holders, relays []string
-		for _, p := range v.holders(wantedDigest) {
+		for _, p := range v.Holders(wantedDigest) {
 			holders = append(holders, fmt.Sprintf("%s:%d", p.HostID, p.Class))
 		}
-		for _, p := range v.relays(tt.via) {
+		for _, p := range v.Relays(tt.via) {
 			relays = append(relays, fmt.Sprintf("%s:%d", p.HostID, p.Class))
 		}
 		slices.Sort(holders)
@@ -83,19 +84,19 @@ func TestWhoIsAskedForAnArtifact(t *testing.T) {
 // Servers are where releases are; they reach each other whatever their segments.
 func TestServersAskEachOther(t *testing.T) {
 	members := []mesh.Member{seen("s1", "core", "server"), seen("s2", "other", "server"), seen("a", "other", "runs")}
-	v := peerView{self: "s1", own: members[0].Record, members: members}
-	if got := v.holders(wantedDigest); len(got) != 1 || got[0].HostID != "s2" {
+	v := nodekit.PeerView{Self: "s1", Own: members[0].Record, Members: members}
+	if got := v.Holders(wantedDigest); len(got) != 1 || got[0].HostID != "s2" {
 		t.Errorf("a server asks %v", got)
 	}
 }
 
 func TestPullRateIsChecked(t *testing.T) {
 	for text, fits := range map[string]bool{"0": true, "100kB": true, "10MB": true, "99kB": false, "1": false} {
-		l := serveLimits{streams: 1, hosts: 1}
-		if err := l.pull.Set(text); err != nil {
+		l := nodekit.ServeLimits{Streams: 1, Hosts: 1}
+		if err := l.Pull.Set(text); err != nil {
 			t.Fatal(err)
 		}
-		if err := l.validate(); (err == nil) != fits {
+		if err := l.Validate(); (err == nil) != fits {
 			t.Errorf("--pull-rate %s: %v", text, err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/backup"
 )
 
@@ -112,7 +113,7 @@ Restore it with: moult server restore FILE`,
 				return printJSON(cmd.OutOrStdout(), map[string]any{"file": args[0], "size": size, "backup": h})
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s, the cluster %s at index %d, with the bytes of %d artifacts; from %s\n",
-				args[0], byteCount(size), h.ClusterID, h.Index, len(h.Artifacts), printable(h.Server))
+				args[0], nodekit.ByteCount(size), h.ClusterID, h.Index, len(h.Artifacts), printable(h.Server))
 			return nil
 		}),
 	}
@@ -152,7 +153,7 @@ func takeBackup(ctx context.Context, c *client, path string, key backup.Key, rel
 		}
 		meter := &byteMeter{w: progress, doing: "backing up"}
 		defer meter.end()
-		return replaceFile(path, 0o600, func(w io.Writer) error {
+		return nodekit.ReplaceFile(path, 0o600, func(w io.Writer) error {
 			h, size, err = reencrypt(io.TeeReader(resp.Body, meter), once, w, key)
 			return err
 		})
@@ -203,7 +204,7 @@ func (m *byteMeter) Write(b []byte) (int, error) {
 	m.done += int64(len(b))
 	if f, ok := m.w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && time.Since(m.shown) > 100*time.Millisecond {
 		m.shown = time.Now()
-		fmt.Fprintf(m.w, "\r\x1b[K%s: %s", m.doing, byteCount(m.done))
+		fmt.Fprintf(m.w, "\r\x1b[K%s: %s", m.doing, nodekit.ByteCount(m.done))
 	}
 	return len(b), nil
 }

@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
 	"moult/updater/release"
@@ -27,95 +26,9 @@ const (
 	// bootstrapFile holds the cluster's first entry until it is committed, so
 	// that a bootstrap that was interrupted goes on where it stopped.
 	bootstrapFile = "bootstrap.json"
-	// bootstrapOnceFile in the data directory is as --bootstrap, once: whoever prepares a
-	// service leaves it there, and bootstrapping removes it.
-	bootstrapOnceFile = "bootstrap.once"
 
 	gossipKeyBytes = 32
 )
-
-// enrol returns this host's credentials, getting them first when it has none:
-// by making a cluster, or by joining one.
-func enrol(ctx context.Context, store *identity.Store, o nodeOptions, httpAddr string, bootstrap func(hostID string) error) (identity.Credentials, error) {
-	if store.Enrolled() {
-		creds, err := store.Load()
-		if err != nil {
-			return creds, err
-		}
-		return creds, refuseForeignToken(o, creds)
-	}
-	role := identity.RoleAgent
-	if httpAddr != "" { // only servers have one
-		role = identity.RoleServer
-	}
-	if err := o.checkPorts(); err != nil {
-		return identity.Credentials{}, err
-	}
-	hostID, _, err := store.HostKey()
-	if err != nil {
-		return identity.Credentials{}, err
-	}
-	if bootstrap != nil {
-		if err := bootstrap(hostID); err != nil {
-			return identity.Credentials{}, fmt.Errorf("bootstrap: %w", err)
-		}
-		_ = os.Remove(filepath.Join(o.data, bootstrapOnceFile)) // from here on the directory has its cluster
-		return store.Load()
-	}
-	if len(o.join) == 0 {
-		next := "make a token on a server with `moult token create` and give --join and --token-file"
-		if role == identity.RoleServer {
-			next += ", or make a new cluster with --bootstrap"
-		}
-		return identity.Credentials{}, fmt.Errorf("%s belongs to no cluster yet; %s", o.data, next)
-	}
-	text, err := o.joinToken()
-	if err != nil {
-		return identity.Credentials{}, err
-	}
-	if text == "" {
-		return identity.Credentials{}, errors.New("joining takes a token; make one on a server with `moult token create` and give it by --token-file or MOULT_TOKEN")
-	}
-	token, err := identity.ParseToken(text)
-	if err != nil {
-		return identity.Credentials{}, err
-	}
-	req := identity.JoinRequest{
-		Role: role, HostID: hostID, Name: o.name, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: o.build.version,
-		GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: httpAddr,
-		Also: o.segmentAddrs(),
-	}
-	var errs []error
-	for _, addr := range o.join {
-		creds, err := identity.Join(ctx, addr, token, store, req)
-		if err == nil {
-			_ = os.Remove(filepath.Join(o.data, joinTokenFile)) // it is used up, whoever left it
-			return creds, nil
-		}
-		errs = append(errs, fmt.Errorf("join through %s: %w", addr, err))
-	}
-	return identity.Credentials{}, errors.Join(errs...)
-}
-
-// refuseForeignToken refuses a join token of another cluster than the one that
-// the data directory belongs to: whoever gives it expects to join that one. Any
-// other token, used up or not a join token at all, is not needed and changes
-// nothing.
-func refuseForeignToken(o nodeOptions, creds identity.Credentials) error {
-	text, err := o.joinToken()
-	if err != nil {
-		return nil //nolint:nilerr // the file that held the token may well be gone
-	}
-	token, err := identity.ParseToken(text)
-	if err != nil {
-		return nil //nolint:nilerr // MOULT_TOKEN may hold an API token
-	}
-	if creds.Trusted.Knows(token.CAHash) {
-		return nil
-	}
-	return fmt.Errorf("%w: %s is of cluster %s, the join token is of another one; give a new directory with --data, or leave the token out",
-		identity.ErrOtherCluster, o.data, creds.Cluster)
-}
 
 // bootstrapCluster makes a cluster: its CA, keys, first admin, and this
 // server's own identity. Nothing is in Raft yet; see joinRaft.
@@ -130,7 +43,7 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	if err != nil {
 		return err
 	}
-	id := identity.Identity{Cluster: clusterID, HostID: hostID, Name: o.name, Role: identity.RoleServer}
+	id := identity.Identity{Cluster: clusterID, HostID: hostID, Name: o.Name, Role: identity.RoleServer}
 	public := publicKey(key)
 	cert, err := ca.Issue(id, public, now, o.certLifetime)
 	if err != nil {
@@ -154,10 +67,10 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 			ReleaseThreshold: o.releaseThreshold,
 		},
 		Server: fleet.Host{
-			ID: hostID, Name: o.name, Role: fleet.RoleServer, Segment: fleet.DefaultSegment,
+			ID: hostID, Name: o.Name, Role: fleet.RoleServer, Segment: fleet.DefaultSegment,
 			OS: runtime.GOOS, Arch: runtime.GOARCH, PublicKey: public,
-			GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http, EnrolledAt: now,
-			Also: hostSegments(o.segmentAddrs()),
+			GossipAddr: o.GossipAdv, PeerAddr: o.PeerAdv, HTTPAddr: o.http, EnrolledAt: now,
+			Also: hostSegments(o.SegmentAddrs()),
 		},
 		Admin: fleet.User{
 			ID: uuid.NewString(), Name: "admin", Role: fleet.Admin, PasswordHash: hash, CreatedAt: now,
@@ -174,13 +87,13 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 		adminTokenFile:    []byte(tokenSecret + "\n"),
 		adminPasswordFile: []byte(password + "\n"),
 	} {
-		if err := writeFileAtomic(filepath.Join(o.data, name), content, 0o600); err != nil {
+		if err := nodekit.WriteFileAtomic(filepath.Join(o.Data, name), content, 0o600); err != nil {
 			return err
 		}
 	}
 	var also []identity.Segment
-	for _, s := range o.also {
-		known, err := firstKeys(first.Cluster, s.name, nil)
+	for _, s := range o.Also {
+		known, err := firstKeys(first.Cluster, s.Name, nil)
 		if err != nil {
 			return err
 		}
@@ -195,20 +108,20 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 	if err != nil {
 		return err
 	}
-	if o.json && !stdoutIsJournal(stdout) {
+	if o.Json && !stdoutIsJournal(stdout) {
 		return printJSON(stdout, bootstrapReport(o, password))
 	}
 	if stdoutIsJournal(stdout) { // no secret in a log
-		fmt.Fprintf(stdout, "login:     admin, password in %s\n", filepath.Join(o.data, adminPasswordFile))
+		fmt.Fprintf(stdout, "login:     admin, password in %s\n", filepath.Join(o.Data, adminPasswordFile))
 	} else {
 		fmt.Fprintf(stdout, "login:     admin / %s\n", password)
 	}
 	if !o.keepPassword {
 		fmt.Fprintln(stdout, "           the first sign-in asks for another password")
 	}
-	fmt.Fprintf(stdout, "API token: in %s\n", filepath.Join(o.data, adminTokenFile))
+	fmt.Fprintf(stdout, "API token: in %s\n", filepath.Join(o.Data, adminTokenFile))
 	if len(o.releaseKeyFile) == 0 {
-		fmt.Fprintf(stdout, "release key (secret): %s — move it off this server\n", filepath.Join(o.data, releaseKeyFile))
+		fmt.Fprintf(stdout, "release key (secret): %s — move it off this server\n", filepath.Join(o.Data, releaseKeyFile))
 	}
 	return nil
 }
@@ -217,10 +130,10 @@ func bootstrapCluster(store *identity.Store, o serverOptions, hostID string, std
 func bootstrapReport(o serverOptions, password string) map[string]any {
 	report := map[string]any{
 		"user": "admin", "password": password, "must_change_password": !o.keepPassword,
-		"token_file": filepath.Join(o.data, adminTokenFile),
+		"token_file": filepath.Join(o.Data, adminTokenFile),
 	}
 	if len(o.releaseKeyFile) == 0 {
-		report["release_key_file"] = filepath.Join(o.data, releaseKeyFile)
+		report["release_key_file"] = filepath.Join(o.Data, releaseKeyFile)
 	}
 	return report
 }
@@ -256,7 +169,7 @@ func pinnedReleaseKeys(o serverOptions) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFileAtomic(filepath.Join(o.data, releaseKeyFile), []byte(secret), 0o600); err != nil {
+	if err := nodekit.WriteFileAtomic(filepath.Join(o.Data, releaseKeyFile), []byte(secret), 0o600); err != nil {
 		return nil, err
 	}
 	return []string{key}, nil

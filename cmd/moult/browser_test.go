@@ -16,6 +16,7 @@ import (
 
 	"github.com/chromedp/chromedp"
 
+	"moult/cmd/internal/nodekit"
 	"moult/webui/browsertest"
 )
 
@@ -58,7 +59,7 @@ func TestBrowserOverTLS(t *testing.T) {
 	c := &testCluster{t: t}
 	var text []byte
 	c.await(time.Minute, "the server to be up", func() (err error) {
-		if _, err = readRunning(data); err == nil {
+		if _, err = nodekit.ReadRunning(data); err == nil {
 			text, err = os.ReadFile(filepath.Join(data, uiCAFile))
 		}
 		return err

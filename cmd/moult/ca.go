@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // apiCA is the cluster's CA, and how far its change is.
@@ -243,7 +245,7 @@ func (r *caRotation) run(ctx context.Context) (a apiCA, err error) {
 		case time.Since(r.failing) > caUnreachable:
 			return a, fmt.Errorf("%w; run it again when a majority of the servers is up: it goes on where it was", err)
 		}
-		if !sleep(ctx, caPoll) {
+		if !nodekit.Sleep(ctx, caPoll) {
 			return a, ctx.Err()
 		}
 	}
@@ -398,7 +400,7 @@ func (r *caRotation) keepUICA(a apiCA) error {
 	if r.uiCA == "" {
 		return nil
 	}
-	if err := writeFileAtomic(r.uiCA, []byte(pem), 0o644); err != nil {
+	if err := nodekit.WriteFileAtomic(r.uiCA, []byte(pem), 0o644); err != nil {
 		return fmt.Errorf("write --ui-ca: %w", err)
 	}
 	fmt.Fprintf(r.out, "the UI's CA after the switch is in %s: give it to browsers, and to clients as --ca\n", r.uiCA)

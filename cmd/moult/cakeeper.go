@@ -7,18 +7,12 @@ import (
 	"slices"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/webui"
 )
-
-// casNotice is the body of topicCAs: how the CA was changed, which proves itself, and
-// who signs certificates by now, which is a hint to renew.
-type casNotice struct {
-	Chain  identity.CAChain `json:"chain"`
-	Signer string           `json:"signer"` // sha256 of the CA
-}
 
 // casWanted is what a host should trust, and whose its certificate should be.
 type casWanted struct {
@@ -44,7 +38,7 @@ func wantedCAs(cluster fleet.Cluster) (w casWanted, err error) {
 }
 
 // followedBy tells whether a host says that it has all that it should.
-func (w casWanted) followedBy(f trustFollowed) bool {
+func (w casWanted) followedBy(f nodekit.TrustFollowed) bool {
 	return !w.changed || slices.Equal(f.CAs, w.trusted) && f.Signer == w.signer
 }
 
@@ -73,7 +67,7 @@ func (k *trustKeeper) casOf(v fleet.View) (notice []byte, wanted casWanted) {
 	}
 	wanted, err := wantedCAs(cluster)
 	if err == nil {
-		notice, err = json.Marshal(casNotice{Chain: chainOf(cluster), Signer: wanted.signer})
+		notice, err = json.Marshal(nodekit.CasNotice{Chain: chainOf(cluster), Signer: wanted.signer})
 	}
 	if err != nil {
 		k.logger.Error("tell of the change of the CA", "error", err)
@@ -105,7 +99,7 @@ func (k *trustKeeper) Hosts() []webui.CAHost {
 
 // caHosts joins what was decided about the CA with who follows it. A host that has
 // once said that it does has what it takes, though it may be off by now.
-func caHosts(v fleet.View, wanted casWanted, live map[string]mesh.Liveness, follows map[string]trustFollowed) (hosts []webui.CAHost) {
+func caHosts(v fleet.View, wanted casWanted, live map[string]mesh.Liveness, follows map[string]nodekit.TrustFollowed) (hosts []webui.CAHost) {
 	for _, h := range v.Hosts() {
 		f, said := follows[h.ID]
 		out := webui.CAHost{Name: h.Name, Server: h.Role == fleet.RoleServer, Done: wanted.followedBy(f)}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh"
@@ -58,7 +59,7 @@ func TestStepsOfAChangeOfTheCA(t *testing.T) {
 	live := map[string]mesh.Liveness{"s1": mesh.Online, "a0": mesh.Online}
 	first, err := wantedCAs(s.cluster())
 	must(t, err)
-	pending := func(follows map[string]trustFollowed) (out []string) {
+	pending := func(follows map[string]nodekit.TrustFollowed) (out []string) {
 		t.Helper()
 		w, err := wantedCAs(s.cluster())
 		must(t, err)
@@ -100,9 +101,9 @@ func TestStepsOfAChangeOfTheCA(t *testing.T) {
 	creds, err := store.Load()
 	must(t, err)
 	current := identity.NewCurrent(store, creds)
-	follows := func() map[string]trustFollowed {
-		f := followedBy(current.Get())
-		return map[string]trustFollowed{"s1": f, "a0": f}
+	follows := func() map[string]nodekit.TrustFollowed {
+		f := nodekit.FollowedBy(current.Get())
+		return map[string]nodekit.TrustFollowed{"s1": f, "a0": f}
 	}
 	follow := func() {
 		t.Helper()
@@ -117,7 +118,7 @@ func TestStepsOfAChangeOfTheCA(t *testing.T) {
 	follow()
 	is(pending(follows()), "agent-1")
 	foreign := follows()
-	foreign["a0"] = trustFollowed{CAs: []string{first.signer, "ff"}, Signer: first.signer}
+	foreign["a0"] = nodekit.TrustFollowed{CAs: []string{first.signer, "ff"}, Signer: first.signer}
 	w, err := wantedCAs(s.cluster())
 	must(t, err)
 	for _, h := range caHosts(s.state.View(), w, live, foreign) {
@@ -152,7 +153,7 @@ func TestStepsOfAChangeOfTheCA(t *testing.T) {
 	if got := current.Get().Trusted.Hashes(); len(got) != 1 || got[0] == first.signer {
 		t.Errorf("at the end it trusts %v", got)
 	}
-	if !(casWanted{}).followedBy(trustFollowed{}) {
+	if !(casWanted{}).followedBy(nodekit.TrustFollowed{}) {
 		t.Error("before any change a host has something to follow")
 	}
 }

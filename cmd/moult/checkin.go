@@ -3,16 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
-	mathrand "math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh"
@@ -25,10 +23,6 @@ import (
 // what that tells: two machines that answer as one host, and hosts that look online
 // and reach no server. And a host hears by it whom the deny-list names by now.
 const (
-	checkInEvery = 5 * time.Minute
-	checkInFirst = 10 * time.Second // after the start, at most
-	checkInRetry = time.Minute
-	checkInAsked = 8 // hosts asked in one attempt
 
 	// maxCheckInAge is how old a check-in may be when another server hears of it, and
 	// checkInCall how long the server that took it tries to tell.
@@ -37,7 +31,7 @@ const (
 	checkInQueue  = 1024
 
 	// silentAfter is how long a host may look online without a check-in.
-	silentAfter = 4 * checkInEvery
+	silentAfter = 4 * nodekit.CheckInEvery
 	silentTick  = 30 * time.Second
 	maxSilent   = 20 // hosts for which an alert each is opened at a time
 )
@@ -60,54 +54,11 @@ type checkInsMessage struct {
 	CheckIns []checkIn `json:"check_ins"`
 }
 
-// newInstance names this process.
-func newInstance() string { return rand.Text() }
-
-// shower is an agent's side.
-type shower struct {
-	instance string
-	peer     string // node port, as advertised
-	current  *identity.Current
-	ways     func(visited []string) []nodeport.Way
-	denied   func(raw []byte) // takes a deny-list
-	logger   *slog.Logger
-}
-
-// run checks in until ctx ends.
-func (s *shower) run(ctx context.Context) {
-	wait := mathrand.N(checkInFirst)
-	for sleep(ctx, wait) {
-		wait = checkInEvery*4/5 + mathrand.N(checkInEvery/5)
-		if err := s.once(ctx); err != nil && ctx.Err() == nil {
-			s.logger.Debug("no server was reached to check in", "error", err)
-			wait = checkInRetry
-		}
-	}
-}
-
-// once shows the host to the first server that is reached.
-func (s *shower) once(ctx context.Context) error {
-	ways := s.ways(nil)
-	var errs []error
-	for _, w := range ways[:min(len(ways), checkInAsked)] {
-		answer, err := identity.CheckIn(ctx, w.Addr, s.current.Get(), identity.CheckInRequest{Instance: s.instance, PeerAddr: s.peer})
-		if len(answer.Denied) > 0 {
-			s.denied(answer.Denied)
-		}
-		var coded *identity.CodedError
-		if err == nil || errors.As(err, &coded) && coded.Status < 500 && coded.Status != 404 { // 404: a server of an older version
-			return err
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
 // checkInDesk is a server's side: it takes check-ins, remembers them and tells the
 // other servers.
 type checkInDesk struct {
 	raft     *consensus.Node
-	others   *serverClient
+	others   *nodekit.ServerClient
 	self     string
 	denyList func(follows identity.DenyListNumber) []byte // nil for who follows the newest
 	logger   *slog.Logger
@@ -115,7 +66,7 @@ type checkInDesk struct {
 	judge    *cloneJudge
 }
 
-func newCheckInDesk(raft *consensus.Node, others *serverClient, self string, denyList func(identity.DenyListNumber) []byte, logger *slog.Logger) *checkInDesk {
+func newCheckInDesk(raft *consensus.Node, others *nodekit.ServerClient, self string, denyList func(identity.DenyListNumber) []byte, logger *slog.Logger) *checkInDesk {
 	return &checkInDesk{raft: raft, others: others, self: self, denyList: denyList, logger: logger, queue: make(chan checkIn, checkInQueue), judge: newCloneJudge()}
 }
 
@@ -180,7 +131,7 @@ func (d *checkInDesk) pass(ctx context.Context, batch []checkIn) {
 			continue
 		}
 		calls.Go(func() {
-			if err := d.others.postJSON(ctx, s.Address, pathCheckIns, checkInsMessage{batch}, nil); err != nil && ctx.Err() == nil {
+			if err := d.others.PostJSON(ctx, s.Address, pathCheckIns, checkInsMessage{batch}, nil); err != nil && ctx.Err() == nil {
 				d.logger.Debug("tell a server of check-ins", "server", s.Address, "hosts", len(batch), "error", err)
 			}
 		})

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh"
 	"moult/mesh/identity"
@@ -274,7 +275,7 @@ func TestCloneIsQuarantined(t *testing.T) {
 	}
 	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return server, true }, nil, quiet)
 	must(t, err)
-	defer closeWithin(port.Close, quiet, "node port")
+	defer nodekit.CloseWithin(port.Close, quiet, "node port")
 	desk := newCheckInDesk(raft, nil, "s1", func(identity.DenyListNumber) []byte { return nil }, quiet)
 	port.ServeHTTP(nodeport.Handlers{Peer: http.NotFoundHandler(), Renew: identity.CheckInHandler(http.NotFoundHandler(), desk.take)})
 	node, err := mesh.Start(ctx, mesh.Config{
@@ -291,11 +292,11 @@ func TestCloneIsQuarantined(t *testing.T) {
 	tasks.Go(func() { desk.run(running) })
 	tasks.Go(func() { raft.Lead(running, func(ctx context.Context) { desk.lead(ctx, node.Roster()) }) })
 
-	process := func(host, peer string) *shower {
+	process := func(host, peer string) *nodekit.Shower {
 		creds := hosts[host]
-		return &shower{
-			instance: newInstance(), peer: peer, current: identity.NewCurrent(nil, creds), logger: quiet,
-			ways: func([]string) []nodeport.Way { return []nodeport.Way{{Addr: port.Addr().String()}} },
+		return &nodekit.Shower{
+			Instance: nodekit.NewInstance(), Peer: peer, Current: identity.NewCurrent(nil, creds), Logger: quiet,
+			Ways: func([]string) []nodeport.Way { return []nodeport.Way{{Addr: port.Addr().String()}} },
 		}
 	}
 	original, copied := process("a1", "10.0.0.5:7947"), process("a1", "10.0.0.9:7947")
@@ -307,9 +308,9 @@ func TestCloneIsQuarantined(t *testing.T) {
 		if ctx.Err() != nil {
 			t.Fatal("the clone is not noticed")
 		}
-		must(t, []*shower{original, copied}[turn%2].once(ctx))
-		must(t, process("a2", "10.0.0.7:7947").once(ctx)) // a new process each time
-		sleep(ctx, checkInCall+time.Second)
+		must(t, []*nodekit.Shower{original, copied}[turn%2].Once(ctx))
+		must(t, process("a2", "10.0.0.7:7947").Once(ctx)) // a new process each time
+		nodekit.Sleep(ctx, checkInCall+time.Second)
 	}
 	if h, _ := raft.State().View().Host("a1"); !strings.Contains(h.Quarantine.Why, "10.0.0.5:7947") || !strings.Contains(h.Quarantine.Why, "10.0.0.9:7947") {
 		t.Errorf("it says %q", h.Quarantine.Why)

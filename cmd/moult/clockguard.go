@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // Limits of how clocks are watched.
@@ -73,7 +75,7 @@ func (g *clockGuard) look() {
 // run watches until ctx ends.
 func (g *clockGuard) run(ctx context.Context) {
 	asked := time.Duration(0)
-	for sleep(ctx, clockLook) {
+	for nodekit.Sleep(ctx, clockLook) {
 		if g.unfit() == nil {
 			continue
 		}
@@ -120,7 +122,7 @@ func (m *membership) otherClocks(ctx context.Context) (clocks []time.Time) {
 			continue
 		}
 		asked.Go(func() {
-			st, err := m.servers.status(ctx, s.Address)
+			st, err := m.servers.Status(ctx, s.Address)
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil && !st.Now.IsZero() {

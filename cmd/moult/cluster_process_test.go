@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"moult/cmd/internal/nodekit"
 )
 
 func (c *testCluster) leader() string {
@@ -96,11 +98,11 @@ func (c *testCluster) startedOnce(name, version string) {
 // installedIs fails unless a version's binary is the one that is installed.
 func (c *testCluster) installedIs(name, version string) {
 	c.t.Helper()
-	want, err := fileDigest(binary(c.t, version))
+	want, err := nodekit.FileDigest(binary(c.t, version))
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if got, err := fileDigest(filepath.Join(c.dir, name, "moult")); err != nil || got != want {
+	if got, err := nodekit.FileDigest(filepath.Join(c.dir, name, "moult")); err != nil || got != want {
 		c.t.Errorf("%s: the installed binary is not %s (%v)", name, version, err)
 	}
 }
@@ -164,7 +166,7 @@ func (c *testCluster) startAgain(name string, argv []string) {
 		<-ended
 	})
 	pid := fmt.Appendf(nil, "%d\n", cmd.Process.Pid)
-	if err := writeFileAtomic(filepath.Join(c.dir, name, "pid"), pid, 0o600); err != nil {
+	if err := nodekit.WriteFileAtomic(filepath.Join(c.dir, name, "pid"), pid, 0o600); err != nil {
 		c.t.Fatal(err)
 	}
 }
@@ -188,7 +190,7 @@ func (c *testCluster) corrupt(name string) {
 		c.t.Fatal(err)
 	}
 	text[len(text)/2] ^= 0xff
-	if err := writeFileAtomic(path, text, 0o700); err != nil {
+	if err := nodekit.WriteFileAtomic(path, text, 0o700); err != nil {
 		c.t.Fatal(err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"moult/cmd/internal/nodekit"
 )
 
 func newConfigCommand() *cobra.Command {
@@ -179,8 +181,8 @@ func likelyRole(file *settingsFile) string {
 func commandOfRole(role string) (cmd *cobra.Command, validate func() error) {
 	switch role {
 	case roleAgent:
-		o := new(agentOptions)
-		cmd, validate = agentCommand(o), o.validate
+		o := new(nodekit.AgentOptions)
+		cmd, validate = agentCommand(o), o.Validate
 	case roleServer:
 		o := new(serverOptions)
 		cmd, validate = serverCommand(o), o.validate

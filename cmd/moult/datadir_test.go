@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // A data directory that others could exchange is refused, with what to do; one that
@@ -18,7 +20,7 @@ func TestDataDirThatOthersCouldExchange(t *testing.T) {
 	data := filepath.Join(parent, "data")
 	must(t, os.MkdirAll(data, 0o755))
 	open := func() error {
-		unlock, err := openDataDir(data, false)
+		unlock, err := nodekit.OpenDataDir(data, false)
 		if err == nil {
 			unlock()
 		}
@@ -34,7 +36,7 @@ func TestDataDirThatOthersCouldExchange(t *testing.T) {
 	if err := open(); err == nil || !strings.Contains(err.Error(), parent+" can be written to by others (mode 0777)") || !strings.Contains(err.Error(), "--any-data-path") {
 		t.Errorf("a parent that everybody writes to: %v", err)
 	}
-	if unlock, err := openDataDir(data, true); err != nil {
+	if unlock, err := nodekit.OpenDataDir(data, true); err != nil {
 		t.Errorf("asked for: %v", err)
 	} else {
 		unlock()
@@ -45,7 +47,7 @@ func TestDataDirThatOthersCouldExchange(t *testing.T) {
 	must(t, os.Mkdir(shared, 0o755))
 	must(t, os.Chmod(shared, 0o777))
 	must(t, os.Symlink(data, filepath.Join(shared, "link")))
-	if _, err := openDataDir(filepath.Join(shared, "link"), false); err == nil || !strings.Contains(err.Error(), shared) {
+	if _, err := nodekit.OpenDataDir(filepath.Join(shared, "link"), false); err == nil || !strings.Contains(err.Error(), shared) {
 		t.Errorf("by a link that everybody may replace: %v", err)
 	}
 	must(t, os.Chmod(parent, 0o777|os.ModeSticky)) // as /tmp
@@ -72,7 +74,7 @@ func TestDataDirThatOthersCouldExchange(t *testing.T) {
 }
 
 func TestChildrenGetNoJoinToken(t *testing.T) {
-	got := withoutJoinToken([]string{"PATH=/bin", "MOULT_TOKEN=MOULT1.x.y", "MOULT_TOKEN_FILE=f"})
+	got := nodekit.WithoutJoinToken([]string{"PATH=/bin", "MOULT_TOKEN=MOULT1.x.y", "MOULT_TOKEN_FILE=f"})
 	if !slices.Equal(got, []string{"PATH=/bin", "MOULT_TOKEN_FILE=f"}) {
 		t.Errorf("%q", got)
 	}
@@ -89,20 +91,20 @@ func TestBinaryThatOthersCouldExchange(t *testing.T) {
 	must(t, os.Chmod(path, 0o755))
 	link := filepath.Join(base, "moult")
 	must(t, os.Symlink(path, link))
-	must(t, checkBinary(path, false))
-	must(t, checkBinary(link, false))
+	must(t, nodekit.CheckBinary(path, false))
+	must(t, nodekit.CheckBinary(link, false))
 	for _, open := range []string{path, dir, filepath.Dir(dir)} {
 		must(t, os.Chmod(open, 0o777))
 		for _, given := range []string{path, link} {
-			err := checkBinary(given, false)
+			err := nodekit.CheckBinary(given, false)
 			if err == nil || !strings.Contains(err.Error(), "--binary "+given) || !strings.Contains(err.Error(), open+" can be written to by others (mode 0777)") || !strings.Contains(err.Error(), "--any-data-path") {
 				t.Errorf("%s, where everybody writes to %s: %v", given, open, err)
 			}
-			must(t, checkBinary(given, true))
+			must(t, nodekit.CheckBinary(given, true))
 		}
 		must(t, os.Chmod(open, 0o755))
 	}
-	if err := checkBinary(filepath.Join(dir, "gone"), false); err == nil {
+	if err := nodekit.CheckBinary(filepath.Join(dir, "gone"), false); err == nil {
 		t.Error("one that is not there is taken")
 	}
 	if os.Geteuid() != 0 {
@@ -110,7 +112,7 @@ func TestBinaryThatOthersCouldExchange(t *testing.T) {
 	}
 	for _, theirs := range []string{path, dir} {
 		must(t, os.Chown(theirs, 12345, 0))
-		if err := checkBinary(path, false); err == nil || !strings.Contains(err.Error(), theirs+" belongs to user 12345") {
+		if err := nodekit.CheckBinary(path, false); err == nil || !strings.Contains(err.Error(), theirs+" belongs to user 12345") {
 			t.Errorf("where %s is another user's: %v", theirs, err)
 		}
 		must(t, os.Chown(theirs, 0, 0))

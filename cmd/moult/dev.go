@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // Limits of `moult dev`.
@@ -86,7 +88,7 @@ func runDev(ctx context.Context, o devOptions, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	unlock, err := openDataDir(dir, true) // its own cluster, to try out
+	unlock, err := nodekit.OpenDataDir(dir, true) // its own cluster, to try out
 	if err != nil {
 		return err
 	}
@@ -188,7 +190,7 @@ func (d *devCluster) adoptSecrets(first devNode) error {
 		addrs = append(addrs, "http://"+n.HTTP)
 	}
 	d.client = &client{addrs: addrs, token: strings.TrimSpace(string(token)), http: &http.Client{}}
-	return writeFileAtomic(filepath.Join(d.dir, "addresses"), []byte(addresses.String()), 0o600)
+	return nodekit.WriteFileAtomic(filepath.Join(d.dir, "addresses"), []byte(addresses.String()), 0o600)
 }
 
 // launchJoining starts a node that joins through server-1, with a token of its
@@ -205,7 +207,7 @@ func (d *devCluster) launchJoining(ctx context.Context, n devNode, role string) 
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
-		if err := writeFileAtomic(filepath.Join(dir, "join.token"), []byte(out.Token+"\n"), 0o600); err != nil {
+		if err := nodekit.WriteFileAtomic(filepath.Join(dir, "join.token"), []byte(out.Token+"\n"), 0o600); err != nil {
 			return err
 		}
 		args = append(args, "--token-file", filepath.Join(dir, "join.token"))

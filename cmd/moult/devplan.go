@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // devNode is one process of a `moult dev` cluster and where it listens.
@@ -54,7 +56,7 @@ func loadDevPlan(dir string, o devOptions) (devPlan, error) {
 	if err != nil {
 		return p, err
 	}
-	return p, writeFileAtomic(path, text, 0o600)
+	return p, nodekit.WriteFileAtomic(path, text, 0o600)
 }
 
 // grow adds nodes until there are as many as asked for. Ports are held until all

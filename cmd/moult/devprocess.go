@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // devStopTimeout is how long a process of `moult dev` may take to end by itself.
@@ -51,7 +53,7 @@ func startDevProcess(name, dir, binary string, args []string) (*devProcess, erro
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	pid := fmt.Appendf(nil, "%d\n", p.cmd.Process.Pid)
-	if err := writeFileAtomic(filepath.Join(dir, "pid"), pid, 0o600); err != nil {
+	if err := nodekit.WriteFileAtomic(filepath.Join(dir, "pid"), pid, 0o600); err != nil {
 		p.terminate()
 		return nil, err
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // Limits of a diagnosis.
@@ -14,7 +16,7 @@ const (
 	doctorTimeout = 30 * time.Second // all of it
 	dialTimeout   = 3 * time.Second  // one node port
 	maxDials      = 16               // node ports that are dialled
-	skewWarning   = 30 * time.Second // orders live for minutes, certificates for months
+
 )
 
 // The verdicts of a finding.
@@ -85,7 +87,7 @@ Exit code 0: nothing failed; warnings are possible. 1: something failed.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&data, "data", defaultDataDir, "data directory of the agent or server")
+	cmd.Flags().StringVar(&data, "data", nodekit.DefaultDataDir, "data directory of the agent or server")
 	cmd.Flags().StringVar(&binary, "binary", "", "installed binary that updates replace (default: the agent's own)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

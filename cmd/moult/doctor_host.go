@@ -10,15 +10,12 @@ import (
 	"runtime"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 	"moult/updater"
 	"moult/updater/install"
 	"moult/updater/order"
 )
-
-// roomForUpdate is the free space below which a data directory is reported: the
-// staged release, and the one before it.
-const roomForUpdate = 64 << 20 // bytes
 
 // lookAtDataDir returns whether there is anything to look at in it.
 func (d *diagnosis) lookAtDataDir(data string) bool {
@@ -45,7 +42,7 @@ func (d *diagnosis) lookAtDataDir(data string) bool {
 	}
 	probe.Close()
 	os.Remove(probe.Name())
-	if err := install.CheckSpace(data, roomForUpdate); err != nil {
+	if err := install.CheckSpace(data, nodekit.RoomForUpdate); err != nil {
 		d.fail("disk", "free some space, or move --data to a larger disk", "%v", err)
 		return true
 	}
@@ -85,9 +82,9 @@ func (d *diagnosis) lookAtIdentity(data string) (identity.Credentials, bool) {
 	return creds, true
 }
 
-func (d *diagnosis) lookAtRunning(data string) (runningNode, bool) {
+func (d *diagnosis) lookAtRunning(data string) (nodekit.RunningNode, bool) {
 	const check = "process"
-	running, err := readRunning(data)
+	running, err := nodekit.ReadRunning(data)
 	if errors.Is(err, os.ErrNotExist) {
 		d.fail(check, "start it: moult agent --help", "no agent or server has run on %s yet", data)
 		return running, false
@@ -121,7 +118,7 @@ func (d *diagnosis) lookAtInstalled(ctx context.Context, data, binary string, wi
 		d.fail(check, "free some space", "cannot be tried: %v", err)
 		return
 	}
-	digest, err := fileDigest(staged)
+	digest, err := nodekit.FileDigest(staged)
 	var found install.Verdict
 	if err == nil {
 		found, err = install.Preflight(ctx, install.PreflightRequest{

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 	"moult/updater"
 )
@@ -88,7 +89,7 @@ func keyPrint(key []byte) string {
 // lookAtReleaseKeys tells whose releases this host takes.
 func (d *diagnosis) lookAtReleaseKeys(data string, creds identity.Credentials) {
 	const check = "release keys"
-	set := updater.PinnedKeys(data, creds.Cluster, keysGiven(creds))
+	set := updater.PinnedKeys(data, creds.Cluster, nodekit.KeysGiven(creds))
 	if err := set.Check(); err != nil {
 		d.fail(check, "move identity/ away and join again with a new token", "no release can be verified here: %v", err)
 		return

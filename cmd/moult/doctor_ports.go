@@ -11,12 +11,13 @@ import (
 	"syscall"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 )
 
 // lookAtOwnPorts tries, while no process runs, whether one could have its ports.
-func (d *diagnosis) lookAtOwnPorts(running runningNode) {
+func (d *diagnosis) lookAtOwnPorts(running nodekit.RunningNode) {
 	ports := []struct {
 		what, addr, flag string
 		packets          bool
@@ -65,7 +66,7 @@ func portTaken(addr string, packets bool) error {
 }
 
 // lookAtUIPort tells whether a server's UI takes connections.
-func (d *diagnosis) lookAtUIPort(ctx context.Context, running runningNode) {
+func (d *diagnosis) lookAtUIPort(ctx context.Context, running nodekit.RunningNode) {
 	if running.HTTP == "" {
 		return // an agent, or a server of an older version
 	}
@@ -84,7 +85,7 @@ func (d *diagnosis) lookAtUIPort(ctx context.Context, running runningNode) {
 // runs: by the date in the header of any answer, whose second does.
 func (d *diagnosis) lookAtClock(ctx context.Context, creds identity.Credentials) {
 	servers := creds.Servers[:min(len(creds.Servers), maxDials)]
-	client := nodeport.Client(func() identity.Credentials { return creds }, anyMember)
+	client := nodeport.Client(func() identity.Credentials { return creds }, nodekit.AnyMember)
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -93,7 +94,7 @@ func (d *diagnosis) lookAtClock(ctx context.Context, creds identity.Credentials)
 	var skews []time.Duration
 	for _, addr := range servers {
 		asked.Go(func() {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+pathSelf, nil)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+nodekit.PathSelf, nil)
 			if err != nil {
 				return
 			}
@@ -123,7 +124,7 @@ func (d *diagnosis) tellClock(skews []time.Duration) {
 	if len(skews) == 1 {
 		servers = "1 server"
 	}
-	if worst.Abs() > skewWarning {
+	if worst.Abs() > nodekit.SkewWarning {
 		d.warn("clock", "set the clocks by NTP: certificates and orders carry times", "up to %v off that of %s", worst.Abs().Round(time.Second), servers)
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 )
 
@@ -43,24 +44,24 @@ func TestDoctorLooksAtPorts(t *testing.T) {
 	}
 	defer packets.Close()
 	for _, tc := range []struct {
-		running         runningNode
+		running         nodekit.RunningNode
 		verdict, detail string
 	}{
-		{runningNode{Peer: taken.Addr().String()}, findingFailed, "the node port " + taken.Addr().String()},
-		{runningNode{Gossip: packets.LocalAddr().String()}, findingFailed, "the gossip port"},
-		{runningNode{HTTP: taken.Addr().String()}, findingFailed, "the UI port"},
-		{runningNode{Peer: ip + ":0", Gossip: "192.0.2.7:7946"}, findingOK, "free"}, // behind NAT: nothing is known
+		{nodekit.RunningNode{Peer: taken.Addr().String()}, findingFailed, "the node port " + taken.Addr().String()},
+		{nodekit.RunningNode{Gossip: packets.LocalAddr().String()}, findingFailed, "the gossip port"},
+		{nodekit.RunningNode{HTTP: taken.Addr().String()}, findingFailed, "the UI port"},
+		{nodekit.RunningNode{Peer: ip + ":0", Gossip: "192.0.2.7:7946"}, findingOK, "free"}, // behind NAT: nothing is known
 	} {
 		d := diagnosis{Healthy: true}
 		d.lookAtOwnPorts(tc.running)
 		only(t, d, "ports", tc.verdict, tc.detail)
 	}
 	d := diagnosis{Healthy: true}
-	d.lookAtUIPort(t.Context(), runningNode{HTTP: taken.Addr().String()})
+	d.lookAtUIPort(t.Context(), nodekit.RunningNode{HTTP: taken.Addr().String()})
 	only(t, d, "UI port", findingOK, "takes connections")
 	taken.Close()
 	d = diagnosis{Healthy: true}
-	d.lookAtUIPort(t.Context(), runningNode{HTTP: taken.Addr().String()})
+	d.lookAtUIPort(t.Context(), nodekit.RunningNode{HTTP: taken.Addr().String()})
 	only(t, d, "UI port", findingFailed, "does not take connections")
 }
 

@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 )
 
@@ -67,7 +68,7 @@ func (a *attack) hold(addr string, say func(net.Conn)) {
 					conn.Close()
 				}
 			}()
-			for sleep(a.ctx, a.pause) {
+			for nodekit.Sleep(a.ctx, a.pause) {
 				conn, err := a.from(source, addr)
 				if err != nil {
 					continue
@@ -94,7 +95,7 @@ func (a *attack) garbage(addr string) {
 		}
 		defer conn.Close()
 		chacha := rand.NewChaCha8([32]byte{1})
-		for sleep(a.ctx, a.pause) {
+		for nodekit.Sleep(a.ctx, a.pause) {
 			b := make([]byte, rand.N(1400))
 			_, _ = chacha.Read(b) // never errs
 			if len(b) > 2 {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 )
@@ -100,7 +101,7 @@ func (c *testCluster) letsIn(name, alpn string, creds identity.Credentials) erro
 	}
 	client := nodeport.Client(func() identity.Credentials { return creds }, nil)
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+pathNeighbours+"?segment=default", http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+nodekit.PathNeighbours+"?segment=default", http.NoBody)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // outsider is an agent that something else than `moult dev` runs.
@@ -201,7 +203,7 @@ func TestE2EContainer(t *testing.T) {
 	if shown := c.moult("host", "show", k.name); !strings.Contains(shown, "/var/lib/moult/active/") {
 		t.Errorf("moult host show does not say where it runs from:\n%s", shown)
 	}
-	if got, err := fileDigest(filepath.Join(k.image, "usr/bin/moult")); err != nil || got != mustDigestOf(t, binary(t, versionA)) {
+	if got, err := nodekit.FileDigest(filepath.Join(k.image, "usr/bin/moult")); err != nil || got != mustDigestOf(t, binary(t, versionA)) {
 		t.Errorf("the image was changed, %v", err)
 	}
 	k.doctor(one)
@@ -257,7 +259,7 @@ func (k *container) doctor(one int) {
 
 func mustDigestOf(t testing.TB, path string) string {
 	t.Helper()
-	digest, err := fileDigest(path)
+	digest, err := nodekit.FileDigest(path)
 	must(t, err)
 	return digest
 }

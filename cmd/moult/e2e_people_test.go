@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 )
 
@@ -166,7 +167,7 @@ func TestBootstrapAsksForAnotherPassword(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o := serverOptions{nodeOptions: nodeOptions{data: dir, name: "s1", gossipAdv: "127.0.0.1:1", peerAdv: "127.0.0.1:2"}, http: "127.0.0.1:3", keepPassword: keep, certLifetime: defaultCertificateLifetime}
+		o := serverOptions{NodeOptions: nodekit.NodeOptions{Data: dir, Name: "s1", GossipAdv: "127.0.0.1:1", PeerAdv: "127.0.0.1:2"}, http: "127.0.0.1:3", keepPassword: keep, certLifetime: defaultCertificateLifetime}
 		var out bytes.Buffer
 		if err := bootstrapCluster(store, o, hostID, &out); err != nil {
 			t.Fatal(err)

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // machineCluster is a cluster of machines: three servers and five agents, all from the
@@ -217,7 +219,7 @@ func TestE2ESystemd(t *testing.T) {
 		if status := m.property(roleAgent, "StatusText"); !strings.Contains(status, versionA) {
 			t.Errorf("%s: the status is %q", m.name, status)
 		}
-		if _, err := os.Stat(filepath.Join(m.root, "var/lib/moult", joinTokenFile)); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(m.root, "var/lib/moult", nodekit.JoinTokenFile)); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: the join token is left: %v", m.name, err)
 		}
 		if again := m.run(c.program(m), "install", "agent"); strings.Contains(again, "+ ") {

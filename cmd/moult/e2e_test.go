@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"moult/cmd/internal/nodekit"
 )
 
 func TestE2EFleetUpdate(t *testing.T) {
@@ -103,7 +105,7 @@ func TestE2EPeerWithCorruptBytesIsPassedOver(t *testing.T) {
 	c := startCluster(t, 1, 2)
 	c.publish(versionB, binary(t, versionB))
 	c.moult("host", "update", "--wait", "agent-1")
-	digest, err := fileDigest(binary(t, versionB))
+	digest, err := nodekit.FileDigest(binary(t, versionB))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,12 +133,12 @@ func TestE2EAllServersGoneAndBack(t *testing.T) {
 	for _, name := range servers {
 		restart = append(restart, c.killForRestart(name))
 	}
-	want, err := fileDigest(binary(t, versionB))
+	want, err := nodekit.FileDigest(binary(t, versionB))
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.await(time.Minute, "agent-1 to commit without any server", func() error {
-		got, err := fileDigest(filepath.Join(c.dir, "agent-1", "moult"))
+		got, err := nodekit.FileDigest(filepath.Join(c.dir, "agent-1", "moult"))
 		if err == nil && got != want {
 			err = errors.New("the old binary is still installed")
 		}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
@@ -37,7 +38,7 @@ func (c *testCluster) credentials(name string) identity.Credentials {
 // peerAddr is a host's node port.
 func (c *testCluster) peerAddr(name string) string {
 	c.t.Helper()
-	r, err := readRunning(filepath.Join(c.dir, name, "data"))
+	r, err := nodekit.ReadRunning(filepath.Join(c.dir, name, "data"))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -77,7 +78,7 @@ func TestE2ERemovedHostIsShutOut(t *testing.T) {
 	held := nodeport.Client(func() identity.Credentials { return stolen }, nil)
 	defer held.CloseIdleConnections()
 	ask := func(client *http.Client, name string) error {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+c.peerAddr(name)+pathNeighbours+"?segment=default", http.NoBody)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+c.peerAddr(name)+nodekit.PathNeighbours+"?segment=default", http.NoBody)
 		if err != nil {
 			return err
 		}
@@ -126,9 +127,9 @@ func TestE2ERemovedHostIsShutOut(t *testing.T) {
 		must(t, err)
 	}
 	checkIn(followers[0], "one") // whichever leads next, it knows of one of them by others
-	sleep(t.Context(), checkInCall+time.Second)
+	nodekit.Sleep(t.Context(), checkInCall+time.Second)
 	checkIn(followers[1], "another")
-	sleep(t.Context(), time.Second) // until the servers have told each other
+	nodekit.Sleep(t.Context(), time.Second) // until the servers have told each other
 	revive := c.killForRestart(leader)
 	c.awaitRotated("default", 2*time.Minute)
 	t.Logf("the keys are changed after %v", time.Since(began).Round(time.Second))

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/updater/install"
 )
 
@@ -227,11 +228,11 @@ func (w *windowsHost) update(version, program, status string, patience time.Dura
 
 func (w *windowsHost) installedIs(program string) {
 	w.t.Helper()
-	want, err := fileDigest(program)
+	want, err := nodekit.FileDigest(program)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if got, err := fileDigest(w.unixPath(wineProgram)); err != nil || got != want {
+	if got, err := nodekit.FileDigest(w.unixPath(wineProgram)); err != nil || got != want {
 		w.t.Errorf("the installed binary is another one: %s, %v; want %s", got, err, want)
 	}
 }
@@ -284,12 +285,12 @@ func (w *windowsHost) scannedFiles(last string) {
 // it: whoever restarts the service goes back.
 func (w *windowsHost) failedStart() {
 	w.t.Helper()
-	good, err := fileDigest(w.unixPath(wineProgram))
+	good, err := nodekit.FileDigest(w.unixPath(wineProgram))
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	bad := buildForWine(w.t, "moult/testdata/badagent", "-X main.version=6.0.0 -X main.mode=exit")
-	digest, err := fileDigest(bad)
+	digest, err := nodekit.FileDigest(bad)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -312,7 +313,7 @@ func (w *windowsHost) failedStart() {
 	}
 	w.run(w.aside()[len(w.aside())-1], restartCommandLine, "--service", wineService, "--data", wineData, "--binary", wineProgram)
 	w.isRunning()
-	if got, err := fileDigest(w.unixPath(wineProgram)); err != nil || got != good {
+	if got, err := nodekit.FileDigest(w.unixPath(wineProgram)); err != nil || got != good {
 		w.t.Errorf("the good binary is not back: %v", err)
 	}
 	o, err = install.LoadOutcome(data)

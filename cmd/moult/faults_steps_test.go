@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/testdata/faultsuite"
 )
 
@@ -103,7 +104,7 @@ func (w *turnWatch) fetched() bool { return w.exists("data/artifacts/" + w.diges
 func (w *turnWatch) up() bool { return w.f.c.starts(w.name, w.version) > 0 }
 
 func (w *turnWatch) installed() bool {
-	digest, err := fileDigest(w.path("moult"))
+	digest, err := nodekit.FileDigest(w.path("moult"))
 	return err == nil && digest == w.digest
 }
 

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/testdata/faultsuite"
 )
@@ -394,7 +395,7 @@ func (f *faultRun) publishNext() string {
 	}
 	defer os.Remove(path)
 	var err error
-	if f.digest, err = fileDigest(path); err != nil {
+	if f.digest, err = nodekit.FileDigest(path); err != nil {
 		f.t.Fatal(err)
 	}
 	f.c.publish(version, path)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // fleetSummary tells what a fleet update cost.
@@ -45,13 +47,13 @@ func newFleetSummaryCommand(f *clientFlags) *cobra.Command {
 			}
 			var rows [][]string
 			for _, h := range s.Hosts {
-				rows = append(rows, []string{printable(h.Name), h.Status, fmt.Sprintf("%.1f", h.Seconds), byteCount(h.BytesFromPeers), byteCount(h.BytesFromServer)})
+				rows = append(rows, []string{printable(h.Name), h.Status, fmt.Sprintf("%.1f", h.Seconds), nodekit.ByteCount(h.BytesFromPeers), nodekit.ByteCount(h.BytesFromServer)})
 			}
 			if err := printTable(cmd.OutOrStdout(), []string{"HOST", "STATUS", "SECONDS", "FROM PEERS", "FROM SERVERS"}, rows); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "\n%d hosts in %.1f s; %s served by peers, %s by servers\n",
-				s.Succeeded, s.Seconds, byteCount(s.BytesFromPeers), byteCount(s.BytesFromServer))
+				s.Succeeded, s.Seconds, nodekit.ByteCount(s.BytesFromPeers), nodekit.ByteCount(s.BytesFromServer))
 			return nil
 		}),
 	}

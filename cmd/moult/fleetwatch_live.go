@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"moult/cmd/internal/nodekit"
 )
 
 const (
@@ -351,5 +353,5 @@ func (l *liveWatch) clipped(s string, n int) string {
 
 func progressBar(done, total int64) string {
 	full := int(min(done, total) * barWidth / total)
-	return fmt.Sprintf("[%s%s] %s of %s", strings.Repeat("█", full), strings.Repeat("░", barWidth-full), byteCount(done), byteCount(total))
+	return fmt.Sprintf("[%s%s] %s of %s", strings.Repeat("█", full), strings.Repeat("░", barWidth-full), nodekit.ByteCount(done), nodekit.ByteCount(total))
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh"
 )
@@ -79,7 +80,7 @@ func (w *forgeryWatch) look(server string, c mesh.Counters, now time.Time) (mess
 
 // run looks until ctx ends.
 func (w *forgeryWatch) run(ctx context.Context, server string, node *mesh.Node, propose func(ctx context.Context, actor string, c fleet.Change) (fleet.Result, error), logger *slog.Logger) {
-	for sleep(ctx, forgeryTick) {
+	for nodekit.Sleep(ctx, forgeryTick) {
 		message := w.look(server, node.Counters(), time.Now())
 		if message == "" {
 			continue
@@ -94,7 +95,7 @@ func (w *forgeryWatch) run(ctx context.Context, server string, node *mesh.Node, 
 
 // lead closes the alert while this server leads.
 func (w *forgeryWatch) lead(ctx context.Context, m *membership, logger *slog.Logger) {
-	for sleep(ctx, forgeryTick) {
+	for nodekit.Sleep(ctx, forgeryTick) {
 		w.close(ctx, m, logger, time.Now())
 	}
 }
@@ -118,7 +119,7 @@ func (m *membership) othersCalm(ctx context.Context) bool {
 		if s.ID == m.self {
 			continue
 		}
-		if st, err := m.servers.status(ctx, s.Address); err != nil || st.ForgeryCalm < forgeryCalm {
+		if st, err := m.servers.Status(ctx, s.Address); err != nil || st.ForgeryCalm < forgeryCalm {
 			return false
 		}
 	}

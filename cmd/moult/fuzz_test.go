@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
 	"moult/updater"
@@ -65,7 +66,7 @@ func FuzzHostMessages(f *testing.F) {
 			}
 			proposed(t, fleet.JobLogAppended{JobID: report.JobID, First: report.First, Lines: report.Lines})
 		}
-		var keys keysMessage
+		var keys nodekit.KeysMessage
 		if json.Unmarshal(b, &keys) == nil {
 			for _, s := range keys.Statements {
 				if set, err := release.Pinned().Advance("c1", s); err == nil {
@@ -74,7 +75,7 @@ func FuzzHostMessages(f *testing.F) {
 			}
 		}
 		d := &keyDistributor{logger: slog.New(slog.DiscardHandler), follows: map[string]uint64{}}
-		if list, ask := d.take(identity.Identity{HostID: "a"}, b, fleet.Cluster{KeysNumber: 3, KeyStatements: make([]fleet.KeyStatement, 3)}); len(list) > keysPerMessage || ask && d.followed()["a"] >= 3 {
+		if list, ask := d.take(identity.Identity{HostID: "a"}, b, fleet.Cluster{KeysNumber: 3, KeyStatements: make([]fleet.KeyStatement, 3)}); len(list) > nodekit.KeysPerMessage || ask && d.followed()["a"] >= 3 {
 			t.Fatalf("answered with %d statements, %t", len(list), ask)
 		}
 	})

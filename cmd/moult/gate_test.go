@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
@@ -27,7 +28,7 @@ func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
 	gate := &memberGate{}
 	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return s1, true }, gate.allow, quiet)
 	must(t, err)
-	defer closeWithin(port.Close, quiet, "node port")
+	defer nodekit.CloseWithin(port.Close, quiet, "node port")
 	addr := port.Addr().String()
 
 	// A client in TLS 1.3 learns on its first read whether it was let in.
@@ -57,7 +58,7 @@ func TestOnlyConfiguredServersSpeakRaft(t *testing.T) {
 		Logger: quiet,
 	})
 	must(t, err)
-	defer closeWithin(raft.Close, quiet, "raft")
+	defer nodekit.CloseWithin(raft.Close, quiet, "raft")
 	must(t, raft.Bootstrap(ctx))
 	gate.open(raft)
 
@@ -114,13 +115,13 @@ func TestStrangersMayOnlyTellOfAConfiguration(t *testing.T) {
 	for _, op := range []struct{ method, path string }{
 		{"POST", pathPropose},
 		{"POST", pathAddServer},
-		{"GET", pathStatus},
-		{"GET", pathMembers},
+		{"GET", nodekit.PathStatus},
+		{"GET", nodekit.PathMembers},
 		{"POST", pathRelease},
 		{"POST", pathCheckIns},
 		{"GET", "/artifact/x"},
-		{"GET", pathState},
-		{"POST", pathMembers + "/../servers"},
+		{"GET", nodekit.PathState},
+		{"POST", nodekit.PathMembers + "/../servers"},
 	} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(op.method, op.path, nil)) // of nobody, whom the state does not know
@@ -131,7 +132,7 @@ func TestStrangersMayOnlyTellOfAConfiguration(t *testing.T) {
 	if served != 0 {
 		t.Errorf("%d requests were served", served)
 	}
-	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", pathMembers, nil))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", nodekit.PathMembers, nil))
 	if served != 1 {
 		t.Error("a server cannot tell of a configuration")
 	}
@@ -145,7 +146,7 @@ func TestAgentsAreRefusedWhereServersSpeak(t *testing.T) {
 	server, agent := host("s1", identity.RoleServer), host("a1", identity.RoleAgent)
 	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return server, true }, nil, quiet)
 	must(t, err)
-	defer closeWithin(port.Close, quiet, "node port")
+	defer nodekit.CloseWithin(port.Close, quiet, "node port")
 	asked := 0
 	api := http.NewServeMux()
 	addServerAPI(api, raft, &membership{raft: raft}, &publisher{raft: raft, logger: quiet}, &checkInDesk{})
@@ -159,10 +160,10 @@ func TestAgentsAreRefusedWhereServersSpeak(t *testing.T) {
 	operations := []struct{ method, path string }{
 		{"POST", pathPropose},
 		{"POST", pathAddServer},
-		{"GET", pathStatus},
-		{"GET", pathState},
-		{"GET", pathMembers},
-		{"POST", pathMembers},
+		{"GET", nodekit.PathStatus},
+		{"GET", nodekit.PathState},
+		{"GET", nodekit.PathMembers},
+		{"POST", nodekit.PathMembers},
 		{"POST", pathRelease},
 		{"POST", pathCheckIns},
 	}

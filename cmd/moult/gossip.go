@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // Times of waiting for a rotation.
@@ -241,7 +243,7 @@ func awaitRotation(ctx context.Context, c *client, w io.Writer, segments []strin
 		if running == 0 {
 			return nil
 		}
-		if !sleep(ctx, gossipPoll) {
+		if !nodekit.Sleep(ctx, gossipPoll) {
 			return ctx.Err()
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/mesh"
 	"moult/mesh/identity"
@@ -26,20 +27,20 @@ type healthWatch struct {
 	raft    *consensus.Node
 	roster  *mesh.Roster
 	store   *artifact.Store
-	others  *serverClient
+	others  *nodekit.ServerClient
 	current *identity.Current
 	self    string
 	started time.Time // of the mesh
 
 	mu    sync.Mutex
-	asked serverFacts // what the last look found
+	asked nodekit.ServerFacts // what the last look found
 }
 
 // run looks until ctx ends.
 func (w *healthWatch) run(ctx context.Context) {
 	for {
 		w.look(ctx)
-		if !sleep(ctx, healthInterval) {
+		if !nodekit.Sleep(ctx, healthInterval) {
 			return
 		}
 	}
@@ -48,7 +49,7 @@ func (w *healthWatch) run(ctx context.Context) {
 // look asks all other servers at once.
 func (w *healthWatch) look(ctx context.Context) {
 	servers := w.raft.Servers()
-	found := serverFacts{Asked: true}
+	found := nodekit.ServerFacts{Asked: true}
 	clocks := []time.Duration{0} // against this server's
 	var (
 		mu    sync.Mutex
@@ -68,7 +69,7 @@ func (w *healthWatch) look(ctx context.Context) {
 		}
 		tasks.Go(func() {
 			before := time.Now()
-			st, err := w.others.status(ctx, s.Address)
+			st, err := w.others.Status(ctx, s.Address)
 			if err != nil {
 				return
 			}
@@ -120,5 +121,5 @@ func (w *healthWatch) problems() []webui.Problem {
 	if issued, ends, err := w.current.Get().Validity(); err == nil {
 		f.CertFrom, f.CertEnds = issued, ends
 	}
-	return judge(f)
+	return nodekit.Judge(f)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 )
 
@@ -104,22 +105,22 @@ configuration.`,
 }
 
 func newInstallAgentCommand() *cobra.Command {
-	var o agentOptions
+	var o nodekit.AgentOptions
 	var own installOptions
 	cmd := &cobra.Command{
 		Use: roleAgent, Short: "Make this host's agent a service", Args: cobra.NoArgs,
 		Example: `  MOULT_TOKEN=MOULT1… moult install agent --join 10.0.0.1:7947
   moult install agent --no-start`,
 	}
-	o.registerFlags(cmd)
+	o.RegisterFlags(cmd)
 	own.register(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		program := o.trial.binary
-		o.trial.binary = "" // it need not be there yet
-		if err := o.validate(); err != nil {
+		program := o.Trial.Binary
+		o.Trial.Binary = "" // it need not be there yet
+		if err := o.Validate(); err != nil {
 			return err
 		}
-		return own.run(cmd, roleAgent, program, o.nodeOptions, nil)
+		return own.run(cmd, roleAgent, program, o.NodeOptions, nil)
 	}
 	return cmd
 }
@@ -135,8 +136,8 @@ func newInstallServerCommand() *cobra.Command {
 	o.registerFlags(cmd)
 	own.register(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		program := o.trial.binary
-		o.trial.binary = "" // it need not be there yet
+		program := o.trial.Binary
+		o.trial.Binary = "" // it need not be there yet
 		if err := o.validate(); err != nil {
 			return err
 		}
@@ -144,13 +145,13 @@ func newInstallServerCommand() *cobra.Command {
 			return errors.New("--keep-first-password is for clusters to try out, not for a service; leave it out")
 		}
 		own.bootstrap = o.bootstrap
-		return own.run(cmd, roleServer, program, o.nodeOptions, o.releaseKeyFile)
+		return own.run(cmd, roleServer, program, o.NodeOptions, o.releaseKeyFile)
 	}
 	return cmd
 }
 
 // run makes the plan of what was given and carries it out.
-func (o *installOptions) run(cmd *cobra.Command, role, program string, node nodeOptions, releaseKeys []string) error {
+func (o *installOptions) run(cmd *cobra.Command, role, program string, node nodekit.NodeOptions, releaseKeys []string) error {
 	p, err := o.plan(cmd, role, program, node, releaseKeys)
 	if err != nil {
 		return err
@@ -175,7 +176,7 @@ func (o *installOptions) run(cmd *cobra.Command, role, program string, node node
 	return o.carryOut(cmd, steps)
 }
 
-func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nodeOptions, releaseKeys []string) (servicePlan, error) {
+func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nodekit.NodeOptions, releaseKeys []string) (servicePlan, error) {
 	self, err := ownFile()
 	if err != nil {
 		return servicePlan{}, err
@@ -190,7 +191,7 @@ func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nod
 		return p, err
 	}
 	if flags.Changed("data") {
-		p.data = node.data
+		p.data = node.Data
 	}
 	if program != "" {
 		p.binary = program
@@ -203,8 +204,8 @@ func (o *installOptions) plan(cmd *cobra.Command, role, program string, node nod
 			return p, fmt.Errorf("--%s: %w", what, err)
 		}
 	}
-	if node.token != "" || node.tokenFile != "" { // one that waits in the data directory stays there
-		if p.token, err = node.joinToken(); err != nil {
+	if node.Token != "" || node.TokenFile != "" { // one that waits in the data directory stays there
+		if p.token, err = node.JoinToken(); err != nil {
 			return p, err
 		}
 		if _, err := identity.ParseToken(p.token); err != nil {

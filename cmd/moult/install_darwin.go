@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 )
 
@@ -20,7 +21,7 @@ const (
 )
 
 func defaultPlaces(role, _ string) places {
-	return places{binary: usualBinary, data: defaultDataDir, config: filepath.Join(configDir, role+".toml")}
+	return places{binary: usualBinary, data: nodekit.DefaultDataDir, config: filepath.Join(configDir, role+".toml")}
 }
 
 func mayInstall() error {
@@ -65,10 +66,10 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	}
 	steps = append(steps, noting(configStep(p.config, exampleConfig(p.role, nil), p.settings, 0o644)))
 	if p.token != "" {
-		steps = append(steps, rootOnceStep(p, "join token", joinTokenFile, p.token+"\n"))
+		steps = append(steps, rootOnceStep(p, "join token", nodekit.JoinTokenFile, p.token+"\n"))
 	}
 	if p.found {
-		steps = append(steps, rootOnceStep(p, "order to make a cluster", bootstrapOnceFile, ""))
+		steps = append(steps, rootOnceStep(p, "order to make a cluster", nodekit.BootstrapOnceFile, ""))
 	}
 	steps = append(steps, noting(fileStep(plistPath(p.role), []byte(text), 0o644)))
 	if p.start {
@@ -101,7 +102,7 @@ func rootOnceStep(p servicePlan, what, name, content string) installStep {
 		done: func() (bool, error) {
 			return identity.HasEnrolment(filepath.Join(p.data, "identity")), nil
 		},
-		do: func(context.Context) error { return writeFileAtomic(path, []byte(content), 0o600) },
+		do: func(context.Context) error { return nodekit.WriteFileAtomic(path, []byte(content), 0o600) },
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // fileStep writes a file whole, where it differs.
@@ -27,7 +29,7 @@ func fileStep(path string, content []byte, mode fs.FileMode) installStep {
 			}
 			return bytes.Equal(old, content), err
 		},
-		do: func(context.Context) error { return writeFileAtomic(path, content, mode) },
+		do: func(context.Context) error { return nodekit.WriteFileAtomic(path, content, mode) },
 	}
 }
 
@@ -88,7 +90,7 @@ func configStep(path, first string, settings map[string]any, mode fs.FileMode) i
 			if err != nil {
 				return err
 			}
-			return writeFileAtomic(path, []byte(text), mode)
+			return nodekit.WriteFileAtomic(path, []byte(text), mode)
 		},
 	}
 }
@@ -201,14 +203,14 @@ func copyBinaryStep(from, to string) installStep {
 			if from == to {
 				return true, nil
 			}
-			have, err := fileDigest(to)
+			have, err := nodekit.FileDigest(to)
 			if errors.Is(err, fs.ErrNotExist) {
 				return false, nil
 			}
 			if err != nil {
 				return false, err
 			}
-			want, err := fileDigest(from)
+			want, err := nodekit.FileDigest(from)
 			return have == want, err
 		},
 		do: func(context.Context) error {
@@ -230,7 +232,7 @@ func refuseToPurge(data string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"identity", runningFile, joinTokenFile, bootstrapOnceFile} { // not lock: /var has one
+	for _, name := range []string{"identity", nodekit.RunningFile, nodekit.JoinTokenFile, nodekit.BootstrapOnceFile} { // not lock: /var has one
 		if fileExists(filepath.Join(data, name)) {
 			return nil
 		}
@@ -240,7 +242,7 @@ func refuseToPurge(data string) error {
 
 // refuseOthersData refuses the data directory of this host's other role.
 func refuseOthersData(p servicePlan) error {
-	if r, err := readRunning(p.data); err == nil && r.Role != "" && string(r.Role) != p.role {
+	if r, err := nodekit.ReadRunning(p.data); err == nil && r.Role != "" && string(r.Role) != p.role {
 		return fmt.Errorf("%s is the data of this host's %s; a host is one or the other; run `moult uninstall %s --purge` first, or give another --data", p.data, r.Role, r.Role)
 	}
 	return nil

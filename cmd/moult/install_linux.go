@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 )
 
@@ -29,7 +30,7 @@ const (
 var vendorUnitDirs = []string{"/usr/lib/systemd/system", "/lib/systemd/system"}
 
 func defaultPlaces(role, self string) places {
-	at := places{binary: usualBinary, data: defaultDataDir, config: filepath.Join(configDir, role+".toml"), user: serviceUser}
+	at := places{binary: usualBinary, data: nodekit.DefaultDataDir, config: filepath.Join(configDir, role+".toml"), user: serviceUser}
 	if binary, account, ok := readUnit(filepath.Join(unitDir, unitName(role))); ok {
 		at.binary, at.user = binary, account // what was chosen when it was installed
 	}
@@ -68,7 +69,7 @@ func inSystemPlace(path string) bool {
 	for _, dir := range []string{"/usr/", "/opt/", "/bin/", "/sbin/"} {
 		if strings.HasPrefix(path, dir) {
 			for p := path; p != "/"; p = filepath.Dir(p) {
-				if refuseForeign(p, 0, "binary", "") != nil {
+				if nodekit.RefuseForeign(p, 0, "binary", "") != nil {
 					return false
 				}
 			}
@@ -120,10 +121,10 @@ func installSteps(p servicePlan) ([]installStep, error) {
 	}
 	steps = append(steps, noting(configStep(p.config, exampleConfig(p.role, nil), p.settings, 0o644)))
 	if p.token != "" {
-		steps = append(steps, onceStep(p, "join token", joinTokenFile, p.token+"\n"))
+		steps = append(steps, onceStep(p, "join token", nodekit.JoinTokenFile, p.token+"\n"))
 	}
 	if p.found {
-		steps = append(steps, onceStep(p, "order to make a cluster", bootstrapOnceFile, ""))
+		steps = append(steps, onceStep(p, "order to make a cluster", nodekit.BootstrapOnceFile, ""))
 	}
 	steps = append(steps, noting(unitStep(p, text)))
 	if p.start {
@@ -177,7 +178,7 @@ func directoryStep(path string, mode fs.FileMode, owner string) installStep {
 			if errors.As(err, &unknown) { // a dry run did not make it
 				return false, nil
 			}
-			return err == nil && st.Mode().Perm() == mode && ownerOf(st) == uid, err
+			return err == nil && st.Mode().Perm() == mode && nodekit.OwnerOf(st) == uid, err
 		},
 		do: func(context.Context) error {
 			uid, gid, err := idsOf(owner)
@@ -220,7 +221,7 @@ func onceStep(p servicePlan, what, name, content string) installStep {
 			if err != nil {
 				return err
 			}
-			if err := writeFileAtomic(path, []byte(content), 0o600); err != nil {
+			if err := nodekit.WriteFileAtomic(path, []byte(content), 0o600); err != nil {
 				return err
 			}
 			return os.Lchown(path, uid, gid)

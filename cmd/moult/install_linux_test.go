@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 )
 
@@ -13,7 +14,7 @@ import (
 // uninstalled, and nothing else.
 func TestUninstallTakesNobodyElsesData(t *testing.T) {
 	server, other, empty := t.TempDir(), t.TempDir(), t.TempDir()
-	if err := (runningNode{Role: identity.RoleServer}).write(server); err != nil {
+	if err := (nodekit.RunningNode{Role: identity.RoleServer}).Write(server); err != nil {
 		t.Fatal(err)
 	}
 	for path, text := range map[string]string{
@@ -90,7 +91,7 @@ func TestUninstallRemovesItsOwnAccountAlone(t *testing.T) {
 // Installing again keeps the account and the place of the program that were chosen.
 func TestInstallReadsItsOwnUnit(t *testing.T) {
 	for _, tt := range []servicePlan{
-		{role: roleAgent, binary: "/srv/with space/moult", data: defaultDataDir, config: "/etc/moult/agent.toml", user: "deploy"},
+		{role: roleAgent, binary: "/srv/with space/moult", data: nodekit.DefaultDataDir, config: "/etc/moult/agent.toml", user: "deploy"},
 		{role: roleServer, binary: "/opt/moult", data: "/srv/moult", config: "/etc/moult/server.toml", user: "root"},
 	} {
 		text, err := systemdUnit(tt)

@@ -2,13 +2,17 @@
 
 package main
 
-import "errors"
+import (
+	"errors"
+
+	"moult/cmd/internal/nodekit"
+)
 
 // errNoInstall is for operating systems whose services are not known here.
 var errNoInstall = errors.New("moult install knows no service manager on this operating system; have yours run `moult agent --config FILE` or `moult server --config FILE`")
 
 func defaultPlaces(role, self string) places {
-	return places{binary: self, data: defaultDataDir, config: "/etc/moult/" + role + ".toml"}
+	return places{binary: self, data: nodekit.DefaultDataDir, config: "/etc/moult/" + role + ".toml"}
 }
 
 func mayInstall() error { return nil }

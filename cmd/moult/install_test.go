@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // Settings that installing puts into a configuration leave the rest of it alone, and
@@ -122,18 +124,18 @@ func TestInstallRefuses(t *testing.T) {
 
 // A join token that waits in the data directory is taken where none is given.
 func TestJoinTokenWaitsInTheDataDirectory(t *testing.T) {
-	o := nodeOptions{data: t.TempDir()}
-	if text, err := o.joinToken(); text != "" || err != nil {
+	o := nodekit.NodeOptions{Data: t.TempDir()}
+	if text, err := o.JoinToken(); text != "" || err != nil {
 		t.Errorf("with none: %q %v", text, err)
 	}
-	if err := os.WriteFile(filepath.Join(o.data, joinTokenFile), []byte("MOULT1.waiting\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(o.Data, nodekit.JoinTokenFile), []byte("MOULT1.waiting\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if text, err := o.joinToken(); text != "MOULT1.waiting" || err != nil {
+	if text, err := o.JoinToken(); text != "MOULT1.waiting" || err != nil {
 		t.Errorf("got %q %v", text, err)
 	}
-	o.token = "MOULT1.given"
-	if text, err := o.joinToken(); text != "MOULT1.given" || err != nil {
+	o.Token = "MOULT1.given"
+	if text, err := o.JoinToken(); text != "MOULT1.given" || err != nil {
 		t.Errorf("beside one that was given: %q %v", text, err)
 	}
 }

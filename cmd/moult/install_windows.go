@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/windows/svc/eventlog"
 	"golang.org/x/sys/windows/svc/mgr"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 	"moult/updater/install"
 )
@@ -45,7 +46,7 @@ func defaultPlaces(role, _ string) places {
 	}
 	return places{
 		binary: filepath.Join(programs, "moult", "moult.exe"),
-		data:   defaultDataDir, config: filepath.Join(programData(), role+".toml"),
+		data:   nodekit.DefaultDataDir, config: filepath.Join(nodekit.ProgramData(), role+".toml"),
 	}
 }
 
@@ -140,19 +141,19 @@ func programStep(p servicePlan) installStep {
 	s := copyBinaryStep(p.self, p.binary)
 	isThere := s.done
 	s.done = func() (bool, error) {
-		if _, err := os.Stat(p.binary); err == nil && refuseForeignBinary(p.binary) != nil {
+		if _, err := os.Stat(p.binary); err == nil && nodekit.RefuseForeignBinary(p.binary) != nil {
 			return false, nil // do says why
 		}
 		return isThere()
 	}
 	s.do = func(context.Context) error {
-		if err := refuseForeignParents(p.binary); err != nil { // before anything is made there
+		if err := nodekit.RefuseForeignParents(p.binary); err != nil { // before anything is made there
 			return err
 		}
 		if err := os.MkdirAll(filepath.Dir(p.binary), 0o755); err != nil {
 			return err
 		}
-		if err := refuseForeignBinary(p.binary); err != nil {
+		if err := nodekit.RefuseForeignBinary(p.binary); err != nil {
 			return err
 		}
 		if p.self == p.binary {
@@ -161,7 +162,7 @@ func programStep(p servicePlan) installStep {
 		if _, err := os.Stat(p.binary); errors.Is(err, os.ErrNotExist) {
 			return copyExecutable(p.self, p.binary)
 		}
-		digest, err := fileDigest(p.self)
+		digest, err := nodekit.FileDigest(p.self)
 		if err != nil {
 			return err
 		}
@@ -178,14 +179,14 @@ func privateDirStep(path string) installStep {
 			if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 				return false, nil
 			}
-			who, err := foreignRights(path, anyRight)
+			who, err := nodekit.ForeignRights(path, nodekit.AnyRight)
 			return who == "", err
 		},
 		do: func(context.Context) error {
-			if err := makeDataDir(path); err != nil {
+			if err := nodekit.MakeDataDir(path); err != nil {
 				return err
 			}
-			return refuseForeignPath(path)
+			return nodekit.RefuseForeignPath(path)
 		},
 	}
 }
@@ -193,13 +194,13 @@ func privateDirStep(path string) installStep {
 // joinTokenStep leaves the join token where the service takes it from, and removes
 // it after joining.
 func joinTokenStep(p servicePlan) installStep {
-	path := filepath.Join(p.data, joinTokenFile)
+	path := filepath.Join(p.data, nodekit.JoinTokenFile)
 	return installStep{
 		what: "join token " + path,
 		done: func() (bool, error) {
 			return identity.HasEnrolment(filepath.Join(p.data, "identity")), nil
 		},
-		do: func(context.Context) error { return writeFileAtomic(path, []byte(p.token+"\n"), 0o600) },
+		do: func(context.Context) error { return nodekit.WriteFileAtomic(path, []byte(p.token+"\n"), 0o600) },
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"moult/cmd/internal/nodekit"
 	"moult/updater/release"
 )
 
@@ -251,7 +252,7 @@ func addSignature(cmd *cobra.Command, path, key, passwordFile string) error {
 	if err != nil {
 		return fmt.Errorf("sign %s: %w", path, err)
 	}
-	if err := writeFileAtomic(signatureOf(path), more, 0o644); err != nil {
+	if err := nodekit.WriteFileAtomic(signatureOf(path), more, 0o644); err != nil {
 		return err
 	}
 	n := strings.Count(string(more), "untrusted comment:")

@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
@@ -28,25 +27,12 @@ func (m memberKnowledge) hear(ctx context.Context, from identity.Identity, claim
 	return struct{}{}, m.raft.Hear(ctx, from.HostID, claim)
 }
 
-// members asks a server for the Raft configuration that it knows. The certificate
-// says whether it is that server: another one may have its address by now.
-func (c *serverClient) members(ctx context.Context, id, addr string) (m consensus.Membership, err error) {
-	answer, from, err := c.exchange(ctx, http.MethodGet, addr, pathMembers, nil)
-	if err != nil {
-		return m, err
-	}
-	if from.HostID != id {
-		return m, fmt.Errorf("at %s is server %s, not %s", addr, from.HostID, id)
-	}
-	return m, json.Unmarshal(answer, &m)
-}
-
 // onlyHosts lets those through that the state knows, and servers that tell this
 // one of a configuration that it may not know.
 func (g *memberGate) onlyHosts(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := g.knows(nodeport.PeerFrom(r.Context()))
-		tells := r.Method == http.MethodPost && r.URL.Path == pathMembers
+		tells := r.Method == http.MethodPost && r.URL.Path == nodekit.PathMembers
 		if err != nil && !tells {
 			w.Header().Set("Connection", "close")
 			http.Error(w, err.Error(), http.StatusForbidden)
@@ -59,7 +45,7 @@ func (g *memberGate) onlyHosts(next http.Handler) http.Handler {
 // addressKeeper has a server dialled where it listens now.
 type addressKeeper struct {
 	raft    *consensus.Node
-	others  *serverClient
+	others  *nodekit.ServerClient
 	self    fleet.Host // with the addresses of this start
 	servers []string   // further node ports to ask at
 	logger  *slog.Logger
@@ -79,7 +65,7 @@ func (k *addressKeeper) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(retryInterval):
+		case <-time.After(nodekit.RetryInterval):
 		}
 	}
 }
@@ -150,7 +136,7 @@ func (k *addressKeeper) move(ctx context.Context) error {
 		if addr == k.self.PeerAddr {
 			continue
 		}
-		err := k.others.postJSON(ctx, addr, pathAddServer, addServerRequest{ID: k.self.ID, Address: k.self.PeerAddr}, nil)
+		err := k.others.PostJSON(ctx, addr, pathAddServer, addServerRequest{ID: k.self.ID, Address: k.self.PeerAddr}, nil)
 		if err == nil {
 			return nil
 		}

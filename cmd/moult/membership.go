@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"runtime"
 	"strings"
 	"sync"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
@@ -22,7 +22,7 @@ import (
 // membership tells who the servers are and adds new ones.
 type membership struct {
 	raft    *consensus.Node
-	servers *serverClient
+	servers *nodekit.ServerClient
 	health  *healthWatch
 	self    string
 	// patience is how long this server waits to be allowed to restart.
@@ -39,13 +39,13 @@ func (m *membership) add(ctx context.Context, from identity.Identity, in addServ
 }
 
 // status tells the others how this server is.
-func (m *membership) status(context.Context, identity.Identity, struct{}) (nodeStatus, error) {
+func (m *membership) status(context.Context, identity.Identity, struct{}) (nodekit.NodeStatus, error) {
 	return m.own(), nil
 }
 
-func (m *membership) own() nodeStatus {
+func (m *membership) own() nodekit.NodeStatus {
 	problems := m.health.problems()
-	return nodeStatus{
+	return nodekit.NodeStatus{
 		Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: !isFailing(problems), Problems: problems,
 		Kinds: fleet.Known(), Now: time.Now(), ForgeryCalm: m.forgeries.calm(time.Now()),
 	}
@@ -69,30 +69,15 @@ func (m *membership) Servers(ctx context.Context) []webui.ServerStatus {
 		asked.Go(func() {
 			answer, err := m.own(), error(nil)
 			if s.ID != m.self {
-				answer, err = m.servers.status(ctx, s.Address)
+				answer, err = m.servers.Status(ctx, s.Address)
 			}
-			st = answer.show(st, err)
+			st = answer.Show(st, err)
 			st.CaughtUp = st.Healthy && st.AppliedIndex+caughtUpSlack >= mine
 			out[i] = st
 		})
 	}
 	asked.Wait()
 	return out
-}
-
-// show completes what is told of a server by what it answered.
-func (a nodeStatus) show(st webui.ServerStatus, err error) webui.ServerStatus {
-	st.Version, st.AppliedIndex, st.Healthy, st.Problems = a.Version, a.AppliedIndex, err == nil && a.Ready, a.Problems
-	switch {
-	case err != nil:
-		if wrapped := new(url.Error); errors.As(err, &wrapped) {
-			err = wrapped.Err // whom it asked is told beside
-		}
-		st.Problems = judge(serverFacts{Silent: err})
-	case !a.Ready && len(a.Problems) == 0: // an older server, which does not tell why
-		st.Problems = []webui.Problem{{Code: problemNoLeader, Message: "it is not ready", Next: "its /readyz tells why", Failing: true}}
-	}
-	return st
 }
 
 // Group tells how the servers are that hold the log.
@@ -115,7 +100,7 @@ func (m *membership) mayRestart(ctx context.Context) error {
 		if why == "" {
 			return nil
 		}
-		if !sleep(ctx, retryInterval) {
+		if !nodekit.Sleep(ctx, nodekit.RetryInterval) {
 			return errors.New(why)
 		}
 	}
@@ -155,7 +140,7 @@ func (m *membership) explained(err error) error {
 type binaries struct {
 	raft  *consensus.Node
 	store *artifact.Store
-	self  self
+	self  nodekit.Self
 }
 
 // Open returns the newest release's binary for a platform, or before any
@@ -180,7 +165,7 @@ func (b *binaries) own(goos, goarch string) (webui.Binary, error) {
 	if goos != runtime.GOOS || goarch != runtime.GOARCH {
 		return webui.Binary{}, webui.ErrNoSuchBuild
 	}
-	f, err := os.Open(b.self.executable)
+	f, err := os.Open(b.self.Executable)
 	if err != nil {
 		return webui.Binary{}, err
 	}
@@ -192,5 +177,5 @@ func (b *binaries) own(goos, goarch string) (webui.Binary, error) {
 		f.Close()
 		return webui.Binary{}, err
 	}
-	return webui.Binary{Content: f, Size: size, SHA256: b.self.digest, Version: version}, nil
+	return webui.Binary{Content: f, Size: size, SHA256: b.self.Digest, Version: version}, nil
 }

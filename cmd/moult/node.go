@@ -2,19 +2,9 @@ package main
 
 import (
 	"crypto/ed25519"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"io"
-	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync/atomic"
-	"time"
 
 	"moult/consensus"
 	"moult/consensus/fleet"
@@ -22,95 +12,7 @@ import (
 	"moult/mesh/identity"
 )
 
-// newLogger logs to stderr: text for people, JSON when asked for, and what the
-// journal expects where stderr is the journal.
-func newLogger(o nodeOptions, w io.Writer) *slog.Logger {
-	o.setLevel()
-	opts := &slog.HandlerOptions{Level: o.level}
-	if o.logJSON || o.json {
-		return slog.New(slog.NewJSONHandler(w, opts))
-	}
-	if o.logJournal || stderrIsJournal(w) {
-		return slog.New(newJournalHandler(w, opts))
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
-}
-
-// setLevel has the log tell as much as logDebug says.
-func (o *nodeOptions) setLevel() {
-	if o.logDebug {
-		o.level.Set(slog.LevelDebug)
-	} else {
-		o.level.Set(slog.LevelInfo)
-	}
-}
-
-// buildInfo is what this program was built as.
-type buildInfo struct {
-	version string
-	number  uint64 // of the release; 0: not known
-}
-
-// self is what a process knows of itself.
-type self struct {
-	build      buildInfo
-	executable string
-	digest     string // sha256 of the executable, 64 hex digits
-	boot       uint64
-}
-
-func describeSelf(dataDir string, b buildInfo) (self, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return self{}, fmt.Errorf("find this binary: %w", err)
-	}
-	digest, err := fileDigest(exe)
-	if err != nil {
-		return self{}, fmt.Errorf("hash this binary: %w", err)
-	}
-	boot, err := nextBoot(dataDir)
-	if err != nil {
-		return self{}, fmt.Errorf("count this start: %w", err)
-	}
-	return self{build: b, executable: exe, digest: digest, boot: boot}, nil
-}
-
-func fileDigest(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// nextBoot returns the number of this start. It rises even when the file was
-// lost, as long as the clock did not fall behind it.
-func nextBoot(dataDir string) (uint64, error) {
-	path := filepath.Join(dataDir, "boot")
-	var last uint64
-	if text, err := os.ReadFile(path); err == nil {
-		last, _ = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	}
-	boot := max(last+1, uint64(time.Now().Unix()))
-	return boot, writeFileAtomic(path, fmt.Appendf(nil, "%d\n", boot), 0o600)
-}
-
 func publicKey(key ed25519.PrivateKey) ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }
-
-// leaveAndClose tells the others that this host goes, then closes the mesh.
-func leaveAndClose(node *mesh.Node, logger *slog.Logger) {
-	if err := node.Leave(leaveTimeout); err != nil {
-		logger.Debug("leave the mesh", "error", err)
-	}
-	if err := node.Close(); err != nil {
-		logger.Warn("close the mesh", "error", err)
-	}
-}
 
 // enrolledKey looks a host's key up in the replicated state.
 func enrolledKey(raft *consensus.Node) func(hostID string) (ed25519.PublicKey, bool) {

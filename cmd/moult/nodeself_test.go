@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
@@ -19,21 +20,21 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 	defer cancel()
 	host := startCertifier(t).mustCertify
 	a1 := host("a1", identity.RoleAgent)
-	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return a1, true }, agentGate(false, a1.Denials.Host), quiet)
+	port, err := nodeport.Listen("127.0.0.1:0", func() (identity.Credentials, bool) { return a1, true }, nodekit.AgentGate(false, a1.Denials.Host), quiet)
 	must(t, err)
-	defer closeWithin(port.Close, quiet, "node port")
+	defer nodekit.CloseWithin(port.Close, quiet, "node port")
 	addr := port.Addr().String()
-	me, err := describeSelf(t.TempDir(), thisBuild())
+	me, err := nodekit.DescribeSelf(t.TempDir(), thisBuild())
 	must(t, err)
 	node, err := mesh.Start(ctx, mesh.Config{
-		Identity: a1.Identity, Key: a1.Key, CertDER: a1.CertDER(), Verifier: a1.Verifier(), Boot: me.boot,
-		OS: "linux", Arch: "amd64", Version: "1.0.0", Digest: me.digest, PeerAddr: addr,
+		Identity: a1.Identity, Key: a1.Key, CertDER: a1.CertDER(), Verifier: a1.Verifier(), Boot: me.Boot,
+		OS: "linux", Arch: "amd64", Version: "1.0.0", Digest: me.Digest, PeerAddr: addr,
 		Pools: []mesh.PoolConfig{{Segment: a1.Segment, Bind: "127.0.0.1:0", Keys: a1.GossipKeys}},
 	})
 	must(t, err)
 	defer node.Close()
 	api := http.NewServeMux()
-	api.Handle("GET "+pathSelf, selfEndpoint(node, a1.HostID, version))
+	api.Handle("GET "+nodekit.PathSelf, nodekit.SelfEndpoint(node, a1.HostID, version))
 	port.ServeHTTP(nodeport.Handlers{Peer: api})
 
 	self, err := askSelf(ctx, a1, addr)
@@ -42,7 +43,7 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 		t.Errorf("the host itself learns %+v", self)
 	}
 	for _, other := range []identity.Credentials{host("a2", identity.RoleAgent), host("s1", identity.RoleServer)} {
-		_, err := (&serverClient{http: nodeport.Client(func() identity.Credentials { return other }, anyMember)}).send(ctx, http.MethodGet, addr, pathSelf, nil)
+		_, err := (&nodekit.ServerClient{Http: nodeport.Client(func() identity.Credentials { return other }, nodekit.AnyMember)}).Send(ctx, http.MethodGet, addr, nodekit.PathSelf, nil)
 		if err == nil || !strings.Contains(err.Error(), "403") {
 			t.Errorf("%s is told: %v", other.Name, err)
 		}

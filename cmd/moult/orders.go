@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh"
@@ -50,5 +51,5 @@ func (s *orderSender) Send(ctx context.Context, job fleet.Job, rel fleet.Release
 	if err != nil {
 		return fmt.Errorf("seal order: %w", err)
 	}
-	return s.node.Send(ctx, host.ID, topicOrder, sealed)
+	return s.node.Send(ctx, host.ID, nodekit.TopicOrder, sealed)
 }

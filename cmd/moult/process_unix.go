@@ -14,6 +14,3 @@ func terminateProcess(p *os.Process) error { return p.Signal(syscall.SIGTERM) }
 // makeFilesPrivate has this process make files for its own user alone, those of its
 // libraries too: Raft's snapshots hold the CA's key.
 func makeFilesPrivate() { unix.Umask(0o077) }
-
-// lockFile takes the lock that ends with the process, or fails at once.
-func lockFile(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
@@ -33,7 +34,7 @@ const syncInterval = 5 * time.Second
 type publisher struct {
 	raft    *consensus.Node
 	store   *artifact.Store
-	servers *serverClient
+	servers *nodekit.ServerClient
 	anyone  *http.Client // for bytes: agents hold them too
 	self    string       // this server's id
 	peer    string       // this server's node port, as others reach it
@@ -149,7 +150,7 @@ func (p *publisher) replicate(ctx context.Context, manifest, signature []byte) e
 		}
 		asked++
 		go func() {
-			err := p.servers.postJSON(ctx, s.Address, pathRelease, releaseOffer{Manifest: manifest, Signature: signature, Peer: p.peer}, nil)
+			err := p.servers.PostJSON(ctx, s.Address, pathRelease, releaseOffer{Manifest: manifest, Signature: signature, Peer: p.peer}, nil)
 			if err != nil {
 				err = fmt.Errorf("server %s: %w", s.Address, err)
 			}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/mesh/identity"
 )
@@ -67,7 +68,7 @@ directories: wipe them, and let them join as new servers.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&data, "data", defaultDataDir, "data directory of the stopped server")
+	cmd.Flags().StringVar(&data, "data", nodekit.DefaultDataDir, "data directory of the stopped server")
 	cmd.Flags().BoolVar(&accepted, recoverFlag, false, "do it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -79,7 +80,7 @@ type recovery struct {
 	creds   identity.Credentials
 	self    consensus.Member
 	stopped consensus.Stopped
-	up      map[string]nodeStatus // of the others, by id
+	up      map[string]nodekit.NodeStatus // of the others, by id
 	unlock  func()
 }
 
@@ -92,7 +93,7 @@ func inspectForRecovery(ctx context.Context, data string) (r *recovery, err erro
 	if err := refuseForeignOwner(data); err != nil {
 		return nil, err
 	}
-	unlock, err := lockDataDir(data)
+	unlock, err := nodekit.LockDataDir(data)
 	if err != nil {
 		return nil, err
 	}
@@ -132,14 +133,14 @@ func inspectForRecovery(ctx context.Context, data string) (r *recovery, err erro
 func (r *recovery) ask(ctx context.Context) {
 	var mu sync.Mutex
 	var asked sync.WaitGroup
-	r.up = map[string]nodeStatus{}
+	r.up = map[string]nodekit.NodeStatus{}
 	client := newServerClient(func() identity.Credentials { return r.creds }, minStatusTimeout)
 	for _, s := range r.stopped.Servers {
 		if s.ID == r.self.ID {
 			continue
 		}
 		asked.Go(func() {
-			if st, err := client.status(ctx, s.Address); err == nil {
+			if st, err := client.Status(ctx, s.Address); err == nil {
 				mu.Lock()
 				defer mu.Unlock()
 				r.up[s.ID] = st

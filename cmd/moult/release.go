@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"moult/cmd/internal/nodekit"
 	"moult/updater/release"
 )
 
@@ -102,7 +103,7 @@ binary's size. Build all of them stripped and with -trimpath.`,
 				}{m, patches})
 			}
 			for _, a := range m.Artifacts {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s/%s  %s  sha256 %s\n", a.OS, a.Arch, byteCount(a.Size), a.SHA256)
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s/%s  %s  sha256 %s\n", a.OS, a.Arch, nodekit.ByteCount(a.Size), a.SHA256)
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "release %s, number %d, in %s; publish it with: moult release publish %s\n", m.Version, m.Number, o.Dir, o.Dir)
 			return nil
@@ -353,6 +354,6 @@ func (m *uploadMeter) Write(b []byte) (int, error) {
 
 func (m *uploadMeter) end() {
 	if !m.shown.IsZero() {
-		fmt.Fprintf(m.w, "\r\x1b[Kuploaded %s; waiting until a majority of the servers hold it\n", byteCount(m.done))
+		fmt.Fprintf(m.w, "\r\x1b[Kuploaded %s; waiting until a majority of the servers hold it\n", nodekit.ByteCount(m.done))
 	}
 }

@@ -8,11 +8,11 @@ import (
 	"sync"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh"
 	"moult/mesh/identity"
-	"moult/updater"
 	"moult/updater/release"
 )
 
@@ -22,21 +22,11 @@ import (
 // come after it. Orders bring the newest ones along too. Lost messages are made
 // good by the next round.
 const (
-	keysEvery      = 10 * time.Second // a round
-	keysTimeout    = 5 * time.Second  // one message
-	keysAtOnce     = 16               // messages on their way at a time
-	keysPerMessage = 16               // statements
+	keysEvery = 10 * time.Second // a round
+
+	keysAtOnce = 16 // messages on their way at a time
+
 )
-
-// keysMessage is the body of topicReleaseKeys, oldest statement first.
-type keysMessage struct {
-	Statements []release.SignedStatement `json:"statements"`
-}
-
-// keysFollowed is the body of topicKeysFollowed.
-type keysFollowed struct {
-	Number uint64 `json:"number"`
-}
 
 // keyDistributor is a server's side.
 type keyDistributor struct {
@@ -78,7 +68,7 @@ func (d *keyDistributor) handle(from identity.Identity, payload []byte) {
 // take notes which statement a host follows, and returns those that it lacks. A
 // number beyond the newest is no answer to us.
 func (d *keyDistributor) take(from identity.Identity, payload []byte, c fleet.Cluster) (list []release.SignedStatement, lacks bool) {
-	var said keysFollowed
+	var said nodekit.KeysFollowed
 	if json.Unmarshal(payload, &said) != nil || said.Number > c.KeysNumber {
 		d.logger.Warn("a host's word on its release keys is refused", "host", from.HostID, "number", said.Number)
 		return nil, false
@@ -86,7 +76,7 @@ func (d *keyDistributor) take(from identity.Identity, payload []byte, c fleet.Cl
 	d.mu.Lock()
 	d.follows[from.HostID] = said.Number
 	d.mu.Unlock()
-	list = statementsAfter(c, said.Number, keysPerMessage)
+	list = statementsAfter(c, said.Number, nodekit.KeysPerMessage)
 	return list, len(list) > 0
 }
 
@@ -137,38 +127,14 @@ func (d *keyDistributor) round(ctx context.Context, c fleet.Cluster) {
 }
 
 func (d *keyDistributor) tell(ctx context.Context, hostID string, list []release.SignedStatement) {
-	payload, err := json.Marshal(keysMessage{Statements: list})
+	payload, err := json.Marshal(nodekit.KeysMessage{Statements: list})
 	if err != nil {
 		d.logger.Error("encode key statements", "error", err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, keysTimeout)
+	ctx, cancel := context.WithTimeout(ctx, nodekit.KeysTimeout)
 	defer cancel()
-	if err := d.send(ctx, hostID, topicReleaseKeys, payload); err != nil {
+	if err := d.send(ctx, hostID, nodekit.TopicReleaseKeys, payload); err != nil {
 		d.logger.Debug("send key statements", "host", hostID, "error", err)
-	}
-}
-
-// keyFollower returns an agent's side: it takes what servers send, and says which
-// statement it follows now.
-func keyFollower(up *updater.Updater, node *mesh.Node, logger *slog.Logger) func(identity.Identity, []byte) {
-	return func(from identity.Identity, payload []byte) {
-		var m keysMessage
-		if from.Role != identity.RoleServer || json.Unmarshal(payload, &m) != nil || len(m.Statements) > keysPerMessage {
-			return
-		}
-		number, err := up.TakeKeyStatements(m.Statements)
-		if err != nil {
-			logger.Warn("key statements are not followed", "from", from.HostID, "follows", number, "error", err)
-		}
-		answer, err := json.Marshal(keysFollowed{number})
-		if err != nil {
-			return
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), keysTimeout)
-		defer cancel()
-		if err := node.Send(ctx, from.HostID, topicKeysFollowed, answer); err != nil {
-			logger.Debug("say which key statement is followed", "server", from.HostID, "error", err)
-		}
 	}
 }

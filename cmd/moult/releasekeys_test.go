@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
 )
@@ -12,7 +13,7 @@ import (
 // A host that was off for many statements gets all of them, in order and in
 // parts, by saying how far it has come.
 func TestHostCatchesUpWithKeyStatements(t *testing.T) {
-	const all = 2*keysPerMessage + 5
+	const all = 2*nodekit.KeysPerMessage + 5
 	c := fleet.Cluster{KeysNumber: all}
 	for n := range all {
 		c.KeyStatements = append(c.KeyStatements, fleet.KeyStatement{Statement: fmt.Appendf(nil, "%d", n+1)})

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/updater/delta"
 	"moult/updater/release"
 )
@@ -102,7 +103,7 @@ func makePatches(ctx context.Context, dir string, m release.Manifest, sources []
 			fmt.Fprintf(progress, "no patch for %s from %s: it is the same file\n", s.platform, s.path)
 			continue
 		case int64(len(patch)) > a.Size/patchWorth:
-			fmt.Fprintf(progress, "no patch for %s from %s: it would have %s, the whole file has %s\n", s.platform, s.path, byteCount(int64(len(patch))), byteCount(a.Size))
+			fmt.Fprintf(progress, "no patch for %s from %s: it would have %s, the whole file has %s\n", s.platform, s.path, nodekit.ByteCount(int64(len(patch))), nodekit.ByteCount(a.Size))
 			continue
 		case slices.ContainsFunc(made, func(p madePatch) bool { return p.From == h.OldDigest && p.To == h.NewDigest }):
 			continue // named twice
@@ -114,7 +115,7 @@ func makePatches(ctx context.Context, dir string, m release.Manifest, sources []
 		if err := os.WriteFile(path, patch, 0o644); err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(progress, "%s  patch from %.12s…, %s for %s, made in %.1f s\n", s.platform, h.OldDigest, byteCount(int64(len(patch))), byteCount(a.Size), time.Since(begin).Seconds())
+		fmt.Fprintf(progress, "%s  patch from %.12s…, %s for %s, made in %.1f s\n", s.platform, h.OldDigest, nodekit.ByteCount(int64(len(patch))), nodekit.ByteCount(a.Size), time.Since(begin).Seconds())
 		made = append(made, madePatch{s.platform.String(), h.OldDigest, h.NewDigest, int64(len(patch)), a.Size, path})
 	}
 	return made, nil
@@ -154,7 +155,7 @@ func readBinary(path string) ([]byte, error) {
 		return nil, err
 	}
 	if st.Size() > delta.MaxFileLen {
-		return nil, fmt.Errorf("%w: %s has %s", delta.ErrTooLarge, path, byteCount(st.Size()))
+		return nil, fmt.Errorf("%w: %s has %s", delta.ErrTooLarge, path, nodekit.ByteCount(st.Size()))
 	}
 	return os.ReadFile(path)
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // reloadable are the flags that take effect while the process runs. Certificates of
@@ -27,8 +29,8 @@ func settingsInForce(cmd *cobra.Command) map[string]string {
 // reloader reads the configuration of a running server or agent again.
 type reloader struct {
 	args  []string // of this process
-	fresh func() (*cobra.Command, *nodeOptions, func() error)
-	apply func(nodeOptions) // of reloadable flags; the others are as they were
+	fresh func() (*cobra.Command, *nodekit.NodeOptions, func() error)
+	apply func(nodekit.NodeOptions) // of reloadable flags; the others are as they were
 	log   *slog.Logger
 
 	mu      sync.Mutex
@@ -37,9 +39,9 @@ type reloader struct {
 
 // rereading is how a process whose command was cmd reads its configuration again;
 // fresh makes such a command anew.
-func rereading(cmd *cobra.Command, fresh func() (*cobra.Command, *nodeOptions, func() error)) func(func(nodeOptions), *slog.Logger) func() reloadReport {
+func rereading(cmd *cobra.Command, fresh func() (*cobra.Command, *nodekit.NodeOptions, func() error)) func(func(nodekit.NodeOptions), *slog.Logger) func() nodekit.ReloadReport {
 	inForce := settingsInForce(cmd)
-	return func(apply func(nodeOptions), logger *slog.Logger) func() reloadReport {
+	return func(apply func(nodekit.NodeOptions), logger *slog.Logger) func() nodekit.ReloadReport {
 		r := &reloader{args: os.Args[1:], inForce: inForce, fresh: fresh, apply: apply, log: logger}
 		return r.reload
 	}
@@ -47,7 +49,7 @@ func rereading(cmd *cobra.Command, fresh func() (*cobra.Command, *nodeOptions, f
 
 // reload takes over what has changed. A file in which anything is wrong changes
 // nothing.
-func (r *reloader) reload() reloadReport {
+func (r *reloader) reload() nodekit.ReloadReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	report, err := r.read()
@@ -60,8 +62,8 @@ func (r *reloader) reload() reloadReport {
 	return report
 }
 
-func (r *reloader) read() (reloadReport, error) {
-	report := reloadReport{Applied: []string{}, NeedsRestart: []string{}}
+func (r *reloader) read() (nodekit.ReloadReport, error) {
+	report := nodekit.ReloadReport{Applied: []string{}, NeedsRestart: []string{}}
 	cmd, o, validate := r.fresh()
 	cmd.Flags().String("config", "", "")
 	_, rest, err := newRootCommand().Find(r.args)
@@ -120,7 +122,7 @@ Exit code 0: read. 1: the file is wrong, or the process does not answer.`,
   moult config reload --data /var/lib/moult --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			report, err := askToReload(cmd.Context(), data)
+			report, err := nodekit.AskToReload(cmd.Context(), data)
 			if err != nil {
 				return err
 			}

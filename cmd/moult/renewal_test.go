@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
 )
@@ -72,9 +73,9 @@ func TestRenewalIsInTime(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			asked := make(chan time.Time, 1000)
 			var down atomic.Bool
-			r := &renewal{
-				current: i.current, renewed: func(identity.Credentials) {}, logger: slog.New(slog.DiscardHandler),
-				ask: func(context.Context) (identity.Enrolment, error) {
+			r := &nodekit.Renewal{
+				Current: i.current, Renewed: func(identity.Credentials) {}, Logger: slog.New(slog.DiscardHandler),
+				Ask: func(context.Context) (identity.Enrolment, error) {
 					asked <- time.Now()
 					if down.Load() {
 						return identity.Enrolment{}, errors.New("nobody answers")
@@ -85,7 +86,7 @@ func TestRenewalIsInTime(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				r.run(ctx)
+				r.Run(ctx)
 			}()
 			last := time.Now()
 			for range 5 {
@@ -101,7 +102,7 @@ func TestRenewalIsInTime(t *testing.T) {
 			for began := <-asked; (<-asked).Sub(began) < lifetime/6; {
 				tries++
 			}
-			if tries < 4 || tries > 2*int(lifetime/6/min(max(lifetime/24, time.Second), maxRenewalRetry))+1 {
+			if tries < 4 || tries > 2*int(lifetime/6/min(max(lifetime/24, time.Second), nodekit.MaxRenewalRetry))+1 {
 				t.Errorf("asked %d more times in a sixth of the lifetime", tries)
 			}
 			down.Store(false)
@@ -124,11 +125,11 @@ func TestRenewalAfterAStart(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		began := time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
-		r := &renewal{current: i.current, renewed: func(identity.Credentials) { cancel() }, logger: slog.New(slog.DiscardHandler), ask: func(context.Context) (identity.Enrolment, error) {
+		r := &nodekit.Renewal{Current: i.current, Renewed: func(identity.Credentials) { cancel() }, Logger: slog.New(slog.DiscardHandler), Ask: func(context.Context) (identity.Enrolment, error) {
 			return i.enrolment(time.Hour), nil
 		}}
-		r.run(ctx)
-		if took := time.Since(began); took > refreshSpread {
+		r.Run(ctx)
+		if took := time.Since(began); took > nodekit.RefreshSpread {
 			t.Errorf("it asked after %v", took)
 		}
 	})
@@ -185,7 +186,7 @@ func TestCertificateOfAClockThatRanAhead(t *testing.T) {
 		i.current = identity.NewCurrent(store, creds)
 		began, asked := time.Now(), 0
 		ctx, cancel := context.WithCancel(t.Context())
-		r := &renewal{current: i.current, renewed: func(identity.Credentials) { cancel() }, logger: quiet, ask: func(context.Context) (identity.Enrolment, error) {
+		r := &nodekit.Renewal{Current: i.current, Renewed: func(identity.Credentials) { cancel() }, Logger: quiet, Ask: func(context.Context) (identity.Enrolment, error) {
 			if asked++; asked < 4 {
 				ahead := e
 				ahead.CertPEM = late
@@ -193,8 +194,8 @@ func TestCertificateOfAClockThatRanAhead(t *testing.T) {
 			}
 			return e, nil
 		}}
-		r.run(ctx)
-		if took := time.Since(began); asked != 4 || took < 3*maxRenewalRetry/2 || took > 3*maxRenewalRetry || i.current.Get().NotYetValid(time.Now()) {
+		r.Run(ctx)
+		if took := time.Since(began); asked != 4 || took < 3*nodekit.MaxRenewalRetry/2 || took > 3*nodekit.MaxRenewalRetry || i.current.Get().NotYetValid(time.Now()) {
 			t.Errorf("it asked %d times, for %v", asked, took)
 		}
 	})
@@ -257,7 +258,7 @@ func TestRenewalGivesTheHostsOwn(t *testing.T) {
 			}
 		}
 	}
-	for raft.Ready() != nil && sleep(ctx, 10*time.Millisecond) {
+	for raft.Ready() != nil && nodekit.Sleep(ctx, 10*time.Millisecond) {
 	}
 	answer, err := e.renewFor(ctx, "a1", publicKey(agentKey), identity.RenewRequest{})
 	must(t, err)
@@ -355,9 +356,9 @@ func TestSegmentFlags(t *testing.T) {
 		{"10.1.0.5:7946", "10.1.0.5:7947", []string{"dmz=10.2.0.5:7946"}, "cannot be reached in segment dmz"},
 		{"10.1.0.5:7946", ":7947", []string{"a=h:1", "b=h:2", "c=h:3", "d=h:4"}, "4 times"},
 	} {
-		o := nodeOptions{gossip: tc.gossip, peer: tc.peer, alsoFlags: tc.also}
-		err := errors.Join(o.readSegments(), o.checkReach())
-		if tc.says == "" && (err != nil || len(o.also) != len(tc.also)) || tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)) {
+		o := nodekit.NodeOptions{Gossip: tc.gossip, Peer: tc.peer, AlsoFlags: tc.also}
+		err := errors.Join(o.ReadSegments(), o.CheckReach())
+		if tc.says == "" && (err != nil || len(o.Also) != len(tc.also)) || tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)) {
 			t.Errorf("%v: %v", tc, err)
 		}
 	}
@@ -371,24 +372,24 @@ func TestSegmentFlags(t *testing.T) {
 		{"0.0.0.0:7946", "192.0.2.7", nil, "192.0.2.7:7946"},
 		{"0.0.0.0:7946", "", []string{"not an address", "127.0.0.1:9"}, "127.0.0.1:7946"},
 	} {
-		if got, err := advertisedFor(tc.listen, tc.ip, tc.toward); err != nil || got != tc.want {
+		if got, err := nodekit.AdvertisedFor(tc.listen, tc.ip, tc.toward); err != nil || got != tc.want {
 			t.Errorf("%v: %s, %v", tc, got, err)
 		}
 	}
-	unknown := nodeOptions{also: []alsoSegment{{name: "dmz", listen: "0.0.0.0:7956"}}}
-	if err := unknown.findSegmentAddresses(identity.Credentials{}); err == nil || !strings.Contains(err.Error(), "--also-segment dmz=") {
+	unknown := nodekit.NodeOptions{Also: []nodekit.AlsoSegment{{Name: "dmz", Listen: "0.0.0.0:7956"}}}
+	if err := unknown.FindSegmentAddresses(identity.Credentials{}); err == nil || !strings.Contains(err.Error(), "--also-segment dmz=") {
 		t.Errorf("an address in a segment where nobody is known: %v", err)
 	}
 	creds := identity.Credentials{Segment: "home", Also: []identity.Segment{{Name: "dmz", GossipJoin: []string{"127.0.0.1:9"}}}}
-	if err := unknown.findSegmentAddresses(creds); err != nil || unknown.also[0].adv != "127.0.0.1:7956" {
-		t.Errorf("an address in a segment where somebody is known: %q, %v", unknown.also[0].adv, err)
+	if err := unknown.FindSegmentAddresses(creds); err != nil || unknown.Also[0].Adv != "127.0.0.1:7956" {
+		t.Errorf("an address in a segment where somebody is known: %q, %v", unknown.Also[0].Adv, err)
 	}
-	for says, o := range map[string]nodeOptions{
-		"home segment": {also: []alsoSegment{{name: "home"}}},
-		"no key":       {also: []alsoSegment{{name: "plant"}}},
-		"joined":       {segment: "other"},
+	for says, o := range map[string]nodekit.NodeOptions{
+		"home segment": {Also: []nodekit.AlsoSegment{{Name: "home"}}},
+		"no key":       {Also: []nodekit.AlsoSegment{{Name: "plant"}}},
+		"joined":       {Segment: "other"},
 	} {
-		if _, err := o.pools(creds); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := o.Pools(creds); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", says, err)
 		}
 	}

@@ -6,33 +6,13 @@ import (
 	"log/slog"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/updater"
 )
-
-// The topics of mesh messages.
-const (
-	topicOrder     = "order"      // server to agent: a sealed order
-	topicReport    = "report"     // agent to servers: updater.Report as JSON
-	topicReportAck = "report-ack" // server to agent: reportAck as JSON
-
-	topicReleaseKeys  = "release-keys"  // server to agent: keysMessage as JSON
-	topicKeysFollowed = "keys-followed" // agent to server: keysFollowed as JSON
-
-	topicDenied        = "denied"         // server to host: the deny-list, as the CA signed it
-	topicCAs           = "cas"            // server to host: casNotice as JSON
-	topicRings         = "rings"          // server to host: ringsNotice as JSON
-	topicTrustFollowed = "trust-followed" // host to server: trustFollowed as JSON
-)
-
-// reportAck tells an agent which lines of a job's log are committed.
-type reportAck struct {
-	JobID  string `json:"job_id"`
-	Stored uint64 `json:"stored"` // the highest number of the host's own count
-}
 
 // reportTimeout bounds the commit of a report's log lines.
 const reportTimeout = 10 * time.Second
@@ -94,11 +74,11 @@ func (in *reportInbox) commit(from identity.Identity, jobID string, first uint64
 		}
 		stored = in.raft.State().View().JobLogHostSeq(jobID)
 	}
-	ack, err := json.Marshal(reportAck{JobID: jobID, Stored: max(stored, last)})
+	ack, err := json.Marshal(nodekit.ReportAck{JobID: jobID, Stored: max(stored, last)})
 	if err != nil {
 		return
 	}
-	if err := in.node.Send(ctx, from.HostID, topicReportAck, ack); err != nil {
+	if err := in.node.Send(ctx, from.HostID, nodekit.TopicReportAck, ack); err != nil {
 		in.logger.Debug("acknowledge report", "host", from.HostID, "error", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/svc/mgr"
 
+	"moult/cmd/internal/nodekit"
 	"moult/updater"
 	"moult/updater/install"
 )
@@ -27,7 +28,9 @@ const restartCommand = "service-restart"
 const restartTimeout = 5 * time.Minute
 
 // restartLogPath is where the helper says how its last run went.
-func restartLogPath(name string) string { return filepath.Join(programData(), name+".restart.log") }
+func restartLogPath(name string) string {
+	return filepath.Join(nodekit.ProgramData(), name+".restart.log")
+}
 
 // restartBy returns how the service that this process is, if it is one, gets
 // replaced by the installed binary's.
@@ -84,7 +87,7 @@ func serviceCommands() []*cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.name, "service", serviceName(roleAgent), "name of the service")
-	f.StringVar(&r.data, "data", defaultDataDir, "its data directory")
+	f.StringVar(&r.data, "data", nodekit.DefaultDataDir, "its data directory")
 	f.StringVar(&r.installed, "binary", defaultPlaces(roleAgent, "").binary, "its installed binary")
 	return []*cobra.Command{cmd}
 }

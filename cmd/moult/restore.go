@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/backup"
 	"moult/consensus/fleet"
@@ -40,10 +41,10 @@ The whole file is verified before anything is written.`,
   moult server --data /var/lib/moult --name s1`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := errors.Join(o.validatePlace(), o.validateHTTP()); err != nil {
+			if err := errors.Join(o.ValidatePlace(), o.validateHTTP()); err != nil {
 				return err
 			}
-			if err := refuseUsedDir(o.data); err != nil {
+			if err := refuseUsedDir(o.Data); err != nil {
 				return err
 			}
 			key, err := keys.toRead(cmd)
@@ -55,13 +56,13 @@ The whole file is verified before anything is written.`,
 				return fmt.Errorf("restore %s: %w", args[0], err)
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), map[string]any{"backup": r.header, "epoch": r.epoch, "server": r.server.ID, "data": o.data})
+				return printJSON(cmd.OutOrStdout(), map[string]any{"backup": r.header, "epoch": r.epoch, "server": r.server.ID, "data": o.Data})
 			}
 			r.tell(cmd.ErrOrStderr())
 			return nil
 		},
 	}
-	o.registerPlace(cmd)
+	o.RegisterPlace(cmd)
 	cmd.Flags().StringVar(&o.http, "http", defaultAddr, "address of the UI and the API")
 	keys.registerPassphrase(cmd)
 	cmd.Flags().StringVar(&keys.identity, "identity", "", "file with the secret key of age that opens the backup, instead of a passphrase")
@@ -104,13 +105,13 @@ func (r *restore) run(ctx context.Context) error {
 	if err := r.verify(ctx); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(r.o.data, 0o700); err != nil {
+	if err := os.MkdirAll(r.o.Data, 0o700); err != nil {
 		return fmt.Errorf("make --data: %w", err)
 	}
-	if err := refuseForeignOwner(r.o.data); err != nil {
-		return fmt.Errorf("--data %s: %w", r.o.data, err)
+	if err := refuseForeignOwner(r.o.Data); err != nil {
+		return fmt.Errorf("--data %s: %w", r.o.Data, err)
 	}
-	unlock, err := lockDataDir(r.o.data)
+	unlock, err := nodekit.LockDataDir(r.o.Data)
 	if err != nil {
 		return err
 	}
@@ -118,9 +119,9 @@ func (r *restore) run(ctx context.Context) error {
 	if err := r.write(ctx); err != nil {
 		// The directory was empty; half of a server is of no use.
 		for _, name := range []string{"identity", "raft", "artifacts"} {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(r.o.data, name)))
+			err = errors.Join(err, os.RemoveAll(filepath.Join(r.o.Data, name)))
 		}
-		return errors.Join(err, os.Remove(filepath.Join(r.o.data, "lock")))
+		return errors.Join(err, os.Remove(filepath.Join(r.o.Data, "lock")))
 	}
 	return nil
 }
@@ -153,25 +154,25 @@ func (r *restore) verify(ctx context.Context) error {
 
 // write makes the directory. What says that it belongs to a cluster comes last.
 func (r *restore) write(ctx context.Context) error {
-	ids, err := identity.OpenStore(filepath.Join(r.o.data, "identity"))
+	ids, err := identity.OpenStore(filepath.Join(r.o.Data, "identity"))
 	if err != nil {
 		return err
 	}
-	if err := r.o.findAddresses(ids); err != nil {
+	if err := r.o.FindAddresses(ids); err != nil {
 		return err
 	}
 	enrolment, begin, err := r.enrol(ids, time.Now())
 	if err != nil {
 		return err
 	}
-	store, err := artifact.OpenStore(filepath.Join(r.o.data, "artifacts"), "", "")
+	store, err := artifact.OpenStore(filepath.Join(r.o.Data, "artifacts"), "", "")
 	if err != nil {
 		return err
 	}
 	self := consensus.Member{ID: r.server.ID, Address: r.server.PeerAddr}
 	err = r.read(ctx, "restoring", backup.Contents{
 		State: func(snapshot io.Reader) error {
-			return consensus.Restore(filepath.Join(r.o.data, "raft"), self, snapshot, begin)
+			return consensus.Restore(filepath.Join(r.o.Data, "raft"), self, snapshot, begin)
 		},
 		Artifact: func(a backup.Artifact, content io.Reader) error {
 			_, err := store.Import(content, a.Size, func(digest string, size int64) bool { return digest == a.SHA256 && size == a.Size })
@@ -195,19 +196,19 @@ func (r *restore) enrol(ids *identity.Store, now time.Time) (identity.Enrolment,
 	if err != nil {
 		return identity.Enrolment{}, fleet.Entry{}, fmt.Errorf("the cluster's CA: %w", err)
 	}
-	id := identity.Identity{Cluster: cluster.ID, HostID: hostID, Name: r.o.name, Role: identity.RoleServer}
+	id := identity.Identity{Cluster: cluster.ID, HostID: hostID, Name: r.o.Name, Role: identity.RoleServer}
 	cert, err := ca.Issue(id, publicKey(key), now, defaultCertificateLifetime)
 	if err != nil {
 		return identity.Enrolment{}, fleet.Entry{}, err
 	}
-	httpAddr, err := r.o.advertised(r.o.http)
+	httpAddr, err := r.o.Advertised(r.o.http)
 	if err != nil {
 		return identity.Enrolment{}, fleet.Entry{}, fmt.Errorf("--http: %w", err)
 	}
 	r.server = fleet.Host{
-		ID: hostID, Name: r.o.name, Role: fleet.RoleServer, Segment: serverSegment(r.state.View()),
+		ID: hostID, Name: r.o.Name, Role: fleet.RoleServer, Segment: serverSegment(r.state.View()),
 		OS: runtime.GOOS, Arch: runtime.GOARCH, PublicKey: publicKey(key),
-		GossipAddr: r.o.gossipAdv, PeerAddr: r.o.peerAdv, HTTPAddr: httpAddr,
+		GossipAddr: r.o.GossipAdv, PeerAddr: r.o.PeerAdv, HTTPAddr: httpAddr,
 	}
 	segment, err := segmentAnswer(r.state.View(), cluster, r.server.Segment, nil)
 	if err != nil {
@@ -232,7 +233,7 @@ func serverSegment(v fleet.View) string {
 }
 
 func (r *restore) tell(w io.Writer) {
-	fmt.Fprintf(w, "restored cluster %s as of %s, index %d, into %s\n", r.header.ClusterID, r.header.TakenAt.Local().Format(time.RFC3339), r.header.Index, r.o.data)
+	fmt.Fprintf(w, "restored cluster %s as of %s, index %d, into %s\n", r.header.ClusterID, r.header.TakenAt.Local().Format(time.RFC3339), r.header.Index, r.o.Data)
 	v := r.state.View()
 	if u, active := v.ActiveFleetUpdate(); active {
 		fmt.Fprintf(w, "the fleet update to %s was %s and is halted; start it again when the hosts are back\n", printable(u.TargetVersion), u.Status)
@@ -240,7 +241,7 @@ func (r *restore) tell(w io.Writer) {
 	for _, j := range v.OpenJobs() {
 		fmt.Fprintf(w, "the update of %s to %s was %s and is ended\n", printable(j.HostName), printable(j.TargetVersion), j.Status)
 	}
-	fmt.Fprintf(w, "Start the server: moult server --data %s --name %s --gossip %s --peer %s --http %s\n", r.o.data, r.o.name, r.o.gossip, r.o.peer, r.o.http)
+	fmt.Fprintf(w, "Start the server: moult server --data %s --name %s --gossip %s --peer %s --http %s\n", r.o.Data, r.o.Name, r.o.Gossip, r.o.Peer, r.o.http)
 	fmt.Fprintln(w, "Make a backup when it is up, and never start a server of the old cluster again.")
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"moult/cmd/internal/nodekit"
 	"moult/updater/install"
 )
 
@@ -36,8 +37,8 @@ func execute(ctx context.Context, root *cobra.Command, args []string, stderr io.
 		return exitOK
 	}
 	priority := ""
-	if stderrIsJournal(stderr) {
-		priority = priorityError
+	if nodekit.StderrIsJournal(stderr) {
+		priority = nodekit.PriorityError
 	}
 	var exit *exitError
 	code = exitFailed
@@ -178,7 +179,7 @@ version that runs there in its place, if this user may read that.`,
 			return printVersion(cmd.OutOrStdout(), data, asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&data, "data", defaultDataDir, "data directory to look into")
+	cmd.Flags().StringVar(&data, "data", nodekit.DefaultDataDir, "data directory to look into")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -25,6 +25,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // The tests of segmented networks run real processes, each host in a network
@@ -573,7 +575,7 @@ func (n *segmentedNet) watchOnline(names ...string) (stop func() []string) {
 					}
 				}
 			}
-			sleep(ctx, 200*time.Millisecond)
+			nodekit.Sleep(ctx, 200*time.Millisecond)
 		}
 		seen <- lapses
 	}()

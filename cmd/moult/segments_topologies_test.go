@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // The topologies of this file are updated while something is done to them. Each
@@ -227,7 +229,7 @@ func (n *segmentedNet) watchView(names []string) (stop func() []string) {
 					}
 				}
 			}
-			sleep(ctx, 200*time.Millisecond)
+			nodekit.Sleep(ctx, 200*time.Millisecond)
 		}
 		seen <- lapses
 	}()

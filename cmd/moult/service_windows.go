@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/svc"
 	"golang.org/x/sys/windows/svc/eventlog"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // serviceName is a role's name in the service manager and in the event log.
@@ -154,7 +156,7 @@ func serviceOutput(name string) (w io.Writer, closeAll func()) {
 }
 
 // serviceLogPath is where a service logs to.
-func serviceLogPath(name string) string { return filepath.Join(programData(), name+".log") }
+func serviceLogPath(name string) string { return filepath.Join(nodekit.ProgramData(), name+".log") }
 
 // The event ids that EventCreate.exe's messages know are 1 to 1000.
 const (

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // notifySocket is where systemd listens.
@@ -62,7 +64,7 @@ func TestServiceManagerSpeaksWithSystemd(t *testing.T) {
 	var log bytes.Buffer
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	m := newServiceManager(ctx, slog.New(slog.NewTextHandler(&log, nil)))
+	m := nodekit.NewServiceManager(ctx, slog.New(slog.NewTextHandler(&log, nil)))
 	m.Well(time.Hour)
 	awaitHeard(t, heard, "STATUS=starting")
 	awaitHeard(t, heard, "WATCHDOG=1")
@@ -89,8 +91,8 @@ func TestServiceManagerSpeaksWithSystemd(t *testing.T) {
 			t.Error("the watchdog is told that all is well")
 		}
 	}
-	m.close()
-	m.close()
+	m.Close()
+	m.Close()
 	if !strings.Contains(log.String(), "nothing is heard of the agent") {
 		t.Errorf("the log says: %s", log.String())
 	}
@@ -100,16 +102,16 @@ func TestServiceManagerSpeaksWithSystemd(t *testing.T) {
 func TestServiceManagerWithoutSystemd(t *testing.T) {
 	for _, socket := range []string{"", filepath.Join(t.TempDir(), "gone")} {
 		t.Setenv("NOTIFY_SOCKET", socket)
-		m := newServiceManager(t.Context(), slog.New(slog.DiscardHandler))
+		m := nodekit.NewServiceManager(t.Context(), slog.New(slog.DiscardHandler))
 		m.Alive("well", time.Second)
 		m.Serving()
-		m.close()
+		m.Close()
 	}
 }
 
 func TestJournalLinesHavePriorities(t *testing.T) {
 	var out bytes.Buffer
-	log := slog.New(newJournalHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})).With("host", "web-1")
+	log := slog.New(nodekit.NewJournalHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})).With("host", "web-1")
 	log.Debug("d")
 	log.Info("two\nlines")
 	log.Warn("w", "time", "mine")

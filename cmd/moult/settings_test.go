@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // All that is wrong with a file is told at once, each with its place.
@@ -149,7 +151,7 @@ func TestTokenFromNearestCounts(t *testing.T) {
 				t.Setenv(name, v)
 			}
 		}
-		o := new(agentOptions)
+		o := new(nodekit.AgentOptions)
 		cmd := agentCommand(o)
 		cmd.Flags().String("config", file, "")
 		if err := cmd.ParseFlags(tc.args); err != nil {
@@ -158,8 +160,8 @@ func TestTokenFromNearestCounts(t *testing.T) {
 		if err := loadSettings(cmd); err != nil {
 			t.Fatal(err)
 		}
-		if o.token != tc.token || o.tokenFile != tc.tokenFil {
-			t.Errorf("%v with %v: token %q, file %q", tc.args, tc.env, o.token, o.tokenFile)
+		if o.Token != tc.token || o.TokenFile != tc.tokenFil {
+			t.Errorf("%v with %v: token %q, file %q", tc.args, tc.env, o.Token, o.TokenFile)
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 	"github.com/spf13/pflag"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // Limits of a configuration file.
@@ -67,7 +69,7 @@ func firstRunes(s string, n int) string {
 func readSettings(path string) (*settingsFile, error) {
 	st, err := os.Stat(path)
 	if err == nil && st.Size() > maxSettingsBytes {
-		return nil, fmt.Errorf("read configuration: %s has %s; a configuration has at most %s", path, byteCount(st.Size()), byteCount(maxSettingsBytes))
+		return nil, fmt.Errorf("read configuration: %s has %s; a configuration has at most %s", path, nodekit.ByteCount(st.Size()), nodekit.ByteCount(maxSettingsBytes))
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh"
@@ -255,5 +256,5 @@ func (s *orderSender) stage(ctx context.Context, so stageOrder) error {
 	if err != nil {
 		return fmt.Errorf("seal staging order: %w", err)
 	}
-	return s.node.Send(ctx, so.host.ID, topicOrder, sealed)
+	return s.node.Send(ctx, so.host.ID, nodekit.TopicOrder, sealed)
 }

@@ -11,27 +11,21 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 	"moult/webui"
 )
 
 // Limits of a comparison of the servers' states.
 const (
-	stateTimeout = 5 * time.Second        // one server's answer: it writes all of its state
 	stateRetries = 20                     // rounds until all have applied the same entries
 	statePause   = 200 * time.Millisecond // between rounds
 )
 
-// nodeState is what a server tells the others of its state.
-type nodeState struct {
-	Index  uint64 `json:"index"`
-	SHA256 string `json:"sha256"`
-}
-
 // state answers for this server.
-func (m *membership) state(context.Context, identity.Identity, struct{}) (nodeState, error) {
+func (m *membership) state(context.Context, identity.Identity, struct{}) (nodekit.NodeState, error) {
 	v := m.raft.State().View()
-	return nodeState{Index: v.Index(), SHA256: v.Hash()}, nil
+	return nodekit.NodeState{Index: v.Index(), SHA256: v.Hash()}, nil
 }
 
 // States returns a digest of each server's state. It asks again until all have
@@ -72,12 +66,12 @@ func (m *membership) statesNow(ctx context.Context) []webui.ServerState {
 			st.Name = h.Name
 		}
 		asked.Go(func() {
-			var answer nodeState
+			var answer nodekit.NodeState
 			var err error
 			if s.ID == m.self {
 				answer, err = m.state(ctx, identity.Identity{}, struct{}{})
 			} else {
-				answer, err = m.servers.state(ctx, s.Address)
+				answer, err = m.servers.State(ctx, s.Address)
 			}
 			if err != nil {
 				st.Error = "it does not answer"
@@ -88,17 +82,6 @@ func (m *membership) statesNow(ctx context.Context) []webui.ServerState {
 	}
 	asked.Wait()
 	return out
-}
-
-// state asks a server for a digest of its state.
-func (c *serverClient) state(ctx context.Context, addr string) (nodeState, error) {
-	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
-	defer cancel()
-	var st nodeState
-	if err := c.getJSON(ctx, addr, pathState, &st); err != nil {
-		return nodeState{}, fmt.Errorf("ask %s for its state: %w", addr, err)
-	}
-	return st, nil
 }
 
 // verifyServers is `moult servers verify`.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+
+	"moult/cmd/internal/nodekit"
 )
 
 // unitName is the systemd unit of a role.
@@ -26,7 +28,7 @@ func systemdUnit(p servicePlan) (string, error) {
 		title = "moult server: holds what was decided, and coordinates"
 	}
 	state := "ReadWritePaths=-" + quoteUnit(p.data)
-	if p.data == defaultDataDir {
+	if p.data == nodekit.DefaultDataDir {
 		state = "StateDirectory=moult\nStateDirectoryMode=0700"
 	}
 	return strings.NewReplacer(

@@ -64,20 +64,6 @@ func ago(t *time.Time) string {
 	return d.String() + " ago"
 }
 
-// byteCount prints bytes in units of 1000.
-func byteCount(n int64) string {
-	const unit = 1000
-	if n < unit {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, exp := float64(n)/unit, 0
-	for value >= unit && exp < 4 {
-		value /= unit
-		exp++
-	}
-	return fmt.Sprintf("%.1f %cB", value, "kMGTP"[exp])
-}
-
 func dash(s string) string {
 	if s == "" {
 		return "-"

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh"
@@ -25,10 +26,10 @@ import (
 // and renewals bring the list with them. Lost messages are made good by the next round, and a host
 // that gossip does not reach asks by itself (trustFollower.watch).
 const (
-	trustEvery   = 10 * time.Second // a round
-	trustPause   = time.Second      // between two rounds, whatever hosts say
-	trustTimeout = 5 * time.Second  // one message
-	trustAtOnce  = 16               // messages on their way at a time
+	trustEvery = 10 * time.Second // a round
+	trustPause = time.Second      // between two rounds, whatever hosts say
+
+	trustAtOnce = 16 // messages on their way at a time
 )
 
 // Times of a rotation of gossip keys, on the leader.
@@ -42,33 +43,6 @@ const (
 	rotationUnheard = time.Minute
 )
 
-// ringsNotice is the body of topicRings: the revision of the keys that a host
-// should have, by segment.
-type ringsNotice struct {
-	Rings map[string]uint64 `json:"rings"`
-}
-
-// trustFollowed is the body of topicTrustFollowed: what a host has.
-type trustFollowed struct {
-	Epoch  uint64            `json:"epoch"`  // of the deny-list
-	Denied uint64            `json:"denied"` // its number
-	Rings  map[string]uint64 `json:"rings"`  // revision of the gossip keys, by segment
-	CAs    []string          `json:"cas"`    // sha256 of the CAs that it trusts, by number
-	Signer string            `json:"signer"` // sha256 of the CA that signed its certificate
-}
-
-// followedBy tells what credentials say of their host.
-func followedBy(creds identity.Credentials) trustFollowed {
-	f := trustFollowed{Rings: map[string]uint64{creds.Segment: creds.GossipRevision}}
-	f.Epoch, f.Denied = creds.Denials.Followed()
-	f.CAs = creds.Trusted.Hashes()
-	f.Signer, _ = identity.CAHash(creds.CAPEM) // Load has parsed it
-	for _, s := range creds.Also {
-		f.Rings[s.Name] = s.GossipRevision
-	}
-	return f
-}
-
 // trustKeeper is a server's side.
 type trustKeeper struct {
 	raft     *consensus.Node
@@ -76,20 +50,20 @@ type trustKeeper struct {
 	current  *identity.Current
 	lifetime time.Duration // of certificates
 	send     func(ctx context.Context, host, topic string, payload []byte) error
-	own      *trustFollower // this server follows, too
+	own      *nodekit.TrustFollower // this server follows, too
 	logger   *slog.Logger
 
 	behind chan struct{} // capacity 1: a host has said that it lacks something
 
 	mu      sync.Mutex
-	follows map[string]trustFollowed // by host id, as the hosts say
-	list    []byte                   // signed, of
-	listOf  [3]uint64                // this epoch and number, and by this CA
+	follows map[string]nodekit.TrustFollowed // by host id, as the hosts say
+	list    []byte                           // signed, of
+	listOf  [3]uint64                        // this epoch and number, and by this CA
 }
 
 // handle takes a host's word on what it follows.
 func (k *trustKeeper) handle(from identity.Identity, payload []byte) {
-	var said trustFollowed
+	var said nodekit.TrustFollowed
 	if json.Unmarshal(payload, &said) != nil || len(said.Rings) > mesh.MaxSegments || len(said.CAs) > identity.MaxCAStatements+1 {
 		k.logger.Warn("a host's word on what it follows is refused", "host", from.HostID)
 		return
@@ -102,7 +76,7 @@ func (k *trustKeeper) handle(from identity.Identity, payload []byte) {
 	h, enrolled := v.Host(from.HostID)
 	_, epoch, number := k.signedList(v)
 	// What a host repeats is for the next round: it may be unable to follow.
-	if !enrolled || heard && reflect.DeepEqual(said, before) || !said.behind(epoch, number) && !said.lacks(wantedRings(v, h)) {
+	if !enrolled || heard && reflect.DeepEqual(said, before) || !said.Behind(epoch, number) && !said.Lacks(wantedRings(v, h)) {
 		return
 	}
 	select {
@@ -128,12 +102,12 @@ func (k *trustKeeper) newestList() []byte {
 }
 
 // followed returns what the hosts say that they follow, this one included.
-func (k *trustKeeper) followed() map[string]trustFollowed {
+func (k *trustKeeper) followed() map[string]nodekit.TrustFollowed {
 	k.mu.Lock()
 	all := maps.Clone(k.follows)
 	k.mu.Unlock()
 	creds := k.current.Get()
-	all[creds.HostID] = followedBy(creds)
+	all[creds.HostID] = nodekit.FollowedBy(creds)
 	return all
 }
 
@@ -181,7 +155,7 @@ func (k *trustKeeper) run(ctx context.Context) {
 		v := k.raft.State().View()
 		k.follow(v)
 		k.round(ctx, v)
-		if !sleep(ctx, trustPause) {
+		if !nodekit.Sleep(ctx, trustPause) {
 			return
 		}
 		for due := false; !due; {
@@ -204,14 +178,14 @@ func (k *trustKeeper) follow(v fleet.View) {
 	// Before the deny-list, which the new CA may have signed.
 	if cluster, _ := v.Cluster(); cluster.CARotation != nil {
 		if wanted, err := wantedCAs(cluster); err == nil {
-			k.own.takeCAs(casNotice{Chain: chainOf(cluster), Signer: wanted.signer})
+			k.own.TakeCAs(nodekit.CasNotice{Chain: chainOf(cluster), Signer: wanted.signer})
 		}
 	}
 	if raw, _, _ := k.signedList(v); raw != nil {
-		k.own.takeDenied(raw)
+		k.own.TakeDenied(raw)
 	}
 	if h, ok := v.Host(k.current.Get().HostID); ok {
-		k.own.takeRings(wantedRings(v, h))
+		k.own.TakeRings(wantedRings(v, h))
 	}
 }
 
@@ -225,22 +199,6 @@ func wantedRings(v fleet.View, h fleet.Host) map[string]uint64 {
 		}
 	}
 	return rings
-}
-
-// lacks tells whether a host says that it has all that it should.
-func (f trustFollowed) lacks(rings map[string]uint64) bool {
-	for segment, revision := range rings {
-		if f.Rings[segment] != revision {
-			return true
-		}
-	}
-	return false
-}
-
-// behind tells whether a host says that it follows an older deny-list than this
-// one. It may follow a newer one, where this server is not caught up.
-func (f trustFollowed) behind(epoch, number uint64) bool {
-	return identity.DenyListNumber{Epoch: f.Epoch, Number: f.Denied}.Before(identity.DenyListNumber{Epoch: epoch, Number: number})
 }
 
 // round sends what they lack to the hosts that are online.
@@ -257,7 +215,7 @@ func (k *trustKeeper) round(ctx context.Context, v fleet.View) {
 		slots <- struct{}{}
 		sends.Go(func() {
 			defer func() { <-slots }()
-			ctx, cancel := context.WithTimeout(ctx, trustTimeout)
+			ctx, cancel := context.WithTimeout(ctx, nodekit.TrustTimeout)
 			defer cancel()
 			if err := k.send(ctx, host, topic, payload); err != nil {
 				k.logger.Debug("tell a host whom to trust", "host", host, "topic", topic, "error", err)
@@ -271,15 +229,15 @@ func (k *trustKeeper) round(ctx context.Context, v fleet.View) {
 		}
 		f := follows[m.HostID]
 		if cas != nil && !wanted.followedBy(f) {
-			tell(m.HostID, topicCAs, cas)
+			tell(m.HostID, nodekit.TopicCAs, cas)
 		}
 		if list != nil && (f.Epoch != epoch || f.Denied != number) {
-			tell(m.HostID, topicDenied, list)
+			tell(m.HostID, nodekit.TopicDenied, list)
 		}
-		if rings := wantedRings(v, h); f.lacks(rings) {
-			payload, err := json.Marshal(ringsNotice{Rings: rings})
+		if rings := wantedRings(v, h); f.Lacks(rings) {
+			payload, err := json.Marshal(nodekit.RingsNotice{Rings: rings})
 			if err == nil {
-				tell(m.HostID, topicRings, payload)
+				tell(m.HostID, nodekit.TopicRings, payload)
 			}
 		}
 	}
@@ -341,7 +299,7 @@ func (k *trustKeeper) Rotations() []webui.Rotation {
 }
 
 // rotations joins what was decided about the gossip keys with who has them.
-func rotations(v fleet.View, live map[string]mesh.Liveness, follows map[string]trustFollowed) []webui.Rotation {
+func rotations(v fleet.View, live map[string]mesh.Liveness, follows map[string]nodekit.TrustFollowed) []webui.Rotation {
 	all := map[string]*webui.Rotation{}
 	for _, h := range v.Hosts() {
 		for _, segment := range h.Segments() {
@@ -398,7 +356,7 @@ func newRotor(k *trustKeeper, logger *slog.Logger) *rotor {
 }
 
 func (r *rotor) run(ctx context.Context) {
-	for sleep(ctx, rotationTick) {
+	for nodekit.Sleep(ctx, rotationTick) {
 		v := r.keeper.raft.State().View()
 		if !slices.ContainsFunc(v.GossipRings(), func(g fleet.GossipRing) bool { return g.Stage != fleet.RotationNone }) {
 			continue

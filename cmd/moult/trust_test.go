@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh"
 	"moult/mesh/identity"
@@ -37,9 +38,9 @@ func TestLimitsOfTheDenyListAgree(t *testing.T) {
 func TestLostHostAsks(t *testing.T) {
 	start := time.Now()
 	asks := func(peers, servers int, during time.Duration) (at []time.Duration) {
-		w := lostWatch{since: start}
+		w := nodekit.LostWatch{Since: start}
 		for now := time.Duration(0); now < during; now += time.Second {
-			if w.due(peers, servers, start.Add(now)) {
+			if w.Due(peers, servers, start.Add(now)) {
 				at = append(at, now)
 			}
 		}
@@ -49,20 +50,20 @@ func TestLostHostAsks(t *testing.T) {
 		t.Errorf("a host that sees a server asks at %v", at)
 	}
 	alone := asks(0, 0, time.Hour)
-	if len(alone) == 0 || alone[0] != aloneAfter {
+	if len(alone) == 0 || alone[0] != nodekit.AloneAfter {
 		t.Errorf("a host that sees nobody asks at %v", alone)
 	}
 	lost := asks(3, 0, 3*time.Hour)
-	if len(lost) == 0 || lost[0] != lostAfter {
+	if len(lost) == 0 || lost[0] != nodekit.LostAfter {
 		t.Errorf("a host that sees no server asks at %v", lost)
 	}
 	for _, at := range [][]time.Duration{alone, lost} {
-		if last := at[len(at)-1] - at[len(at)-2]; last < maxLostWait*3/4-time.Second || last > maxLostWait+time.Second {
+		if last := at[len(at)-1] - at[len(at)-2]; last < nodekit.MaxLostWait*3/4-time.Second || last > nodekit.MaxLostWait+time.Second {
 			t.Errorf("at last it waits %v", last)
 		}
 	}
-	w := lostWatch{since: start}
-	if !w.due(0, 0, start.Add(aloneAfter)) || w.due(0, 1, start.Add(time.Minute)) || w.due(0, 0, start.Add(time.Minute+time.Second)) {
+	w := nodekit.LostWatch{Since: start}
+	if !w.Due(0, 0, start.Add(nodekit.AloneAfter)) || w.Due(0, 1, start.Add(time.Minute)) || w.Due(0, 0, start.Add(time.Minute+time.Second)) {
 		t.Error("a server that came and went does not begin the wait anew")
 	}
 }
@@ -99,11 +100,11 @@ func ringState(t *testing.T) *fleet.State {
 func TestWhoARotationWaitsFor(t *testing.T) {
 	v := ringState(t).View()
 	ring, _ := v.GossipRing("default")
-	has := func(revision uint64) trustFollowed {
-		return trustFollowed{Rings: map[string]uint64{"default": revision}}
+	has := func(revision uint64) nodekit.TrustFollowed {
+		return nodekit.TrustFollowed{Rings: map[string]uint64{"default": revision}}
 	}
 	all := rotations(v, map[string]mesh.Liveness{"s1": mesh.Online, "a1": mesh.Online, "a2": mesh.Unreachable, "a3": mesh.Offline, "a5": mesh.Online},
-		map[string]trustFollowed{"s1": has(ring.Revision), "a1": has(ring.Revision - 1)})
+		map[string]nodekit.TrustFollowed{"s1": has(ring.Revision), "a1": has(ring.Revision - 1)})
 	if len(all) != 2 || all[0].Ring.Segment != "default" || all[1].Ring.Segment != "dmz" {
 		t.Fatalf("segments %+v", all)
 	}
@@ -161,7 +162,7 @@ func TestRotationGoesOn(t *testing.T) {
 
 // What a host says that it follows is what it has, in all its segments.
 func TestWhatAHostFollows(t *testing.T) {
-	f := followedBy(identity.Credentials{Segment: "default", GossipRevision: 4, Also: []identity.Segment{{Name: "dmz", GossipRevision: 7}}})
+	f := nodekit.FollowedBy(identity.Credentials{Segment: "default", GossipRevision: 4, Also: []identity.Segment{{Name: "dmz", GossipRevision: 7}}})
 	text, err := json.Marshal(f)
 	must(t, err)
 	if string(text) != `{"epoch":0,"denied":0,"rings":{"default":4,"dmz":7}}` {
@@ -177,7 +178,7 @@ func TestWhatAHostFollows(t *testing.T) {
 		{map[string]uint64{"default": 3}, true}, // a restored cluster counts anew
 		{map[string]uint64{"other": 1}, true},
 	} {
-		if f.lacks(tc.rings) != tc.lacks {
+		if f.Lacks(tc.rings) != tc.lacks {
 			t.Errorf("%v: lacks %v", tc.rings, !tc.lacks)
 		}
 	}
@@ -188,19 +189,19 @@ func TestAllowFromFlags(t *testing.T) {
 		"10.1.0.0/16": "10.1.0.0/16", "10.1.2.3/16": "10.1.0.0/16", "192.0.2.7/32": "192.0.2.7/32", "2001:db8::/64": "2001:db8::/64",
 		"10.1.0.0": "", "10.1.0.0/33": "", "": "", "web-1/24": "",
 	} {
-		o := nodeOptions{allowFrom: []string{text}}
-		err := o.readNetworks()
+		o := nodekit.NodeOptions{AllowFrom: []string{text}}
+		err := o.ReadNetworks()
 		if want == "" {
 			if err == nil || !strings.Contains(err.Error(), "--allow-from") {
 				t.Errorf("%q: %v", text, err)
 			}
 			continue
 		}
-		if got := o.allowed("10.9.0.1:7946"); err != nil || !slices.Equal(got, []string{want, "10.9.0.1/32"}) {
+		if got := o.Allowed("10.9.0.1:7946"); err != nil || !slices.Equal(got, []string{want, "10.9.0.1/32"}) {
 			t.Errorf("%q: %v, %v", text, got, err)
 		}
 	}
-	if got := (&nodeOptions{}).allowed("10.9.0.1:7946"); got != nil {
+	if got := (&nodekit.NodeOptions{}).Allowed("10.9.0.1:7946"); got != nil {
 		t.Errorf("without the flag: %v", got)
 	}
 }
@@ -217,8 +218,8 @@ func TestWhoIsBehind(t *testing.T) {
 		{[2]uint64{1, 1}, [2]uint64{0, 9}, false},
 		{[2]uint64{0, 9}, [2]uint64{1, 0}, true},
 	} {
-		f := trustFollowed{Epoch: tc.has[0], Denied: tc.has[1]}
-		if f.behind(tc.is[0], tc.is[1]) != tc.behind {
+		f := nodekit.TrustFollowed{Epoch: tc.has[0], Denied: tc.has[1]}
+		if f.Behind(tc.is[0], tc.is[1]) != tc.behind {
 			t.Errorf("%v of %v: behind %v", tc.has, tc.is, !tc.behind)
 		}
 	}

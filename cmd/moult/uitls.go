@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
 )
@@ -125,12 +126,12 @@ func (o serverOptions) certificate(view func() fleet.View, logger *slog.Logger) 
 	m := &madeCertificate{
 		ca: func() (*identity.UICA, error) { return clusterUICA(view()) },
 		names: func() []string {
-			return uiNames(append([]string{o.name, o.advertise, listen, given, o.peerAdv}, o.tls.names...))
+			return uiNames(append([]string{o.Name, o.Advertise, listen, given, o.PeerAdv}, o.tls.names...))
 		},
 		lifetime: min(o.certLifetime, maxUICertLifetime),
 		now:      time.Now,
 		changed: func(ca *identity.UICA) error {
-			return writeFileAtomic(filepath.Join(o.data, uiCAFile), ca.CertPEM(), 0o600)
+			return nodekit.WriteFileAtomic(filepath.Join(o.Data, uiCAFile), ca.CertPEM(), 0o600)
 		},
 		logger: logger,
 	}
@@ -170,7 +171,7 @@ func uiNames(given []string) []string {
 			}
 		}
 	}
-	names = slices.DeleteFunc(names, func(name string) bool { return !isHostName(name) || unspecified(name) })
+	names = slices.DeleteFunc(names, func(name string) bool { return !isHostName(name) || nodekit.Unspecified(name) })
 	slices.Sort(names)
 	return slices.Compact(names)
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
@@ -19,7 +20,7 @@ import (
 
 // openRaft opens this server's Raft node. Entries go over the node port's Raft
 // protocol, all else that servers ask each other over HTTP on the same port.
-func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *identity.Current, others *serverClient, unfit func() error, logger *slog.Logger) (*consensus.Node, error) {
+func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *identity.Current, others *nodekit.ServerClient, unfit func() error, logger *slog.Logger) (*consensus.Node, error) {
 	// Entries hold secrets, a new CA's key among them: whoever has the present one's
 	// must not get it. So they go to members of the group only, and of those a server
 	// knows the keys (identity.Trusted).
@@ -30,31 +31,31 @@ func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *iden
 		}
 		return nil
 	})
-	leader := &serverClient{http: nodeport.Client(current.Get, member), statusTimeout: others.statusTimeout}
+	leader := &nodekit.ServerClient{Http: nodeport.Client(current.Get, member), StatusTimeout: others.StatusTimeout}
 	node, err := consensus.Open(consensus.Config{
-		Dir: filepath.Join(o.data, "raft"), ServerID: hostID, Address: o.peerAdv,
+		Dir: filepath.Join(o.Data, "raft"), ServerID: hostID, Address: o.PeerAdv,
 		Listener: port.Raft(),
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
 			return nodeport.DialRaft(ctx, current.Get(), addr, member)
 		},
 		Forward: func(ctx context.Context, _, addr string, req []byte) ([]byte, error) {
-			return leader.post(ctx, addr, pathPropose, req)
+			return leader.Post(ctx, addr, pathPropose, req)
 		},
 		Progress: func(ctx context.Context, _, addr string) (uint64, error) {
-			st, err := others.status(ctx, addr)
+			st, err := others.Status(ctx, addr)
 			return st.AppliedIndex, err
 		},
 		Kinds: func(ctx context.Context, _, addr string) ([]string, error) {
-			st, err := others.status(ctx, addr)
+			st, err := others.Status(ctx, addr)
 			if st.Kinds == nil {
 				st.Kinds = fleet.FirstKinds()
 			}
 			return st.Kinds, err
 		},
 		Tell: func(ctx context.Context, _, addr string, m consensus.Membership) error {
-			return others.postJSON(ctx, addr, pathMembers, m, nil)
+			return others.PostJSON(ctx, addr, nodekit.PathMembers, m, nil)
 		},
-		Ask:       others.members,
+		Ask:       others.Members,
 		Unfit:     unfit,
 		Snapshots: o.snapshots,
 		Logger:    logger,
@@ -79,8 +80,8 @@ func onlyMembers(servers func() []consensus.ServerStatus) func(identity.Identity
 
 // joinRaft commits the cluster's first entry, or has this server added to the
 // Raft group, unless that happened before.
-func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others *serverClient, creds identity.Credentials, logger *slog.Logger) error {
-	first, err := pendingBootstrap(o.data)
+func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others *nodekit.ServerClient, creds identity.Credentials, logger *slog.Logger) error {
+	first, err := pendingBootstrap(o.Data)
 	if err != nil {
 		return err
 	}
@@ -95,16 +96,16 @@ func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others
 		if err != nil && (!errors.As(err, &refused) || refused.Code != fleet.CodeClusterExists) {
 			return fmt.Errorf("commit the cluster's first entry: %w", err)
 		}
-		return os.Remove(filepath.Join(o.data, bootstrapFile))
+		return os.Remove(filepath.Join(o.Data, bootstrapFile))
 	}
-	req := addServerRequest{ID: creds.HostID, Address: o.peerAdv}
+	req := addServerRequest{ID: creds.HostID, Address: o.PeerAdv}
 	for !raft.Configured() {
 		var errs []error
-		for _, addr := range append(creds.Servers, o.join...) {
-			if addr == o.peerAdv {
+		for _, addr := range append(creds.Servers, o.Join...) {
+			if addr == o.PeerAdv {
 				continue
 			}
-			err := others.postJSON(ctx, addr, pathAddServer, req, nil)
+			err := others.PostJSON(ctx, addr, pathAddServer, req, nil)
 			if err == nil {
 				return nil
 			}
@@ -114,7 +115,7 @@ func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(retryInterval):
+		case <-time.After(nodekit.RetryInterval):
 		}
 	}
 	return nil

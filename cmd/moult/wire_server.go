@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"path/filepath"
 	"runtime"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/coordinator"
 	"moult/consensus/fleet"
@@ -29,12 +29,6 @@ import (
 	"moult/webui/telemetry"
 )
 
-// Limits of a server's start and stop.
-const (
-	serverStopTimeout = 10 * time.Second
-	retryInterval     = time.Second
-)
-
 // runServer is a server: one process, so that whatever stops or kills it hits all
 // of it. Only while a new binary is tried it is that one's supervisor, and then
 // becomes what is installed in the end.
@@ -43,21 +37,21 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	if link, onTrial := updater.Supervised(); onTrial {
 		return runLockedServer(ctx, o, link, nil, stdout, stderr)
 	}
-	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
-	service := newServiceManager(ctx, logger)
-	defer service.close()
-	service.Well(joinPatience)
-	if err := checkBinary(o.trial.binary, o.anyDataPath); err != nil {
+	logger := nodekit.NewLogger(o.NodeOptions, stderr).With("server", o.Name)
+	service := nodekit.NewServiceManager(ctx, logger)
+	defer service.Close()
+	service.Well(nodekit.JoinPatience)
+	if err := nodekit.CheckBinary(o.trial.Binary, o.AnyDataPath); err != nil {
 		return err
 	}
-	unlock, err := openDataDir(o.data, o.anyDataPath)
+	unlock, err := nodekit.OpenDataDir(o.Data, o.AnyDataPath)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	active := o.trial.beginActive(o.data, o.build, logger)
+	active := o.trial.BeginActive(o.Data, o.Build, logger)
 	go updater.ReapOrphans(ctx) // to the end of the process
-	trial := o.trial.supervisor(o.data, active, stderr, logger, service)
+	trial := o.trial.Supervisor(o.Data, active, stderr, logger, service)
 	if err := updater.SettleTrial(trial); err != nil {
 		return err
 	}
@@ -70,7 +64,7 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 	if ctx.Err() != nil {
 		return nil
 	}
-	return updater.ReplaceSelf(o.trial.binary)
+	return updater.ReplaceSelf(o.trial.Binary)
 }
 
 // runLockedServer is the server process, on a data directory that is locked:
@@ -91,8 +85,8 @@ func runServer(ctx context.Context, o serverOptions, stdout, stderr io.Writer) e
 // the notifier and Raft (which hands leadership over), then the mesh, then the node port.
 //
 // It ends with updater.ErrRestart when a trial is staged.
-func runLockedServer(ctx context.Context, o serverOptions, link *updater.SupervisorLink, service *serviceManager, stdout, stderr io.Writer) error {
-	logger := newLogger(o.nodeOptions, stderr).With("server", o.name)
+func runLockedServer(ctx context.Context, o serverOptions, link *updater.SupervisorLink, service *nodekit.ServiceManager, stdout, stderr io.Writer) error {
+	logger := nodekit.NewLogger(o.NodeOptions, stderr).With("server", o.Name)
 	httpListener, err := net.Listen("tcp", o.http)
 	if err != nil {
 		return fmt.Errorf("listen for the UI: %w; give a free address with --http", err)
@@ -100,36 +94,36 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	defer httpListener.Close()
 
 	// Who am I.
-	ids, err := identity.OpenStore(filepath.Join(o.data, "identity"))
+	ids, err := identity.OpenStore(filepath.Join(o.Data, "identity"))
 	if err != nil {
 		return err
 	}
-	if err := o.findAddresses(ids); err != nil {
+	if err := o.FindAddresses(ids); err != nil {
 		return err
 	}
 	o.listenHTTP, o.http = o.http, advertisedHTTP(o, httpListener)
 	var bootstrap func(string) error
-	if o.bootstrap || fileExists(filepath.Join(o.data, bootstrapOnceFile)) {
+	if o.bootstrap || fileExists(filepath.Join(o.Data, nodekit.BootstrapOnceFile)) {
 		bootstrap = func(hostID string) error { return bootstrapCluster(ids, o, hostID, stdout) }
 	}
-	creds, err := enrol(ctx, ids, o.nodeOptions, o.http, bootstrap)
+	creds, err := nodekit.Enrol(ctx, ids, o.NodeOptions, o.http, bootstrap)
 	if err != nil {
 		return err
 	}
 	if creds.Role != identity.RoleServer {
-		return fmt.Errorf("%s belongs to an agent; run `moult agent` on it, or give another --data", o.data)
+		return fmt.Errorf("%s belongs to an agent; run `moult agent` on it, or give another --data", o.Data)
 	}
 	current := identity.NewCurrent(ids, creds)
-	me, err := describeSelf(o.data, o.build)
+	me, err := nodekit.DescribeSelf(o.Data, o.Build)
 	if err != nil {
 		return err
 	}
 	gate := &memberGate{denied: creds.Denials.Host}
-	port, err := nodeport.Listen(o.peer, func() (identity.Credentials, bool) { return current.Get(), true }, gate.allow, logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.serve.hosts), nodeport.AllowFrom(o.networks))
+	port, err := nodeport.Listen(o.Peer, func() (identity.Credentials, bool) { return current.Get(), true }, gate.allow, logger.With("component", "nodeport"), nodeport.HostsPerAddress(o.Serve.Hosts), nodeport.AllowFrom(o.Networks))
 	if err != nil {
 		return err
 	}
-	defer closeWithin(port.Close, logger, "node port")
+	defer nodekit.CloseWithin(port.Close, logger, "node port")
 
 	// What was decided. Raft counts from its start, so what takes its numbers is first.
 	libraries := telemetry.NewLibraries()
@@ -145,7 +139,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	if err != nil {
 		return err
 	}
-	defer closeWithin(raft.Close, logger, "raft")
+	defer nodekit.CloseWithin(raft.Close, logger, "raft")
 	members.raft = raft
 	gate.open(raft)
 	creds.Trusted.SetMembers(enrolledKey(raft))
@@ -153,69 +147,69 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	// Who is here.
 	enrolment := &enrolment{raft: raft, lifetime: o.certLifetime, logger: logger.With("component", "enrolment")}
 	ask := serverAsk(o, raft, enrolment, current)
-	if err := awaitSegmentKeys(ctx, o.nodeOptions, current, ask, logger); err != nil {
+	if err := nodekit.AwaitSegmentKeys(ctx, o.NodeOptions, current, ask, logger); err != nil {
 		return err
 	}
 	creds = current.Get()
-	pools, err := o.pools(creds)
+	pools, err := o.Pools(creds)
 	if err != nil {
 		return err
 	}
 	gossipSeeds(raft, creds.HostID, pools)
 	// Right after a start the state may not have been read, nor the enrolment of the
 	// first server name anybody: the Raft group does.
-	seeds := newSeedFinder(current, otherServers(o, raft, creds), logger.With("component", "seeds"))
+	seeds := nodekit.NewSeedFinder(current, otherServers(o, raft, creds), logger.With("component", "seeds"))
 	node, err := mesh.Start(ctx, mesh.Config{
-		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.boot,
-		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: me.build.version, Digest: me.digest, PeerAddr: o.peerAdv,
-		Pools: pools, FindSeeds: seeds.find,
-		HostsPerAddress: o.serve.hosts,
+		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.Boot,
+		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: me.Build.Version, Digest: me.Digest, PeerAddr: o.PeerAdv,
+		Pools: pools, FindSeeds: seeds.Find,
+		HostsPerAddress: o.Serve.Hosts,
 		KeyOf:           enrolledKey(raft), RoleOf: enrolledRole(raft), Denied: creds.Denials.Host,
 		Logger: logger.With("component", "mesh"),
 	})
 	if err != nil {
 		return err
 	}
-	defer leaveAndClose(node, logger)
+	defer nodekit.LeaveAndClose(node, logger)
 	observer, started := newObserver(node.Roster()), time.Now()
 	inbox := &reportInbox{node: node, raft: raft, observer: observer, logger: logger.With("component", "reports")}
-	node.Handle(topicReport, inbox.handle)
+	node.Handle(nodekit.TopicReport, inbox.handle)
 	keys := &keyDistributor{raft: raft, roster: node.Roster(), send: node.Send, logger: logger.With("component", "release-keys"), follows: map[string]uint64{}}
-	node.Handle(topicKeysFollowed, keys.handle)
-	follower := newTrustFollower(current, node, port.CutRefused, logger.With("component", "trust"))
-	follower.listen()
+	node.Handle(nodekit.TopicKeysFollowed, keys.handle)
+	follower := nodekit.NewTrustFollower(current, node, port.CutRefused, logger.With("component", "trust"))
+	follower.Listen()
 	trust := &trustKeeper{
 		raft: raft, roster: node.Roster(), current: current, lifetime: o.certLifetime, send: node.Send, own: follower,
-		logger: logger.With("component", "trust"), follows: map[string]trustFollowed{}, behind: make(chan struct{}, 1),
+		logger: logger.With("component", "trust"), follows: map[string]nodekit.TrustFollowed{}, behind: make(chan struct{}, 1),
 	}
-	node.Handle(topicTrustFollowed, trust.handle)
+	node.Handle(nodekit.TopicTrustFollowed, trust.handle)
 
 	// What is served.
-	held, err := openArtifacts(o.nodeOptions, me, node, current)
+	held, err := nodekit.OpenArtifacts(o.NodeOptions, me, node, current)
 	if err != nil {
 		return err
 	}
-	publisher := &publisher{raft: raft, store: held.store, servers: others, anyone: held.client, self: creds.HostID, peer: o.peerAdv, limiter: held.limiter, logger: logger.With("component", "publisher")}
-	puller, err := held.puller(publisher.releaseKeys, false, logger)
+	publisher := &publisher{raft: raft, store: held.Store, servers: others, anyone: held.Client, self: creds.HostID, peer: o.PeerAdv, limiter: held.Limiter, logger: logger.With("component", "publisher")}
+	puller, err := held.Puller(publisher.releaseKeys, false, logger)
 	if err != nil {
 		return err
 	}
 	defer puller.Close()
-	health := &healthWatch{raft: raft, roster: node.Roster(), store: held.store, others: others, current: current, self: creds.HostID, started: started}
+	health := &healthWatch{raft: raft, roster: node.Roster(), store: held.Store, others: others, current: current, self: creds.HostID, started: started}
 	members.health = health
-	up, err := openUpdater(updaterSide{
-		data: o.data, installed: o.trial.binary, place: install.Place(o.trial.place), me: me, creds: creds, node: node, held: held, link: link,
-		spare: keepAllArtifacts, mayRestart: members.mayRestart,
+	up, err := nodekit.OpenUpdater(nodekit.UpdaterSide{
+		Data: o.Data, Installed: o.trial.Binary, Place: install.Place(o.trial.Place), Me: me, Creds: creds, Node: node, Held: held, Link: link,
+		Spare: keepAllArtifacts, MayRestart: members.mayRestart,
 	}, logger)
 	if err != nil {
 		return err
 	}
-	api := nodeAPI(node, held, puller)
+	api := nodekit.NodeAPI(node, held, puller)
 	desk := newCheckInDesk(raft, others, creds.HostID, trust.listAfter, logger.With("component", "check-ins"))
 	addServerAPI(api, raft, members, publisher, desk)
-	reload := o.reloads(held, logger)
+	reload := o.Reloads(held, logger)
 	if reload != nil {
-		api.Handle("POST "+pathReload, reloadEndpoint(reload, creds.HostID))
+		api.Handle("POST "+nodekit.PathReload, nodekit.ReloadEndpoint(reload, creds.HostID))
 	}
 	enrolment.roster, enrolment.denyList = node.Roster(), trust.newestList
 	port.ServeHTTP(nodeport.Handlers{Peer: gate.onlyHosts(api), Join: webui.FromClients(identity.ChainHandler(identity.JoinHandler(enrolment.enrol), trust.chain)), Renew: identity.CheckInHandler(identity.RenewHandler(enrolment.renew), desk.take)})
@@ -241,10 +235,10 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		Version: version, Commit: commit,
 		View: func() fleet.View { return raft.State().View() }, Subscribe: raft.State().Subscribe,
 		Proposer: raft, Started: started, Observed: observer.observed, Changed: observer.Changed,
-		Servers: members, Publisher: publisher, Trust: trust, CAs: trust, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.store, self: me}, Backups: &backups{store: held.store, server: o.name},
+		Servers: members, Publisher: publisher, Trust: trust, CAs: trust, FollowedKeys: keys.followed, Binaries: &binaries{raft: raft, store: held.Store, self: me}, Backups: &backups{store: held.Store, server: o.Name},
 		Webhooks: &webhookTester{raft: raft, client: webhooks},
 		Problems: health.problems, ProblemCodes: problemCodes, CatchUp: raft.CatchUp,
-		Metrics: []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.store, held.served}},
+		Metrics: []prometheus.Collector{libraries, jobs, serverNumbers{raft, node, held.Store, held.Served}},
 		HSTS:    o.tls.certFile != "",
 		Logger:  logger.With("component", "webui"),
 	})
@@ -258,7 +252,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	defer tasks.Wait()
 	defer stop(nil)
 	if reload != nil {
-		tasks.Go(func() { onHangup(ctx, func() { reload() }) })
+		tasks.Go(func() { nodekit.OnHangup(ctx, func() { reload() }) })
 	}
 	tasks.Go(func() { clock.run(ctx) })
 	tasks.Go(func() { observer.run(ctx) })
@@ -269,11 +263,11 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		}
 	})
 	if link != nil {
-		tasks.Go(func() { heedSupervisor(ctx, link, func() { stop(nil) }, logger) })
-		tasks.Go(func() { proveHealth(ctx, link, me, logger, serverIsWell(raft, node)) })
+		tasks.Go(func() { nodekit.HeedSupervisor(ctx, link, func() { stop(nil) }, logger) })
+		tasks.Go(func() { nodekit.ProveHealth(ctx, link, me, logger, serverIsWell(raft, node)) })
 	}
 	tasks.Go(func() {
-		(&renewal{current: current, ask: ask, renewed: follower.renewed, now: follower.renew, logger: logger.With("component", "renewal")}).run(ctx)
+		(&nodekit.Renewal{Current: current, Ask: ask, Renewed: follower.Renewed, Now: follower.Renew, Logger: logger.With("component", "renewal")}).Run(ctx)
 	})
 	tasks.Go(func() {
 		events, end := raft.Subscribe()
@@ -282,9 +276,9 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	})
 	tasks.Go(func() { keys.run(ctx) })
 	tasks.Go(func() { trust.run(ctx) })
-	tasks.Go(func() { follower.watchCAs(ctx) })
+	tasks.Go(func() { follower.WatchCAs(ctx) })
 	tasks.Go(func() { desk.run(ctx) })
-	tasks.Go(func() { forgeries.run(ctx, o.name, node, raft.Propose, logger.With("component", "forgeries")) })
+	tasks.Go(func() { forgeries.run(ctx, o.Name, node, raft.Propose, logger.With("component", "forgeries")) })
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) { forgeries.lead(ctx, members, logger.With("component", "forgeries")) })
 	})
@@ -292,12 +286,12 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) { newRotor(trust, logger.With("component", "trust")).run(ctx) })
 	})
-	tasks.Go(func() { publisher.keepUp(ctx, held.peers.holders) })
-	patches := &patchMaker{state: raft.State(), artifacts: held.store, patches: held.patches, members: node.Roster().Members, logger: logger.With("component", "patches")}
+	tasks.Go(func() { publisher.keepUp(ctx, held.Peers.Holders) })
+	patches := &patchMaker{state: raft.State(), artifacts: held.Store, patches: held.Patches, members: node.Roster().Members, logger: logger.With("component", "patches")}
 	tasks.Go(func() { raft.Lead(ctx, patches.run) })
 	keeper := &addressKeeper{
-		raft: raft, others: others, servers: append(slices.Clone(creds.Servers), o.join...), logger: logger.With("component", "membership"),
-		self: fleet.Host{ID: creds.HostID, GossipAddr: o.gossipAdv, PeerAddr: o.peerAdv, HTTPAddr: o.http, HTTPTLS: tlsOn},
+		raft: raft, others: others, servers: append(slices.Clone(creds.Servers), o.Join...), logger: logger.With("component", "membership"),
+		self: fleet.Host{ID: creds.HostID, GossipAddr: o.GossipAdv, PeerAddr: o.PeerAdv, HTTPAddr: o.http, HTTPTLS: tlsOn},
 	}
 	tasks.Go(func() { keeper.run(ctx) })
 	tasks.Go(func() {
@@ -326,17 +320,17 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 			}
 		})
 	})
-	running := runningNode{Role: creds.Role, Peer: o.peerAdv, Gossip: o.gossipAdv, HTTP: o.http, Binary: o.trial.binary, InstallTo: install.Place(o.trial.place)}
-	if err := running.write(o.data); err != nil {
+	running := nodekit.RunningNode{Role: creds.Role, Peer: o.PeerAdv, Gossip: o.GossipAdv, HTTP: o.http, Binary: o.trial.Binary, InstallTo: install.Place(o.trial.Place)}
+	if err := running.Write(o.Data); err != nil {
 		logger.Warn("say where this server listens, for moult doctor", "error", err)
 	}
-	var signs lifeSigns = service
+	var signs nodekit.LifeSigns = service
 	if link != nil {
-		signs = linkSigns{link: link, logger: logger}
+		signs = nodekit.LinkSigns{Link: link, Logger: logger}
 	}
-	tasks.Go(func() { showLife(ctx, signs, func() string { return serverStatus(raft, node) }) })
-	logger.Info("server is up", "ui", uiURL(tlsOn, o.http), "peer", o.peerAdv, "gossip", o.gossipAdv, "version", version, "trial", link != nil)
-	err = serveHTTP(ctx, httpListener, uiLimits(o.serve.hosts), ui, uiTLS, logger.With("component", "webui"))
+	tasks.Go(func() { nodekit.ShowLife(ctx, signs, func() string { return serverStatus(raft, node) }) })
+	logger.Info("server is up", "ui", uiURL(tlsOn, o.http), "peer", o.PeerAdv, "gossip", o.GossipAdv, "version", version, "trial", link != nil)
+	err = serveHTTP(ctx, httpListener, uiLimits(o.Serve.Hosts), ui, uiTLS, logger.With("component", "webui"))
 	if errors.Is(context.Cause(ctx), updater.ErrRestart) {
 		return updater.ErrRestart
 	}
@@ -365,7 +359,7 @@ func serverIsWell(raft *consensus.Node, node *mesh.Node) func() (bool, <-chan st
 // likely because its certificate has expired, at another server.
 func serverAsk(o serverOptions, raft *consensus.Node, e *enrolment, current *identity.Current) func(ctx context.Context) (identity.Enrolment, error) {
 	return func(ctx context.Context) (identity.Enrolment, error) {
-		creds, req := current.Get(), identity.RenewRequest{Also: o.segmentAddrs()}
+		creds, req := current.Get(), identity.RenewRequest{Also: o.SegmentAddrs()}
 		answer, err := e.renewFor(ctx, creds.HostID, publicKey(creds.Key), req)
 		if err == nil {
 			return answer, nil
@@ -374,34 +368,25 @@ func serverAsk(o serverOptions, raft *consensus.Node, e *enrolment, current *ide
 		if len(addrs) == 0 {
 			return answer, err
 		}
-		return renewAt(ctx, addrs, creds, req)
+		return nodekit.RenewAt(ctx, addrs, creds, req)
 	}
 }
 
 // otherServers are the node ports of servers that this one knows of by its
 // configuration, its enrolment and the Raft group.
 func otherServers(o serverOptions, raft *consensus.Node, creds identity.Credentials) []string {
-	addrs := slices.Concat(o.join, creds.Servers)
+	addrs := slices.Concat(o.Join, creds.Servers)
 	for _, s := range raft.Servers() {
 		addrs = append(addrs, s.Address)
 	}
 	slices.Sort(addrs)
-	return slices.DeleteFunc(slices.Compact(addrs), func(a string) bool { return a == o.peerAdv })
+	return slices.DeleteFunc(slices.Compact(addrs), func(a string) bool { return a == o.PeerAdv })
 }
 
 // advertisedHTTP is the UI address as others see it.
 func advertisedHTTP(o serverOptions, l net.Listener) string {
-	if addr, err := o.advertised(l.Addr().String()); err == nil {
+	if addr, err := o.Advertised(l.Addr().String()); err == nil {
 		return addr
 	}
 	return l.Addr().String()
-}
-
-// closeWithin closes something in bounded time, and tells when it could not.
-func closeWithin(f func(context.Context) error, logger *slog.Logger, what string) {
-	ctx, cancel := context.WithTimeout(context.Background(), serverStopTimeout)
-	defer cancel()
-	if err := f(ctx); err != nil {
-		logger.Warn("close", "what", what, "error", err)
-	}
 }

@@ -1,4 +1,4 @@
-package main
+package nodekit
 
 import (
 	"context"
@@ -17,60 +17,60 @@ import (
 const (
 	// followSpread is within which hosts that hear of new keys ask for them.
 	followSpread = 2 * time.Second
-	// aloneAfter and lostAfter are how long a host waits, when it sees nobody at all
+	// AloneAfter and lostAfter are how long a host waits, when it sees nobody at all
 	// or no server, until it asks a server by itself: its gossip keys may be old ones.
-	aloneAfter  = 5 * time.Second
-	lostAfter   = time.Minute
-	maxLostWait = 10 * time.Minute // between such questions
+	AloneAfter  = 5 * time.Second
+	LostAfter   = time.Minute
+	MaxLostWait = 10 * time.Minute // between such questions
 	watchTick   = time.Second
 	// unknownCAEvery is how often strangers' certificates make a host ask at most.
 	unknownCAEvery = 30 * time.Second
 )
 
-// trustFollower is what a host does with the deny-list and with new gossip keys.
+// TrustFollower is what a host does with the deny-list and with new gossip keys.
 // Its methods are safe for concurrent use.
-type trustFollower struct {
+type TrustFollower struct {
 	current *identity.Current
 	node    *mesh.Node
 	cut     func()        // ends the connections of hosts that were removed
-	renew   chan struct{} // capacity 1: has the certificate renewed, and keys with it
+	Renew   chan struct{} // capacity 1: has the certificate renewed, and keys with it
 	logger  *slog.Logger
 }
 
-func newTrustFollower(current *identity.Current, node *mesh.Node, cut func(), logger *slog.Logger) *trustFollower {
-	f := &trustFollower{current: current, node: node, cut: cut, renew: make(chan struct{}, 1), logger: logger}
+func NewTrustFollower(current *identity.Current, node *mesh.Node, cut func(), logger *slog.Logger) *TrustFollower {
+	f := &TrustFollower{current: current, node: node, cut: cut, Renew: make(chan struct{}, 1), logger: logger}
 	f.useKeys(current.Get()) // they may have changed between the pools' start and now
 	return f
 }
 
-// listen takes what servers send.
-func (f *trustFollower) listen() {
-	f.node.Handle(topicDenied, func(from identity.Identity, payload []byte) {
+// Listen takes what servers send.
+func (f *TrustFollower) Listen() {
+	f.node.Handle(TopicDenied, func(from identity.Identity, payload []byte) {
 		if from.Role == identity.RoleServer {
-			f.takeDenied(payload)
+			f.TakeDenied(payload)
 			f.say(context.Background(), from.HostID)
 		}
 	})
-	f.node.Handle(topicCAs, func(from identity.Identity, payload []byte) {
-		var n casNotice
+	f.node.Handle(TopicCAs, func(from identity.Identity, payload []byte) {
+		var n CasNotice
 		if from.Role != identity.RoleServer || json.Unmarshal(payload, &n) != nil {
 			return
 		}
-		f.takeCAs(n)
+		f.TakeCAs(n)
 		f.say(context.Background(), from.HostID)
 	})
-	f.node.Handle(topicRings, func(from identity.Identity, payload []byte) {
-		var n ringsNotice
+	f.node.Handle(TopicRings, func(from identity.Identity, payload []byte) {
+		var n RingsNotice
 		if from.Role != identity.RoleServer || json.Unmarshal(payload, &n) != nil || len(n.Rings) > mesh.MaxSegments {
 			return
 		}
-		f.takeRings(n.Rings)
+		f.TakeRings(n.Rings)
 		f.say(context.Background(), from.HostID)
 	})
 }
 
-// takeDenied follows a deny-list, unless it is an older one than it follows.
-func (f *trustFollower) takeDenied(raw []byte) {
+// TakeDenied follows a deny-list, unless it is an older one than it follows.
+func (f *TrustFollower) TakeDenied(raw []byte) {
 	creds := f.current.Get()
 	news, err := creds.Denials.Take(creds.Verifier(), raw)
 	if err != nil {
@@ -84,9 +84,9 @@ func (f *trustFollower) takeDenied(raw []byte) {
 	f.cut()
 }
 
-// takeCAs follows a change of the CA as far as it is proven, and asks for a
+// TakeCAs follows a change of the CA as far as it is proven, and asks for a
 // certificate by the CA that signs now.
-func (f *trustFollower) takeCAs(n casNotice) {
+func (f *TrustFollower) TakeCAs(n CasNotice) {
 	creds := f.current.Get()
 	news, err := creds.Trusted.Follow(creds.Cluster, n.Chain)
 	if err != nil {
@@ -103,28 +103,28 @@ func (f *trustFollower) takeCAs(n casNotice) {
 	}
 }
 
-// takeRings asks for new gossip keys, where the host has not those that it should.
-func (f *trustFollower) takeRings(rings map[string]uint64) {
-	if followedBy(f.current.Get()).lacks(rings) {
+// TakeRings asks for new gossip keys, where the host has not those that it should.
+func (f *TrustFollower) TakeRings(rings map[string]uint64) {
+	if FollowedBy(f.current.Get()).Lacks(rings) {
 		f.askSoon()
 	}
 }
 
-func (f *trustFollower) askSoon() {
+func (f *TrustFollower) askSoon() {
 	select {
-	case f.renew <- struct{}{}:
+	case f.Renew <- struct{}{}:
 	default:
 	}
 }
 
-// renewed takes what a renewal gave into use, and says so to the servers.
-func (f *trustFollower) renewed(creds identity.Credentials) {
+// Renewed takes what a renewal gave into use, and says so to the servers.
+func (f *TrustFollower) Renewed(creds identity.Credentials) {
 	if err := f.node.SetCertificate(creds.CertDER()); err != nil {
 		f.logger.Error("use the renewed certificate", "error", err)
 	}
 	f.useKeys(creds)
 	f.cut() // of whom a deny-list names that came along
-	ctx, cancel := context.WithTimeout(context.Background(), trustTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), TrustTimeout)
 	defer cancel()
 	var sends sync.WaitGroup
 	for _, s := range f.node.Roster().Servers() {
@@ -135,8 +135,8 @@ func (f *trustFollower) renewed(creds identity.Credentials) {
 	sends.Wait()
 }
 
-func (f *trustFollower) useKeys(creds identity.Credentials) {
-	for segment := range followedBy(creds).Rings {
+func (f *TrustFollower) useKeys(creds identity.Credentials) {
+	for segment := range FollowedBy(creds).Rings {
 		s, _ := creds.In(segment)
 		if err := f.node.SetKeys(segment, s.GossipKeys); err != nil {
 			f.logger.Debug("gossip keys not used", "segment", segment, "error", err) // not started in it
@@ -145,14 +145,14 @@ func (f *trustFollower) useKeys(creds identity.Credentials) {
 }
 
 // say tells a server what this host follows, and returns whether it was sent.
-func (f *trustFollower) say(ctx context.Context, server string) bool {
-	payload, err := json.Marshal(followedBy(f.current.Get()))
+func (f *TrustFollower) say(ctx context.Context, server string) bool {
+	payload, err := json.Marshal(FollowedBy(f.current.Get()))
 	if err != nil {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, trustTimeout)
+	ctx, cancel := context.WithTimeout(ctx, TrustTimeout)
 	defer cancel()
-	if err := f.node.Send(ctx, server, topicTrustFollowed, payload); err != nil {
+	if err := f.node.Send(ctx, server, TopicTrustFollowed, payload); err != nil {
 		f.logger.Debug("say what is followed", "server", server, "error", err)
 		return false
 	}
@@ -163,27 +163,27 @@ func (f *trustFollower) say(ctx context.Context, server string) bool {
 // so that one that was off hears at once what it missed. And it has the host ask a
 // server for its keys when gossip shows it nobody, or no server: it was off while
 // they changed, or the cluster was restored with others.
-func (f *trustFollower) watch(ctx context.Context) {
-	w, told := lostWatch{since: time.Now()}, map[string]bool{}
-	for sleep(ctx, watchTick) {
+func (f *TrustFollower) watch(ctx context.Context) {
+	w, told := LostWatch{Since: time.Now()}, map[string]bool{}
+	for Sleep(ctx, watchTick) {
 		servers := f.node.Roster().Servers()
 		for _, s := range servers {
 			if !told[s.HostID] {
 				told[s.HostID] = f.say(ctx, s.HostID)
 			}
 		}
-		if w.due(f.node.LivePeers(), len(servers), time.Now()) {
+		if w.Due(f.node.LivePeers(), len(servers), time.Now()) {
 			f.logger.Info("gossip shows no server; asking one whether the keys have changed")
 			f.askSoon()
 		}
 	}
 }
 
-// watchCAs has the host ask a server for the CAs when it meets certificates of one that
+// WatchCAs has the host ask a server for the CAs when it meets certificates of one that
 // it does not know: it was off, or could not be reached, while the CA was changed.
-func (f *trustFollower) watchCAs(ctx context.Context) {
+func (f *TrustFollower) WatchCAs(ctx context.Context) {
 	var asked time.Time
-	for sleep(ctx, watchTick) {
+	for Sleep(ctx, watchTick) {
 		if f.current.Get().Trusted.MetUnknown() && time.Since(asked) >= unknownCAEvery {
 			f.logger.Info("a certificate of an unknown CA was shown; asking a server whether the CA has changed")
 			asked = time.Now()
@@ -192,29 +192,29 @@ func (f *trustFollower) watchCAs(ctx context.Context) {
 	}
 }
 
-// lostWatch decides when a host that is lost asks.
-type lostWatch struct {
-	since time.Time     // when it was lost, or asked last
+// LostWatch decides when a host that is lost asks.
+type LostWatch struct {
+	Since time.Time     // when it was lost, or asked last
 	wait  time.Duration // until it asks again; 0: it has not yet
 }
 
-func (w *lostWatch) due(peers, servers int, now time.Time) bool {
+func (w *LostWatch) Due(peers, servers int, now time.Time) bool {
 	if servers > 0 {
-		w.since, w.wait = now, 0
+		w.Since, w.wait = now, 0
 		return false
 	}
 	wait := w.wait
 	if wait == 0 {
-		wait = lostAfter
+		wait = LostAfter
 		if peers == 0 {
-			wait = aloneAfter
+			wait = AloneAfter
 		}
 	}
-	if now.Sub(w.since) < wait {
+	if now.Sub(w.Since) < wait {
 		return false
 	}
-	w.since = now
-	w.wait = min(2*wait, maxLostWait)
+	w.Since = now
+	w.wait = min(2*wait, MaxLostWait)
 	w.wait = w.wait*3/4 + rand.N(w.wait/4)
 	return true
 }

@@ -1,4 +1,4 @@
-package main
+package nodekit
 
 import (
 	"context"
@@ -18,9 +18,9 @@ import (
 	"moult/mesh/nodeport"
 )
 
-// pathNeighbours asks any host's node port for members of a segment:
+// PathNeighbours asks any host's node port for members of a segment:
 // GET /node/neighbours?segment=NAME, answered with membersAnswer.
-const pathNeighbours = "/node/neighbours"
+const PathNeighbours = "/node/neighbours"
 
 // Limits of asking for members.
 const (
@@ -50,13 +50,13 @@ type seedFinder struct {
 	logger  *slog.Logger
 }
 
-func newSeedFinder(current *identity.Current, join []string, logger *slog.Logger) *seedFinder {
-	return &seedFinder{current: current, join: join, client: nodeport.Client(current.Get, anyMember), logger: logger}
+func NewSeedFinder(current *identity.Current, join []string, logger *slog.Logger) *seedFinder {
+	return &seedFinder{current: current, join: join, client: nodeport.Client(current.Get, AnyMember), logger: logger}
 }
 
-// find asks a few hosts at once: some of the neighbours, and some that are known
+// Find asks a few hosts at once: some of the neighbours, and some that are known
 // from elsewhere. What the last enrolment named is among the answers.
-func (f *seedFinder) find(ctx context.Context, segment string, neighbours []mesh.Contact) []string {
+func (f *seedFinder) Find(ctx context.Context, segment string, neighbours []mesh.Contact) []string {
 	creds := f.current.Get()
 	known, _ := creds.In(segment)
 	var ask []string
@@ -83,7 +83,7 @@ func (f *seedFinder) find(ctx context.Context, segment string, neighbours []mesh
 }
 
 func (f *seedFinder) ask(ctx context.Context, addr, segment string) ([]string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+pathNeighbours+"?segment="+url.QueryEscape(segment), http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+PathNeighbours+"?segment="+url.QueryEscape(segment), http.NoBody)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package main
+package nodekit
 
 import (
 	"fmt"
@@ -12,12 +12,12 @@ import (
 // service manager starts the next one at once.
 const (
 	lockPatience = 5 * time.Second
-	lockInterval = 50 * time.Millisecond
+	LockInterval = 50 * time.Millisecond
 )
 
-// lockDataDir keeps a second process out of a data directory. The lock ends
+// LockDataDir keeps a second process out of a data directory. The lock ends
 // with the process.
-func lockDataDir(dir string) (unlock func(), err error) {
+func LockDataDir(dir string) (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
@@ -28,7 +28,7 @@ func lockDataDir(dir string) (unlock func(), err error) {
 			f.Close()
 			return nil, fmt.Errorf("data directory %s is in use by another moult; stop that one, or give another --data", dir)
 		}
-		time.Sleep(lockInterval)
+		time.Sleep(LockInterval)
 	}
 	return func() { f.Close() }, nil
 }

@@ -1,4 +1,4 @@
-package main
+package nodekit
 
 import (
 	"maps"
@@ -17,21 +17,21 @@ type artifactPeers struct {
 	selfID string
 }
 
-func (p artifactPeers) view() peerView {
-	return peerView{self: p.selfID, own: p.node.Record().Record, members: p.node.Roster().Members()}
+func (p artifactPeers) view() PeerView {
+	return PeerView{Self: p.selfID, Own: p.node.Record().Record, Members: p.node.Roster().Members()}
 }
 
-// holders lists who may have an artifact.
-func (p artifactPeers) holders(digest string) []artifact.Peer { return p.view().holders(digest) }
+// Holders lists who may have an artifact.
+func (p artifactPeers) Holders(digest string) []artifact.Peer { return p.view().Holders(digest) }
 
 // relays lists who may get an artifact for this host, and those who wait for it.
-func (p artifactPeers) relays(via []string) []artifact.Peer { return p.view().relays(via) }
+func (p artifactPeers) relays(via []string) []artifact.Peer { return p.view().Relays(via) }
 
 // named returns those of these hosts that this one reaches, in their order.
 func (p artifactPeers) named(ids []string) (peers []artifact.Peer) {
 	v := p.view()
 	for _, id := range ids {
-		for _, m := range v.members {
+		for _, m := range v.Members {
 			if m.HostID == id && v.usable(m) {
 				peers = append(peers, artifact.Peer{HostID: m.HostID, Role: m.Role, Addr: m.Addr, Class: classHome})
 			}
@@ -62,11 +62,11 @@ func announceHolds(node *mesh.Node, store *artifact.Store, running string) {
 	})
 }
 
-// peerView is what peers are chosen from.
-type peerView struct {
-	self    string
-	own     mesh.Record
-	members []mesh.Member
+// PeerView is what peers are chosen from.
+type PeerView struct {
+	Self    string
+	Own     mesh.Record
+	Members []mesh.Member
 }
 
 // The classes of holders, nearest first. Servers are spared: everybody else asks
@@ -77,11 +77,11 @@ const (
 	classServer
 )
 
-// holders are the members whose node port this host reaches, because they share a
+// Holders are the members whose node port this host reaches, because they share a
 // segment with it, and who run or hold the artifact, or are servers, which hold
 // every release. Servers reach each other in any case.
-func (v peerView) holders(digest string) (peers []artifact.Peer) {
-	for _, m := range v.members {
+func (v PeerView) Holders(digest string) (peers []artifact.Peer) {
+	for _, m := range v.Members {
 		server := isServer(m.Record)
 		if !v.usable(m) || !server && !m.HasArtifact(digest) {
 			continue
@@ -90,7 +90,7 @@ func (v peerView) holders(digest string) (peers []artifact.Peer) {
 		switch {
 		case server:
 			class = classServer
-		case slices.Contains(m.Segments, v.own.Segments[0]):
+		case slices.Contains(m.Segments, v.Own.Segments[0]):
 			class = classHome
 		}
 		peers = append(peers, artifact.Peer{HostID: m.HostID, Role: m.Role, Addr: m.Addr, Class: class})
@@ -98,12 +98,12 @@ func (v peerView) holders(digest string) (peers []artifact.Peer) {
 	return peers
 }
 
-// relays are the members that this host reaches and that are in another segment,
+// Relays are the members that this host reaches and that are in another segment,
 // too, or are servers, without those who wait already. Their class is how many
 // segments lie between them and a server; those that see no way to any come last.
-func (v peerView) relays(via []string) (peers []artifact.Peer) {
+func (v PeerView) Relays(via []string) (peers []artifact.Peer) {
 	far := v.distances()
-	for _, m := range v.members {
+	for _, m := range v.Members {
 		if !v.usable(m) || !m.Relay() && !isServer(m.Record) || slices.Contains(via, m.HostID) {
 			continue
 		}
@@ -123,24 +123,24 @@ func (v peerView) relays(via []string) (peers []artifact.Peer) {
 
 // usable tells whether this host may ask a member: it is online, another host,
 // and the two share a segment.
-func (v peerView) usable(m mesh.Member) bool {
-	if m.HostID == v.self || m.Liveness != mesh.Online || m.Addr == "" || len(v.own.Segments) == 0 {
+func (v PeerView) usable(m mesh.Member) bool {
+	if m.HostID == v.Self || m.Liveness != mesh.Online || m.Addr == "" || len(v.Own.Segments) == 0 {
 		return false
 	}
-	if isServer(v.own) && isServer(m.Record) {
+	if isServer(v.Own) && isServer(m.Record) {
 		return true
 	}
-	return slices.ContainsFunc(m.Segments, func(s string) bool { return slices.Contains(v.own.Segments, s) })
+	return slices.ContainsFunc(m.Segments, func(s string) bool { return slices.Contains(v.Own.Segments, s) })
 }
 
 // distances returns how many relays lie between each segment and the nearest
 // server that is online; segments that no way leads to are left out.
-func (v peerView) distances() map[string]int {
+func (v PeerView) distances() map[string]int {
 	far := map[string]int{}
 	var relays []mesh.Member
-	for _, m := range v.members {
+	for _, m := range v.Members {
 		switch {
-		case m.Liveness != mesh.Online || m.HostID == v.self:
+		case m.Liveness != mesh.Online || m.HostID == v.Self:
 		case isServer(m.Record):
 			for _, s := range m.Segments {
 				far[s] = 0

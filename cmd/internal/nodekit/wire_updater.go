@@ -1,4 +1,4 @@
-package main
+package nodekit
 
 import (
 	"context"
@@ -16,50 +16,50 @@ import (
 	"moult/updater/release"
 )
 
-// updaterSide is what a node of either role has to carry out orders.
-type updaterSide struct {
-	data       string        // the data directory
-	installed  string        // the binary that updates replace
-	place      install.Place // or where they go instead
-	me         self
-	creds      identity.Credentials
-	node       *mesh.Node
-	held       *artifactSide
-	link       *updater.SupervisorLink // nil: this process has no supervisor
-	spare      int                     // as updater.Config.Spare
-	mayRestart func(context.Context) error
+// UpdaterSide is what a node of either role has to carry out orders.
+type UpdaterSide struct {
+	Data       string        // the data directory
+	Installed  string        // the binary that updates replace
+	Place      install.Place // or where they go instead
+	Me         Self
+	Creds      identity.Credentials
+	Node       *mesh.Node
+	Held       *artifactSide
+	Link       *updater.SupervisorLink // nil: this process has no supervisor
+	Spare      int                     // as updater.Config.Spare
+	MayRestart func(context.Context) error
 }
 
-// keysGiven are the release keys that a host got when it joined.
-func keysGiven(creds identity.Credentials) release.KeySet {
+// KeysGiven are the release keys that a host got when it joined.
+func KeysGiven(creds identity.Credentials) release.KeySet {
 	return release.KeySet{Number: creds.KeysNumber, Threshold: creds.ReleaseThreshold, Keys: creds.ReleaseKeys}
 }
 
-// openUpdater makes the updater, announces how its last job stands and lets it have
+// OpenUpdater makes the updater, announces how its last job stands and lets it have
 // the orders, acknowledgements and key statements that come through the mesh.
-func openUpdater(s updaterSide, logger *slog.Logger) (*updater.Updater, error) {
-	phase, jobID := updater.StartPhase(s.data, s.link)
-	s.node.Announce(mesh.Phase(phase), jobID)
-	fence, err := order.OpenFence(filepath.Join(s.data, "fence.json"))
+func OpenUpdater(s UpdaterSide, logger *slog.Logger) (*updater.Updater, error) {
+	phase, jobID := updater.StartPhase(s.Data, s.Link)
+	s.Node.Announce(mesh.Phase(phase), jobID)
+	fence, err := order.OpenFence(filepath.Join(s.Data, "fence.json"))
 	if err != nil {
 		logger.Error("this host takes no orders", "error", err) // and runs on: the fence refuses them all
 	}
 	up, err := updater.New(updater.Config{
-		HostID: s.creds.HostID, Cluster: s.creds.Cluster, Verifier: s.creds.Verifier(), Fence: fence,
-		ReleaseKeys: keysGiven(s.creds),
-		DataDir:     s.data, Installed: s.installed, Place: s.place, Version: s.me.build.version, Digest: s.me.digest,
-		Store: s.held.store, Candidates: s.held.peers.holders, Relays: s.held.peers.relays, Named: s.held.peers.named, HTTP: s.held.client, Limiter: s.held.limiter, Patches: s.held.patches,
-		Spare: s.spare, MayRestart: s.mayRestart,
-		Mesh: &hostMesh{node: s.node, logger: logger.With("component", "reports")},
-		Link: s.link, Logger: logger,
+		HostID: s.Creds.HostID, Cluster: s.Creds.Cluster, Verifier: s.Creds.Verifier(), Fence: fence,
+		ReleaseKeys: KeysGiven(s.Creds),
+		DataDir:     s.Data, Installed: s.Installed, Place: s.Place, Version: s.Me.Build.Version, Digest: s.Me.Digest,
+		Store: s.Held.Store, Candidates: s.Held.Peers.Holders, Relays: s.Held.Peers.relays, Named: s.Held.Peers.named, HTTP: s.Held.Client, Limiter: s.Held.Limiter, Patches: s.Held.Patches,
+		Spare: s.Spare, MayRestart: s.MayRestart,
+		Mesh: &hostMesh{node: s.Node, logger: logger.With("component", "reports")},
+		Link: s.Link, Logger: logger,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.node.Handle(topicOrder, up.HandleOrder)
-	s.node.Handle(topicReleaseKeys, keyFollower(up, s.node, logger.With("component", "release-keys")))
-	s.node.Handle(topicReportAck, func(from identity.Identity, payload []byte) {
-		var ack reportAck
+	s.Node.Handle(TopicOrder, up.HandleOrder)
+	s.Node.Handle(TopicReleaseKeys, keyFollower(up, s.Node, logger.With("component", "release-keys")))
+	s.Node.Handle(TopicReportAck, func(from identity.Identity, payload []byte) {
+		var ack ReportAck
 		if from.Role == identity.RoleServer && json.Unmarshal(payload, &ack) == nil {
 			up.HandleAck(ack.JobID, ack.Stored)
 		}
@@ -67,8 +67,8 @@ func openUpdater(s updaterSide, logger *slog.Logger) (*updater.Updater, error) {
 	return up, nil
 }
 
-// heedSupervisor stops this process when its supervisor is gone.
-func heedSupervisor(ctx context.Context, link *updater.SupervisorLink, stop func(), logger *slog.Logger) {
+// HeedSupervisor stops this process when its supervisor is gone.
+func HeedSupervisor(ctx context.Context, link *updater.SupervisorLink, stop func(), logger *slog.Logger) {
 	select {
 	case <-link.ParentGone():
 		if !link.StopAsked() {
@@ -79,13 +79,13 @@ func heedSupervisor(ctx context.Context, link *updater.SupervisorLink, stop func
 	}
 }
 
-// proveHealth tells the supervisor once this host is well. With "no" well returns a
+// ProveHealth tells the supervisor once this host is well. With "no" well returns a
 // channel that says when to ask again.
-func proveHealth(ctx context.Context, link *updater.SupervisorLink, me self, logger *slog.Logger, well func() (bool, <-chan struct{})) {
+func ProveHealth(ctx context.Context, link *updater.SupervisorLink, me Self, logger *slog.Logger, well func() (bool, <-chan struct{})) {
 	for {
 		yes, again := well()
 		if yes {
-			if err := link.Joined(me.build.version, me.digest); err != nil {
+			if err := link.Joined(me.Build.Version, me.Digest); err != nil {
 				logger.Error("tell the supervisor", "error", err)
 			}
 			return
@@ -132,7 +132,7 @@ func (m *hostMesh) Report(r updater.Report) {
 	var sends sync.WaitGroup
 	for _, s := range m.node.Roster().Servers() {
 		sends.Go(func() {
-			if err := m.node.Send(ctx, s.HostID, topicReport, payload); err != nil {
+			if err := m.node.Send(ctx, s.HostID, TopicReport, payload); err != nil {
 				m.logger.Debug("send report", "server", s.HostID, "error", err)
 			}
 		})

@@ -1,4 +1,4 @@
-package main
+package nodekit
 
 import (
 	"context"
@@ -22,19 +22,19 @@ import (
 // reloadTimeout bounds asking the process to reload.
 const reloadTimeout = 10 * time.Second
 
-// pathReload is asked by `moult config reload` on the same host, with the host's own
+// PathReload is asked by `moult config reload` on the same host, with the host's own
 // certificate: POST gives a reloadReport. Nobody else gets an answer.
-const pathReload = "/node/self/reload"
+const PathReload = "/node/self/reload"
 
-// reloadReport is what came of reading the configuration again.
-type reloadReport struct {
+// ReloadReport is what came of reading the configuration again.
+type ReloadReport struct {
 	File         string   `json:"file"`
 	Applied      []string `json:"applied"`       // keys that changed and took effect
 	NeedsRestart []string `json:"needs_restart"` // keys that changed and did not
 	Error        string   `json:"error,omitempty"`
 }
 
-func (r reloadReport) String() string {
+func (r ReloadReport) String() string {
 	switch {
 	case r.Error != "":
 		return r.Error
@@ -52,12 +52,12 @@ func (r reloadReport) String() string {
 }
 
 // takeOver has a running node serve, fetch and log as o says.
-func (a *artifactSide) takeOver(running, o nodeOptions) {
+func (a *artifactSide) takeOver(running, o NodeOptions) {
 	running.logDebug = o.logDebug
 	running.setLevel()
-	a.served.SetLimits(o.serve.limits())
-	a.patchLimiter.SetLimit(rateOf(o.serve.rate))
-	a.limiter.SetLimit(rateOf(o.serve.pull))
+	a.Served.SetLimits(o.Serve.limits())
+	a.patchLimiter.SetLimit(rateOf(o.Serve.rate))
+	a.Limiter.SetLimit(rateOf(o.Serve.Pull))
 }
 
 // rateOf is a rate of settings, in which 0 is no limit.
@@ -68,16 +68,16 @@ func rateOf(bytesPerSecond byteSize) rate.Limit {
 	return rate.Limit(bytesPerSecond)
 }
 
-// reloads is how a node that has held reads its configuration again; nil: it has none.
-func (o nodeOptions) reloads(held *artifactSide, logger *slog.Logger) func() reloadReport {
-	if o.reread == nil {
+// Reloads is how a node that has held reads its configuration again; nil: it has none.
+func (o NodeOptions) Reloads(held *artifactSide, logger *slog.Logger) func() ReloadReport {
+	if o.Reread == nil {
 		return nil
 	}
-	return o.reread(func(now nodeOptions) { held.takeOver(o, now) }, logger.With("component", "configuration"))
+	return o.Reread(func(now NodeOptions) { held.takeOver(o, now) }, logger.With("component", "configuration"))
 }
 
-// onHangup reloads at each SIGHUP until ctx ends.
-func onHangup(ctx context.Context, reload func()) {
+// OnHangup reloads at each SIGHUP until ctx ends.
+func OnHangup(ctx context.Context, reload func()) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
@@ -91,8 +91,8 @@ func onHangup(ctx context.Context, reload func()) {
 	}
 }
 
-// reloadEndpoint answers this host, and nobody else.
-func reloadEndpoint(reload func() reloadReport, self string) http.HandlerFunc {
+// ReloadEndpoint answers this host, and nobody else.
+func ReloadEndpoint(reload func() ReloadReport, self string) http.HandlerFunc {
 	return func(w http.ResponseWriter, req *http.Request) {
 		if nodeport.PeerFrom(req.Context()).HostID != self {
 			http.Error(w, "only this host may ask", http.StatusForbidden)
@@ -103,11 +103,11 @@ func reloadEndpoint(reload func() reloadReport, self string) http.HandlerFunc {
 	}
 }
 
-// askToReload has the node that runs on this host read its configuration again.
-func askToReload(ctx context.Context, data string) (report reloadReport, err error) {
+// AskToReload has the node that runs on this host read its configuration again.
+func AskToReload(ctx context.Context, data string) (report ReloadReport, err error) {
 	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 	defer cancel()
-	running, err := readRunning(data)
+	running, err := ReadRunning(data)
 	if err != nil {
 		return report, fmt.Errorf("find the process: %w; is --data right, and does it run? See: moult doctor", err)
 	}
@@ -119,9 +119,9 @@ func askToReload(ctx context.Context, data string) (report reloadReport, err err
 	if err != nil {
 		return report, err
 	}
-	client := clientOfSelf(creds)
+	client := ClientOfSelf(creds)
 	defer client.CloseIdleConnections()
-	if err := (&serverClient{http: client}).postJSON(ctx, running.Peer, pathReload, struct{}{}, &report); err != nil {
+	if err := (&ServerClient{Http: client}).PostJSON(ctx, running.Peer, PathReload, struct{}{}, &report); err != nil {
 		return report, fmt.Errorf("ask the process at %s: %w; does it run? See: moult doctor", running.Peer, err)
 	}
 	return report, nil
