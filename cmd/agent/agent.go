@@ -86,11 +86,12 @@ func Main(o Options, work func(ctx context.Context) error) {
 // which must be the process's. args are the process's arguments; logs and what the
 // child prints go to stderr.
 func Run(ctx context.Context, o Options, work func(ctx context.Context) error, args []string, stdout, stderr io.Writer) (code int) {
+	logs := &gate{to: stderr}
 	err := o.check()
 	if err == nil && len(args) > 0 && args[0] == "version" {
 		err = o.printVersion(stdout)
 	} else if err == nil {
-		err = o.run(ctx, work, stdout, stderr)
+		err = o.run(ctx, work, stdout, logs)
 	}
 	switch {
 	case err == nil:
@@ -98,6 +99,7 @@ func Run(ctx context.Context, o Options, work func(ctx context.Context) error, a
 	case errors.Is(err, updater.ErrRestart):
 		return updater.ExitRestart
 	}
+	logs.shut() // the reason of a trial's end is the last line
 	fmt.Fprintf(stderr, "%s: %v\n", filepath.Base(os.Args[0]), err)
 	return 1
 }
@@ -126,8 +128,7 @@ func (o Options) run(ctx context.Context, work func(ctx context.Context) error, 
 // node are the options of an agent, which have their defaults as flags.
 func (o Options) node() (n nodekit.AgentOptions, err error) {
 	flags := &cobra.Command{}
-	n.Register(flags)
-	n.Trial.Register(flags.Flags())
+	n.RegisterFlags(flags)
 	n.Build = nodekit.BuildInfo{Version: o.Version, Number: o.Number}
 	n.Join, n.TokenFile, n.Segment, n.AlsoFlags, n.Advertise, n.AllowFrom = o.Join, o.TokenFile, o.Segment, o.AlsoSegment, o.Advertise, o.AllowFrom
 	set(&n.Data, o.Data)

@@ -90,7 +90,7 @@ func (o *serverOptions) registerFlags(cmd *cobra.Command) {
 }
 
 func (o *serverOptions) validate() error {
-	errs := []error{o.NodeOptions.Validate(), o.validateHTTP(), o.tls.validate()}
+	errs := []error{o.Validate(), o.validateHTTP(), o.tls.validate()}
 	if o.bootstrap && len(o.Join) > 0 {
 		errs = append(errs, errors.New("--bootstrap and --join are both given; the first server bootstraps, the others join"))
 	}

@@ -22,6 +22,7 @@ type AgentOptions struct {
 	Restart func(install.Marker) error
 }
 
+// RegisterFlags registers the flags of an agent.
 func (o *AgentOptions) RegisterFlags(cmd *cobra.Command) {
 	o.Register(cmd)
 	f := cmd.Flags()
@@ -29,6 +30,7 @@ func (o *AgentOptions) RegisterFlags(cmd *cobra.Command) {
 	o.Trial.Register(f)
 }
 
+// Validate tells what is wrong with the options, flag by flag, and computes what follows from them.
 func (o *AgentOptions) Validate() error {
 	return errors.Join(o.NodeOptions.Validate(), o.Trial.Validate())
 }

@@ -13,6 +13,7 @@ import (
 )
 
 const (
+	// CheckInEvery is how often a host shows itself, and after how long at most first.
 	CheckInEvery = 5 * time.Minute
 	checkInFirst = 10 * time.Second // after the start, at most
 	checkInRetry = time.Minute

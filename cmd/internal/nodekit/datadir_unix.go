@@ -62,6 +62,7 @@ func RefuseForeignParents(path, what, next string) error {
 	return nil
 }
 
+// RefuseOwner refuses what is another user's than me.
 func RefuseOwner(info fs.FileInfo, me int) error {
 	if owner := OwnerOf(info); owner != me {
 		return fmt.Errorf("it belongs to user %d, and moult runs as user %d; run moult as its owner, or chown it", owner, me)

@@ -52,6 +52,7 @@ type Self struct {
 	Boot       uint64
 }
 
+// DescribeSelf counts a start and hashes the program that runs.
 func DescribeSelf(dataDir string, b BuildInfo) (Self, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -68,6 +69,7 @@ func DescribeSelf(dataDir string, b BuildInfo) (Self, error) {
 	return Self{Build: b, Executable: exe, Digest: digest, Boot: boot}, nil
 }
 
+// FileDigest is a file's sha256, 64 hex digits.
 func FileDigest(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

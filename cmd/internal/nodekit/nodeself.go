@@ -29,6 +29,7 @@ type NodeSelf struct {
 // last, listens and what it updates.
 const RunningFile = "running.json"
 
+// RunningNode is what a node leaves in its data directory for moult doctor.
 type RunningNode struct {
 	Role      identity.Role `json:"role"`
 	Peer      string        `json:"peer"` // node port, as others dial it

@@ -49,6 +49,7 @@ const (
 	defaultPeerAddr   = "0.0.0.0:7947"
 )
 
+// Register registers the flags that a server and an agent have in common.
 func (o *NodeOptions) Register(cmd *cobra.Command) {
 	o.RegisterPlace(cmd)
 	o.level = new(slog.LevelVar)
@@ -77,6 +78,7 @@ func (o *NodeOptions) RegisterPlace(cmd *cobra.Command) {
 	f.StringVar(&o.Advertise, "advertise", "", "IP address that others reach this host at (default: found out)")
 }
 
+// Validate tells what is wrong with the options, and computes what follows from them.
 func (o *NodeOptions) Validate() error {
 	errs := []error{o.ValidatePlace(), o.ReadSegments(), o.CheckReach(), o.ReadNetworks(), o.Serve.Validate()}
 	if o.Token != "" && o.TokenFile != "" {
@@ -117,6 +119,7 @@ func (o *NodeOptions) Allowed(own string) (cidrs []string) {
 	return cidrs
 }
 
+// ValidatePlace is Validate for the flags of RegisterPlace.
 func (o *NodeOptions) ValidatePlace() error {
 	var errs []error
 	if o.Name == "" {

@@ -13,6 +13,7 @@ import (
 )
 
 const (
+	// KeysTimeout bounds one message.
 	KeysTimeout    = 5 * time.Second // one message
 	KeysPerMessage = 16              // statements
 )

@@ -15,6 +15,7 @@ import (
 )
 
 const (
+	// MaxRenewalRetry is how long a host waits at most until it asks again.
 	MaxRenewalRetry   = 10 * time.Minute // between attempts; less for short lifetimes
 	RefreshSpread     = 30 * time.Second // within which a host that started asks what has changed
 	segmentKeyTimeout = 30 * time.Second // for the keys of segments that a host is started in anew
@@ -95,6 +96,7 @@ func (r *Renewal) retryAfter() time.Duration {
 	return most/2 + rand.N(most/2)
 }
 
+// Sleep waits, and returns false when ctx ends first.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

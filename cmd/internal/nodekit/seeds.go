@@ -50,6 +50,7 @@ type seedFinder struct {
 	logger  *slog.Logger
 }
 
+// NewSeedFinder finds seeds from the given node ports on.
 func NewSeedFinder(current *identity.Current, join []string, logger *slog.Logger) *seedFinder {
 	return &seedFinder{current: current, join: join, client: nodeport.Client(current.Get, AnyMember), logger: logger}
 }

@@ -30,6 +30,7 @@ func (l *ServeLimits) register(f *pflag.FlagSet) {
 	f.Var(&l.Pull, "pull-rate", "bytes per second that are fetched in all, for this host and as a relay for others, such as 1MB; 0: no limit")
 }
 
+// Validate tells which limit makes no sense.
 func (l ServeLimits) Validate() error {
 	var errs []error
 	if l.Streams < 1 {

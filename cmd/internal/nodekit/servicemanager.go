@@ -152,8 +152,10 @@ type LinkSigns struct {
 	Logger *slog.Logger
 }
 
+// Serving tells the supervisor that the agent serves.
 func (s LinkSigns) Serving() { s.note(s.Link.Serving()) }
 
+// Alive tells the supervisor that the agent lives, and how it is.
 func (s LinkSigns) Alive(status string, _ time.Duration) { s.note(s.Link.Alive(status)) }
 
 func (s LinkSigns) note(err error) {

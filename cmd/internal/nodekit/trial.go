@@ -23,6 +23,7 @@ type TrialOptions struct {
 	Soak    time.Duration
 }
 
+// Register registers the flags of a trial.
 func (o *TrialOptions) Register(f *pflag.FlagSet) {
 	f.StringVar(&o.Binary, "binary", "", "installed binary that updates replace (default: this one)")
 	f.StringVar(&o.Place, "install-to", string(install.AnyPlace), "where updates go: installed (over --binary), data (the data directory; --binary hands over to it), or auto: data when a package manager owns --binary or it cannot be replaced")
@@ -31,6 +32,7 @@ func (o *TrialOptions) Register(f *pflag.FlagSet) {
 	f.DurationVar(&o.Soak, "soak", 5*time.Second, "how long a new binary has to stay healthy before it is kept")
 }
 
+// Validate tells what is wrong with the options, and finds the installed binary.
 func (o *TrialOptions) Validate() error {
 	var errs []error
 	if o.Timeout < time.Second {

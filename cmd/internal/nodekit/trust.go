@@ -7,6 +7,7 @@ import (
 )
 
 const (
+	// TrustTimeout bounds one message.
 	TrustTimeout = 5 * time.Second // one message
 )
 

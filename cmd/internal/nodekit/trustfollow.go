@@ -37,6 +37,7 @@ type TrustFollower struct {
 	logger  *slog.Logger
 }
 
+// NewTrustFollower follows for the host whose credentials are current.
 func NewTrustFollower(current *identity.Current, node *mesh.Node, cut func(), logger *slog.Logger) *TrustFollower {
 	f := &TrustFollower{current: current, node: node, cut: cut, Renew: make(chan struct{}, 1), logger: logger}
 	f.useKeys(current.Get()) // they may have changed between the pools' start and now
@@ -198,6 +199,7 @@ type LostWatch struct {
 	wait  time.Duration // until it asks again; 0: it has not yet
 }
 
+// Due tells whether a host that sees so many asks now.
 func (w *LostWatch) Due(peers, servers int, now time.Time) bool {
 	if servers > 0 {
 		w.Since, w.wait = now, 0

@@ -28,6 +28,7 @@ type artifactSide struct {
 	Limiter      *rate.Limiter // of what is fetched, by whomever
 }
 
+// OpenArtifacts opens the store of a node and what serves and fetches with it.
 func OpenArtifacts(o NodeOptions, me Self, node *mesh.Node, current *identity.Current) (*artifactSide, error) {
 	store, err := artifact.OpenStore(filepath.Join(o.Data, "artifacts"), me.Digest, me.Executable)
 	if err != nil {
