@@ -35,6 +35,7 @@ type message struct {
 const (
 	eventJoined    = "joined"
 	eventCommitted = "committed"
+	eventFailing   = "failing" // it has failed, and is about to end
 	eventServing   = "serving" // its ports are open
 	eventAlive     = "alive"   // every SignOfLife, with a status
 	eventStop      = "stop"    // Windows has no signals; the pipe's end says the same, to older children too

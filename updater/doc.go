@@ -27,6 +27,7 @@
 // fields and events are ignored.
 //
 //	child  → parent  {"event":"joined","version":V,"digest":D}
+//	child  → parent  {"event":"failing"}
 //	parent → child   {"event":"committed"}
 //
 // The end of the parent's pipe means that the parent is gone: the child stops.

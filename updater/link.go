@@ -109,6 +109,10 @@ func (l *SupervisorLink) Joined(version, digest string) error {
 	return l.say(message{Event: eventJoined, Version: version, Digest: digest})
 }
 
+// Failing tells the supervisor that this process has failed and is about to end: it
+// is not committed in the time that its end takes.
+func (l *SupervisorLink) Failing() error { return l.say(message{Event: eventFailing}) }
+
 // Serving tells the supervisor that this process's ports are open.
 func (l *SupervisorLink) Serving() error { return l.say(message{Event: eventServing}) }
 

@@ -319,6 +319,7 @@ func TestTrialRollsBack(t *testing.T) {
 	}{
 		{"crash", "exit status 3: panic: cannot find libmoult", "panic: cannot find libmoult", 3, ""},
 		{"joins-and-dies", "exit status 4: out of cheese", "out of cheese", 3, "TEST_SOAK=2s"},
+		{"fails-slowly", "exit status 5: no database", "no database", 3, ""},
 		{"silent", "no commit within 1s (it had not joined the mesh): waiting for a peer", "waiting for a peer that never answers", 1, "TEST_TRIAL_TIMEOUT=1s"},
 		{"hang", "no commit within 1s", "waiting for a peer that never answers", 1, "TEST_TRIAL_TIMEOUT=1s"},
 		{"lie", `says it is version "9.9.9", the release is "1.1.0"`, "", 1, ""},

@@ -123,7 +123,7 @@ func (s *supervisor) tryOnce(ctx context.Context, m install.Marker, deadline tim
 	soak := time.NewTimer(time.Hour)
 	soak.Stop()
 	defer soak.Stop()
-	joined := false
+	joined, failing := false, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -140,7 +140,11 @@ func (s *supervisor) tryOnce(ctx context.Context, m install.Marker, deadline tim
 			}
 			return c, fmt.Errorf("no commit within %v (%s)%s: %w", s.TrialTimeout, doing, colon(c.tail.last()), errTrialOver)
 		case msg := <-c.messages:
-			if msg.Event != eventJoined || joined {
+			if msg.Event == eventFailing {
+				failing = true
+				soak.Stop() // its end follows, or the trial's
+			}
+			if msg.Event != eventJoined || joined || failing {
 				continue
 			}
 			if lie := falsehood(msg, m); lie != "" {
@@ -159,6 +163,10 @@ func (s *supervisor) tryOnce(ctx context.Context, m install.Marker, deadline tim
 				return c, fmt.Errorf("%s: %w", c.ending(), errTrialEnded)
 			default:
 			}
+			if c.saysFailing() {
+				failing = true
+				continue
+			}
 			switch err := s.commit(ctx, c, m); {
 			case errors.Is(err, errSwapLeft):
 				s.stop(c)
@@ -169,6 +177,20 @@ func (s *supervisor) tryOnce(ctx context.Context, m install.Marker, deadline tim
 				return c, fmt.Errorf("%w: %w", err, errTrialOver)
 			}
 			return c, nil
+		}
+	}
+}
+
+// saysFailing looks for that message among those that came and were not read yet.
+func (c *child) saysFailing() bool {
+	for {
+		select {
+		case msg := <-c.messages:
+			if msg.Event == eventFailing {
+				return true
+			}
+		default:
+			return false
 		}
 	}
 }

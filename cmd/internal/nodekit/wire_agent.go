@@ -175,7 +175,12 @@ func runSupervisedAgent(ctx context.Context, o AgentOptions, link *updater.Super
 		ShowLife(ctx, LinkSigns{Link: link, Logger: logger}, func() string { return agentStatus(node) })
 	})
 	logger.Info("agent is up", "peer", o.PeerAdv, "gossip", o.GossipAdv, "version", me.Build.Version, "trial", link.OnTrial())
-	worked := o.startWork(ctx, stop)
+	worked := o.startWork(ctx, func() {
+		if err := link.Failing(); err != nil {
+			logger.Error("tell the supervisor", "error", err)
+		}
+		stop()
+	})
 	err = up.Run(ctx)
 	stop()
 	return errors.Join(err, awaitWork(worked, logger))
@@ -184,8 +189,9 @@ func runSupervisedAgent(ctx context.Context, o AgentOptions, link *updater.Super
 // errWorkEnded: what the agent was to run besides itself has ended, unasked.
 var errWorkEnded = errors.New("the program's own work has ended")
 
-// startWork runs the program's own work. Its end stops the agent.
-func (o *AgentOptions) startWork(ctx context.Context, stop func()) (ended <-chan error) {
+// startWork runs the program's own work. When it ends without being asked to, failed
+// is called.
+func (o *AgentOptions) startWork(ctx context.Context, failed func()) (ended <-chan error) {
 	worked := make(chan error, 1)
 	if o.Work == nil {
 		close(worked)
@@ -193,13 +199,12 @@ func (o *AgentOptions) startWork(ctx context.Context, stop func()) (ended <-chan
 	}
 	go func() {
 		err := o.Work(ctx)
-		if ctx.Err() == nil {
-			err = errors.Join(errWorkEnded, err)
-		} else {
-			err = nil // asked to stop, and how it did matters to nobody
+		if ctx.Err() != nil {
+			worked <- nil // asked to stop, and how it did matters to nobody
+			return
 		}
-		worked <- err
-		stop()
+		worked <- errors.Join(errWorkEnded, err)
+		failed()
 	}()
 	return worked
 }

@@ -177,6 +177,14 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 			}
 		case "lie":
 			say(link, "9.9.9", digest)
+		case "fails-slowly": // what it was for does not work, and its end takes longer than the soak
+			say(link, p.Version, digest)
+			if err := link.Failing(); err != nil {
+				fatal(err)
+			}
+			time.Sleep(time.Second)
+			fmt.Println("no database")
+			os.Exit(5)
 		case "joins-and-dies":
 			say(link, p.Version, digest)
 			fmt.Println("out of cheese")
