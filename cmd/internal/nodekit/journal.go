@@ -54,6 +54,7 @@ type journalOut struct {
 	to   io.Writer
 }
 
+// NewJournalHandler logs lines with the journal's levels.
 func NewJournalHandler(w io.Writer, opts *slog.HandlerOptions) *journalHandler {
 	own := *opts
 	own.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {

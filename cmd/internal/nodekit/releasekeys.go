@@ -14,8 +14,9 @@ import (
 
 const (
 	// KeysTimeout bounds one message.
-	KeysTimeout    = 5 * time.Second // one message
-	KeysPerMessage = 16              // statements
+	KeysTimeout = 5 * time.Second // one message
+	// KeysPerMessage is how many statements a message brings at most.
+	KeysPerMessage = 16 // statements
 )
 
 // KeysMessage is the body of topicReleaseKeys, oldest statement first.

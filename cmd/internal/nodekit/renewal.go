@@ -16,7 +16,8 @@ import (
 
 const (
 	// MaxRenewalRetry is how long a host waits at most until it asks again.
-	MaxRenewalRetry   = 10 * time.Minute // between attempts; less for short lifetimes
+	MaxRenewalRetry = 10 * time.Minute // between attempts; less for short lifetimes
+	// RefreshSpread spreads the questions of hosts that started together.
 	RefreshSpread     = 30 * time.Second // within which a host that started asks what has changed
 	segmentKeyTimeout = 30 * time.Second // for the keys of segments that a host is started in anew
 	maxRenewalAsked   = 8                // hosts asked in one attempt
