@@ -283,8 +283,13 @@ func (c *testCluster) hosts() map[string]apiHost {
 // publish makes a release of a binary and publishes it with the command line.
 func (c *testCluster) publish(version, path string) {
 	c.t.Helper()
+	c.publishSigned(version, path, filepath.Join(c.dir, "release.key"))
+}
+
+func (c *testCluster) publishSigned(version, path, key string) {
+	c.t.Helper()
 	dir := filepath.Join(c.t.TempDir(), "release-"+version)
-	c.moult("release", "create", "--version", version, "--key", filepath.Join(c.dir, "release.key"), "--out", dir, runtime.GOOS+"/"+runtime.GOARCH+"="+path)
+	c.moult("release", "create", "--version", version, "--key", key, "--out", dir, runtime.GOOS+"/"+runtime.GOARCH+"="+path)
 	c.moult("release", "publish", dir)
 }
 

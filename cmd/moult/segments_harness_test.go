@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -189,10 +190,16 @@ func (n *segmentedNet) host(name string, segments ...string) *segmentedHost {
 	for _, s := range segments {
 		k := n.segmentNumber(s)
 		dev, port := fmt.Sprintf("seg%d", k), fmt.Sprintf("p%d-%d", k, h.number)
-		n.ip("link", "add", dev, "netns", ns, "type", "veth", "peer", "name", port, "netns", n.prefix+"switch")
+		n.ip("link", "add", dev, "netns", ns, "address", h.mac(s), "type", "veth", "peer", "name", port, "netns", n.prefix+"switch")
 		n.ip("-n", n.prefix+"switch", "link", "set", port, "master", dev, "up")
 		n.ip("-n", ns, "addr", "add", h.addr(s)+"/24", "dev", dev)
 		n.ip("-n", ns, "link", "set", dev, "up")
+		for _, other := range n.order {
+			if other != h && slices.Contains(other.segments, s) {
+				h.introduce(other, s)
+				other.introduce(h, s)
+			}
+		}
 		in += fmt.Sprintf("counter in_%s { }\n", dev)
 		out += fmt.Sprintf("counter out_%s { }\n", dev)
 		inRules += fmt.Sprintf("iifname %q counter name in_%s\n", dev, dev)
@@ -212,6 +219,20 @@ func (h *segmentedHost) namespace() string { return h.n.prefix + h.name }
 // addr is the host's IP address in a segment.
 func (h *segmentedHost) addr(segment string) string {
 	return fmt.Sprintf("10.77.%d.%d", h.n.segmentNumber(segment), h.number)
+}
+
+func (h *segmentedHost) mac(segment string) string {
+	return fmt.Sprintf("02:00:00:00:%02x:%02x", h.n.segmentNumber(segment), h.number)
+}
+
+// introduce tells a host where another one is in a segment, so that it does not ask
+// by ARP. What is learnt goes into a table that all namespaces of the machine share,
+// and when others fill it, as a thousand hosts elsewhere do, packets are lost here.
+// What is told takes no place in it.
+func (h *segmentedHost) introduce(other *segmentedHost, segment string) {
+	h.n.t.Helper()
+	h.n.ip("-n", h.namespace(), "neigh", "replace", other.addr(segment), "lladdr", other.mac(segment), "nud", "permanent",
+		"dev", fmt.Sprintf("seg%d", h.n.segmentNumber(segment)))
 }
 
 // port is the host's node port as the members of a segment reach it.

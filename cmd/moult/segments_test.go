@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -71,6 +72,17 @@ func TestSegmentsNetwork(t *testing.T) {
 	listen(far, "right")
 	if !reaches(a, b, "left") || !reaches(b, a, "left") || !reaches(b, far, "right") || reaches(a, far, "right") {
 		t.Fatal("hosts do not reach each other in a shared segment, and there only")
+	}
+	for _, h := range []*segmentedHost{a, b, far} {
+		out, err := exec.Command("ip", "-n", h.namespace(), "-4", "neigh", "show").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(out)) {
+			if !strings.Contains(line, "PERMANENT") {
+				t.Errorf("%s had to ask where others are, and gets no answer when other namespaces fill the machine's table: %s", h.name, line)
+			}
+		}
 	}
 	in, out := b.traffic("left")
 	if in < 2*size || in > 2*size*12/10 || out < 2*size || out > 2*size*12/10 {

@@ -12,7 +12,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -153,18 +155,32 @@ func askToJoin(ctx context.Context, addr string, cas []string, req JoinRequest) 
 	return Enrolment{}, fmt.Errorf("%w; check that %s is the node port (7947 by default) of a server, or of a relay, and can be reached from here", err, addr)
 }
 
-// ask posts a request and reads the answer. A *CodedError is the server's refusal.
+// ask posts a request and reads the answer. A *CodedError is the server's refusal;
+// an error for want of time tells how far it got.
 func ask(ctx context.Context, client *http.Client, url string, req, into any) error {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return err
 	}
+	var so atomic.Value // far
+	so.Store("no TCP connection came about")
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		ConnectDone: func(_, _ string, err error) {
+			if err == nil {
+				so.Store("the TCP connection was taken, and TLS not answered")
+			}
+		},
+		GotConn: func(httptrace.GotConnInfo) { so.Store("TLS was answered, and the request not") },
+	})
 	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	hr.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(hr)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %s", err, so.Load())
+	}
 	if err != nil {
 		return err
 	}

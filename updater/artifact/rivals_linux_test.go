@@ -82,14 +82,15 @@ func (d *distribution) bittorrent(hosts int) float64 {
 		sum := sha1.Sum(content[at:min(at+piece, len(content))])
 		pieces.Write(sum[:])
 	}
-	announce := "http://10.77.255.254:6969/announce"
+	listens := d.ip(-1) + ":6969"
+	announce := "http://" + listens + "/announce"
 	torrent := filepath.Join(d.dir, "artifact.torrent")
 	must(t, os.WriteFile(torrent, fmt.Appendf(nil, "d8:announce%d:%s4:infod6:lengthi%de4:name8:artifact12:piece lengthi%de6:pieces%d:%see",
 		len(announce), announce, len(content), piece, pieces.Len(), pieces.Bytes()), 0o644))
 	self, err := os.Executable()
 	must(t, err)
 	tracker := d.in(-1, self, "-test.run=^TestDistributionTracker$")
-	tracker.Env = append(os.Environ(), trackerVar+"=10.77.255.254:6969")
+	tracker.Env = append(os.Environ(), trackerVar+"="+listens)
 	must(t, tracker.Start())
 	defer stopProcess(tracker)
 	time.Sleep(time.Second)
