@@ -180,8 +180,12 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 	if err != nil {
 		return "", fmt.Errorf("fetch release: %w", err)
 	}
-	if staged := u.staged.from(off.Digest); len(sources) == 0 && len(staged) > 0 {
-		u.note("staged ahead of this job")
+	if staged, patched := u.staged.from(off.Digest); len(sources) == 0 && len(staged) > 0 {
+		how := "staged ahead of this job"
+		if patched {
+			how += ", as a patch of what runs here"
+		}
+		u.note(how)
 		sources = staged
 	}
 	// The final count: bytes that proved bad are in none of these.

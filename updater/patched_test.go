@@ -22,13 +22,16 @@ import (
 func TestJobTakesAPatch(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil   func(patch []byte) []byte // nil: the peer has no patch
+		staged  bool                      // ahead of the job
 		patched bool
 		says    string
 	}{
-		"good":    {func(p []byte) []byte { return p }, true, "took it as a patch of"},
-		"garbage": {func([]byte) []byte { return []byte("garbage") }, false, "the whole artifact is needed"},
-		"cut off": {func(p []byte) []byte { return p[:len(p)-4] }, false, "the whole artifact is needed"},
-		"none":    {nil, false, "fetched"},
+		"good":             {func(p []byte) []byte { return p }, false, true, "took it as a patch of"},
+		"garbage":          {func([]byte) []byte { return []byte("garbage") }, false, false, "the whole artifact is needed"},
+		"cut off":          {func(p []byte) []byte { return p[:len(p)-4] }, false, false, "the whole artifact is needed"},
+		"none":             {nil, false, false, "fetched"},
+		"staged":           {func(p []byte) []byte { return p }, true, true, "staged ahead of this job, as a patch of what runs here\n"},
+		"none when staged": {nil, true, false, "staged ahead of this job\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
@@ -58,6 +61,13 @@ func TestJobTakesAPatch(t *testing.T) {
 				return []artifact.Peer{{HostID: "agent-2", Name: "two", Role: "agent", Addr: peer.Listener.Addr().String()}}
 			}
 			stop := h.run()
+			if c.staged {
+				h.again("the staged artifact", h.stageOrder("1.1.0", p, asIs), func() bool {
+					h.updater.staged.mu.Lock()
+					defer h.updater.staged.mu.Unlock()
+					return h.cfg.Store.Has(p.digest) && !h.updater.staged.running
+				})
+			}
 			h.ordered("job-1", "1.1.0", p, PhaseRestarting)
 			_ = stop()
 			want := int64(len(binary))
@@ -67,7 +77,7 @@ func TestJobTakesAPatch(t *testing.T) {
 			if r := h.lastReport(); len(r.Sources) != 1 || r.Sources[0].Bytes != want || r.Done != r.Total || r.Total != int64(len(binary)) {
 				t.Errorf("report is %+v, want %d bytes from agent-2", r, want)
 			}
-			if log := strings.Join(h.lines(), "\n"); !strings.Contains(log, c.says) {
+			if log := strings.Join(h.lines(), "\n") + "\n"; !strings.Contains(log, c.says) {
 				t.Errorf("the log lacks %q:\n%s", c.says, log)
 			}
 			if h.cfg.Patches.Has(h.cfg.Digest, p.digest) != c.patched {

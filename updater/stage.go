@@ -29,6 +29,7 @@ type stager struct {
 	parents [][]string // as the newest order has them
 	running bool
 	sources []artifact.Source // who sent what is staged
+	patched bool              // as a patch
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
 }
@@ -113,7 +114,8 @@ func (u *Updater) fetchAhead(ctx context.Context, o order.Order, off offer) erro
 	if err != nil {
 		return err
 	}
-	if sources == nil {
+	patched := sources != nil
+	if !patched {
 		sources, err = artifact.Fetch(ctx, artifact.FetchRequest{
 			Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, Chunks: off.Chunks, HTTP: u.cfg.HTTP,
 			Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
@@ -127,7 +129,7 @@ func (u *Updater) fetchAhead(ctx context.Context, o order.Order, off offer) erro
 		return err
 	}
 	u.staged.mu.Lock()
-	u.staged.sources = sources
+	u.staged.sources, u.staged.patched = sources, patched
 	u.staged.mu.Unlock()
 	for _, s := range sources {
 		u.slog.Info("staged bytes came in", "version", off.Version, "peer", nameOf(s.Peer), "bytes", s.Bytes)
@@ -182,16 +184,16 @@ func (u *Updater) dropStaged(off offer) {
 	u.slog.Info("dropped a withdrawn release", "version", off.Version, "digest", off.Digest)
 }
 
-// from returns who sent an artifact that was staged, once: a job tells of it.
-func (s *stager) from(digest string) []artifact.Source {
+// from returns who sent an artifact that was staged, and whether as a patch, once: a
+// job tells of it.
+func (s *stager) from(digest string) (sources []artifact.Source, patched bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.digest != digest {
-		return nil
+		return nil, false
 	}
-	sources := s.sources
-	s.sources = nil
-	return sources
+	sources, s.sources = s.sources, nil
+	return sources, s.patched
 }
 
 // end stops the staging and waits for it.

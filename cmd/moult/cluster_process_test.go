@@ -98,7 +98,11 @@ func (c *testCluster) startedOnce(name, version string) {
 // installedIs fails unless a version's binary is the one that is installed.
 func (c *testCluster) installedIs(name, version string) {
 	c.t.Helper()
-	want, err := nodekit.FileDigest(binary(c.t, version))
+	path, published := c.published[version]
+	if !published {
+		path = binary(c.t, version)
+	}
+	want, err := nodekit.FileDigest(path)
 	if err != nil {
 		c.t.Fatal(err)
 	}

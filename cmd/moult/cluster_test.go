@@ -100,6 +100,8 @@ type testCluster struct {
 	env     []string // theirs, on top of the test's
 
 	commandEnv []string // of client commands, on top of the test's
+
+	published map[string]string // version: the binary that was published as it
 }
 
 // startCluster runs `moult dev` on version A until the test ends.
@@ -291,6 +293,10 @@ func (c *testCluster) publishSigned(version, path, key string) {
 	dir := filepath.Join(c.t.TempDir(), "release-"+version)
 	c.moult("release", "create", "--version", version, "--key", key, "--out", dir, runtime.GOOS+"/"+runtime.GOARCH+"="+path)
 	c.moult("release", "publish", dir)
+	if c.published == nil {
+		c.published = map[string]string{}
+	}
+	c.published[version] = path
 }
 
 // moult runs a client command and returns its standard output.

@@ -29,8 +29,10 @@ func TestE2EFleetUpdate(t *testing.T) {
 	u := c.awaitFleetUpdate(id, "completed", 2*time.Minute)
 	c.allOn(versionB)
 
-	// Agents get the binary from agents once one has it.
-	var fromPeers int64
+	// The first host's turn begins before anybody has staged, so it takes a copy of its
+	// own. The others stage one between them; what the first would have passed on while
+	// it restarts they take elsewhere.
+	var byServers, byAgents int64
 	for _, turn := range u.Hosts {
 		var j apiJob
 		c.get("/api/jobs/"+turn.JobID, &j)
@@ -39,7 +41,9 @@ func TestE2EFleetUpdate(t *testing.T) {
 		}
 		for _, s := range j.Sources {
 			if s.Role == "agent" {
-				fromPeers += s.Bytes
+				byAgents += s.Bytes
+			} else {
+				byServers += s.Bytes
 			}
 		}
 	}
@@ -47,8 +51,10 @@ func TestE2EFleetUpdate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := 4 * st.Size(); fromPeers != want {
-		t.Errorf("%d bytes were served by agents, want %d: all but the first host's", fromPeers, want)
+	copies := float64(byServers) / float64(st.Size())
+	t.Logf("servers sent %.2f copies, agents %.2f", copies, float64(byAgents)/float64(st.Size()))
+	if copies > 2.5 {
+		t.Errorf("5 hosts took %.2f copies from servers, want about 2 at most", copies)
 	}
 	log := c.moult("job", "log", u.Hosts[0].JobID)
 	for _, want := range []string{"dispatched", "verified", "succeeded"} {

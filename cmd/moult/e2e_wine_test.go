@@ -40,6 +40,13 @@ func TestE2EWindows(t *testing.T) {
 	b := buildForWine(t, ".", "-X main.version="+versionB)
 	c := startCluster(t, 1, 0)
 	w := &windowsHost{m, c}
+	t.Cleanup(func() {
+		for _, log := range []string{wineLog, wineRestartLog} {
+			if text, err := os.ReadFile(w.unixPath(log)); t.Failed() && err == nil {
+				t.Logf("--- %s\n%s", log, text)
+			}
+		}
+	})
 
 	w.install(a)
 	w.awaitVersion(versionA)
@@ -276,9 +283,24 @@ func (w *windowsHost) scannedFiles(last string) {
 	w.awaitVersion("5.0.0")
 	w.isRunning()
 	w.installedIs(d)
-	if said, err := os.ReadFile(w.unixPath(wineRestartLog)); err != nil || !strings.Contains(string(said), "swapping "+wineProgram) {
-		w.t.Errorf("the binary was not swapped while the service restarted: %s, %v", said, err)
+	if said := w.awaitRestarted(); !strings.Contains(said, "swapping "+wineProgram) {
+		w.t.Errorf("the binary was not swapped while the service restarted: %s", said)
 	}
+}
+
+// awaitRestarted waits for the end of the helper that restarts the service, and
+// returns what it said: a service that is stopped while it still looks whether the
+// new one stays is started again, with the binary before.
+func (w *windowsHost) awaitRestarted() (said string) {
+	w.t.Helper()
+	w.await(time.Minute, "the helper that restarts the service to be done", func() error {
+		text, err := os.ReadFile(w.unixPath(wineRestartLog))
+		if said = string(text); err != nil || !strings.Contains(said, wineService+" runs") {
+			return fmt.Errorf("%w: it says %q, %v", errNotYet, said, err)
+		}
+		return nil
+	})
+	return said
 }
 
 // failedStart puts a program in place that is no service, as if an update had done

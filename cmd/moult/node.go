@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"crypto/ed25519"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 
@@ -25,31 +27,45 @@ func enrolledKey(raft *consensus.Node) func(hostID string) (ed25519.PublicKey, b
 // maxAgentSeeds bounds how many agents a server that knows no other server asks.
 const maxAgentSeeds = 16
 
-// gossipSeeds adds the other servers' gossip addresses, as the state knows them by
-// now, to those of joining: the first server knows none by that. A server that was
-// restored from a backup is the only one, and where the agents knew the others to be
-// there is nobody: it looks for the agents.
-func gossipSeeds(raft *consensus.Node, self string, pools []mesh.PoolConfig) {
-	hosts := raft.State().View().Hosts()
-	for i, p := range pools {
-		seeds := slices.Clone(p.Join)
-		var agents []string
-		for _, h := range hosts {
-			addr := h.GossipAddrIn(p.Segment)
-			switch {
-			case h.ID == self || addr == "" || slices.Contains(seeds, addr):
-			case h.Role == fleet.RoleServer:
-				seeds = append(seeds, addr)
-			case len(agents) < maxAgentSeeds:
-				agents = append(agents, addr)
-			}
+// gossipSeeds adds the gossip addresses of other servers in a segment, as the state
+// knows them by now, to those of joining: the first server knows none by that. A
+// server that was restored from a backup is the only one, and where the agents knew
+// the others to be there is nobody: it looks for the agents.
+func gossipSeeds(hosts []fleet.Host, self, segment string, joining []string) []string {
+	seeds := slices.Clone(joining)
+	var agents []string
+	for _, h := range hosts {
+		addr := h.GossipAddrIn(segment)
+		switch {
+		case h.ID == self || addr == "" || slices.Contains(seeds, addr):
+		case h.Role == fleet.RoleServer:
+			seeds = append(seeds, addr)
+		default:
+			agents = append(agents, addr)
 		}
-		if len(seeds) == 0 {
-			seeds = agents
+	}
+	if len(seeds) > 0 {
+		return seeds
+	}
+	rand.Shuffle(len(agents), func(i, j int) { agents[i], agents[j] = agents[j], agents[i] })
+	return agents[:min(len(agents), maxAgentSeeds)]
+}
+
+// seedsWhileAlone adds what the state knows by now to what find has found, as long
+// as this server knows nobody to ask. When the pools open, right after a start, the
+// log may not have been read, so the state names nobody; and a server that is the
+// only one would have to wait until an agent happens to pick it for an exchange.
+func seedsWhileAlone(raft *consensus.Node, self string, find findSeeds) findSeeds {
+	return func(ctx context.Context, segment string, neighbours []mesh.Contact) []string {
+		found := find(ctx, segment, neighbours)
+		if len(neighbours) > 0 {
+			return found
 		}
-		pools[i].Join = seeds
+		return append(gossipSeeds(raft.State().View().Hosts(), self, segment, nil), found...)
 	}
 }
+
+type findSeeds = func(ctx context.Context, segment string, neighbours []mesh.Contact) []string
 
 // enrolledRole looks a host's role up in the replicated state: gossip makes no
 // server of an agent.

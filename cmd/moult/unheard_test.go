@@ -17,7 +17,9 @@ func TestE2EFleetUpdateRightAfterAServersStart(t *testing.T) {
 	c.await(time.Minute, "server-1 to be ready", func() error {
 		return httpOK(t.Context(), c.client.addrs[0]+"/readyz")
 	})
+	began := time.Now()
 	id := c.startFleetUpdate(nil)
+	t.Logf("it has heard of all hosts after %s", time.Since(began).Round(time.Millisecond))
 	if hosts := c.fleetUpdate(id).Hosts; len(hosts) != 3 {
 		t.Fatalf("the fleet update has %d hosts, want 3: %+v", len(hosts), hosts)
 	}

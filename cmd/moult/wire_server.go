@@ -155,14 +155,17 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	if err != nil {
 		return err
 	}
-	gossipSeeds(raft, creds.HostID, pools)
+	hosts := raft.State().View().Hosts()
+	for i, p := range pools {
+		pools[i].Join = gossipSeeds(hosts, creds.HostID, p.Segment, p.Join)
+	}
 	// Right after a start the state may not have been read, nor the enrolment of the
 	// first server name anybody: the Raft group does.
 	seeds := nodekit.NewSeedFinder(current, otherServers(o, raft, creds), logger.With("component", "seeds"))
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: creds.Identity, Key: creds.Key, CertDER: creds.CertDER(), Verifier: creds.Verifier(), Boot: me.Boot,
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Version: me.Build.Version, Digest: me.Digest, PeerAddr: o.PeerAdv,
-		Pools: pools, FindSeeds: seeds.Find,
+		Pools: pools, FindSeeds: seedsWhileAlone(raft, creds.HostID, seeds.Find),
 		HostsPerAddress: o.Serve.Hosts,
 		KeyOf:           enrolledKey(raft), RoleOf: enrolledRole(raft), Denied: creds.Denials.Host,
 		Logger: logger.With("component", "mesh"),
