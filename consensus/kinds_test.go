@@ -70,8 +70,22 @@ func TestNewKindsWaitForTheOldestServer(t *testing.T) {
 			t.Errorf("%s with a later kind of alerts: %v", change.Kind(), err)
 		}
 	}
-	later(fleet.Known())
+	// Of a server that knows all alerts of its time.
+	later(append(fleet.Kinds(), "webhooks_of_all_alert_kinds"))
 	mustPropose(t, leader, fleet.WebhookChanged{WebhookID: "w1", Kinds: &all})
+	forked := []string{fleet.AlertForkedReleaseKeys}
+	for _, change := range []fleet.Change{
+		fleet.AlertRaised{AlertKind: fleet.AlertForkedReleaseKeys, Message: "m"},
+		fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "w2", Name: "pager-2", Format: fleet.WebhookJSON, URL: "https://h/", Kinds: forked}},
+		fleet.WebhookChanged{WebhookID: "w1", Kinds: &forked},
+	} {
+		if _, err := leader.Propose(c.within(10*time.Second), "user:test", change); !errors.As(err, new(*fleet.Error)) || !strings.Contains(err.Error(), "update all servers") {
+			t.Errorf("%s with the newest kind of alerts: %v", change.Kind(), err)
+		}
+	}
+	later(fleet.Known())
+	mustPropose(t, leader, fleet.WebhookChanged{WebhookID: "w1", Kinds: &forked})
+	mustPropose(t, leader, fleet.AlertRaised{AlertKind: fleet.AlertForkedReleaseKeys, Message: "m"})
 	if _, err := leader.Propose(c.within(10*time.Second), "user:test", newer); errors.As(err, new(*fleet.Error)) && strings.Contains(err.Error(), "update all servers") {
 		t.Errorf("after the update: %v", err)
 	}

@@ -2,7 +2,6 @@ package updater
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -21,10 +20,14 @@ func (u *Updater) pinKeys() error {
 	u.trustMu.Lock()
 	defer u.trustMu.Unlock()
 	t, err := loadTrust(u.cfg.DataDir)
-	if err != nil || (t.Keys != nil && t.Keys.Cluster == u.cfg.Cluster) || len(u.cfg.ReleaseKeys.Keys) == 0 {
+	if err == nil && t.Keys != nil && t.Keys.Cluster == u.cfg.Cluster {
+		u.tellFork(t.Keys.Fork)
+		return nil
+	}
+	if err != nil || len(u.cfg.ReleaseKeys.Keys) == 0 {
 		return err
 	}
-	t.Keys = &pinnedKeys{u.cfg.Cluster, u.cfg.ReleaseKeys}
+	t.Keys = &pinnedKeys{Cluster: u.cfg.Cluster, KeySet: u.cfg.ReleaseKeys}
 	return install.SaveSealed(trustPath(u.cfg.DataDir), t)
 }
 
@@ -52,7 +55,8 @@ func (u *Updater) keysOf(t trust) release.KeySet {
 
 // TakeKeyStatements follows signed statements that change the release keys, in
 // the order of their numbers, each verified with the keys that are pinned before
-// it. Those that are known already are passed over. It returns the number of the
+// it. Those that are known already are passed over; of another one with a known
+// number the servers are told (ErrForkedKeys). It returns the number of the
 // newest one that this host follows, and why it stopped where it did; what it
 // followed is on disk. Safe for concurrent use.
 func (u *Updater) TakeKeyStatements(list []release.SignedStatement) (number uint64, err error) {
@@ -62,32 +66,29 @@ func (u *Updater) TakeKeyStatements(list []release.SignedStatement) (number uint
 	if err != nil {
 		return 0, err
 	}
-	before := u.keysOf(t)
-	now, err := follow(before, u.cfg.Cluster, list)
-	if now.Number == before.Number {
+	before := pinnedKeys{Cluster: u.cfg.Cluster, KeySet: u.keysOf(t)}
+	if t.Keys != nil && t.Keys.Cluster == u.cfg.Cluster {
+		before = *t.Keys
+	}
+	now, err := before.follow(list)
+	forked := now.Fork != nil && (before.Fork == nil || *now.Fork != *before.Fork)
+	if forked {
+		// Told whether or not it can be written down.
+		u.slog.Error("there are two statements of the release keys with one number: somebody has signed twice; this host keeps to the first that it followed",
+			"number", now.Fork.Number, "follows", now.Fork.Follows, "refused", now.Fork.Refused)
+		u.tellFork(now.Fork)
+	}
+	if now.Number == before.Number && !forked {
 		return before.Number, err
 	}
-	t.Keys = &pinnedKeys{u.cfg.Cluster, now}
+	t.Keys = &now
 	if saved := install.SaveSealed(trustPath(u.cfg.DataDir), t); saved != nil {
 		return before.Number, fmt.Errorf("remember the new release keys: %w", saved)
 	}
-	u.slog.Info("release keys changed by a signed statement", "number", now.Number, "keys", len(now.Keys), "threshold", now.Needed())
-	return now.Number, err
-}
-
-// follow advances a key set as far as the statements lead.
-func follow(set release.KeySet, cluster string, list []release.SignedStatement) (release.KeySet, error) {
-	for _, s := range list {
-		next, err := set.Advance(cluster, s)
-		switch {
-		case errors.Is(err, release.ErrStatementKnown):
-		case err != nil:
-			return set, err
-		default:
-			set = next
-		}
+	if now.Number != before.Number {
+		u.slog.Info("release keys changed by a signed statement", "number", now.Number, "keys", len(now.Keys), "threshold", now.Needed())
 	}
-	return set, nil
+	return now.Number, err
 }
 
 // runningNumber is the number of the release that runs here: by this host's own

@@ -85,6 +85,80 @@ func TestReleaseKeysRotate(t *testing.T) {
 	h.ordered("job-4", "1.3.0", h.publish(release.Manifest{Version: "1.3.0", Number: 7}, saysVersion("1.3.0")), PhaseRestarting)
 }
 
+// Of two statements with one number a host keeps to the first, and tells the servers,
+// a restart later too. What nobody signed who could is no second one.
+func TestForkedKeyStatements(t *testing.T) {
+	h := newHost(t)
+	stop := h.run()
+	oldKey, old := h.releaseKey, h.cfg.ReleaseKeys.Keys[0]
+	second, secondSecret := newKey(t)
+	evil, evilSecret := newKey(t)
+	first, forged := h.state(1, 1, old, second), h.state(1, 1, evil)
+	h.releaseKey = evilSecret
+	unsigned, elsewhere := h.state(1, 1, evil), h.state(2, 1, evil)
+	h.releaseKey = secondSecret
+	next := h.state(2, 1, second)
+	if n, err := h.updater.TakeKeyStatements([]release.SignedStatement{first}); n != 1 || err != nil {
+		t.Fatalf("the host follows statement %d, %v", n, err)
+	}
+	resigned := first // by others who may: the same statement
+	var err error
+	resigned.Signature, err = release.AddSignature(oldKey, first.Statement, nil)
+	must(t, err)
+	for name, s := range map[string]release.SignedStatement{"the same": first, "signed anew": resigned, "by no key of ours": unsigned} {
+		if n, err := h.updater.TakeKeyStatements([]release.SignedStatement{s}); n != 1 || err != nil {
+			t.Errorf("%s: the host follows statement %d, %v", name, n, err)
+		}
+	}
+	if r, _ := h.updater.compose(); r.KeyFork != nil {
+		t.Fatalf("a fork is reported of %+v", r.KeyFork)
+	}
+
+	// What follows on the first goes on to be followed, and is looked at further back.
+	if n, err := h.updater.TakeKeyStatements([]release.SignedStatement{forged, next, elsewhere}); n != 2 || !errors.Is(err, ErrForkedKeys) {
+		t.Errorf("the host follows statement %d, %v", n, err)
+	}
+	want := &KeyFork{Number: 1, Follows: statementHash(first), Refused: statementHash(forged)}
+	reported := func() bool { return reflect.DeepEqual(h.lastReport().KeyFork, want) && h.lastReport().JobID == "" }
+	h.await("the report", reported)
+	keys := func() release.KeySet { return PinnedKeys(h.data, "cluster-1", h.cfg.ReleaseKeys) }
+	if now := keys(); now.Number != 2 || !slices.Equal(now.Keys, []string{second}) {
+		t.Errorf("the keys are %+v", now)
+	}
+	must(t, stop())
+	h.mu.Lock()
+	h.reports = nil
+	h.mu.Unlock()
+	h.run()
+	h.await("the report after a restart", reported)
+}
+
+// A host that got its keys when it joined cannot tell who signed a statement of their
+// number, and tells of one that names other keys.
+func TestForkOfTheKeysOfTheJoining(t *testing.T) {
+	h := newHost(t)
+	other, _ := newKey(t)
+	h.cfg.ReleaseKeys.Number = 3
+	stop := h.run()
+	same, differs, before := h.state(3, 1, h.cfg.ReleaseKeys.Keys...), h.state(3, 1, other), h.state(2, 1, other)
+	if n, err := h.updater.TakeKeyStatements([]release.SignedStatement{same, before}); n != 3 || err != nil {
+		t.Errorf("the host follows statement %d, %v", n, err)
+	}
+	if n, err := h.updater.TakeKeyStatements([]release.SignedStatement{differs}); n != 3 || !errors.Is(err, ErrForkedKeys) {
+		t.Errorf("the host follows statement %d, %v", n, err)
+	}
+	reported := func() bool {
+		return reflect.DeepEqual(h.lastReport().KeyFork, &KeyFork{Number: 3, Refused: statementHash(differs)})
+	}
+	h.await("the report", reported)
+	must(t, stop())
+	h.mu.Lock()
+	h.reports = nil
+	h.mu.Unlock()
+	h.run()
+	h.await("the report after a restart", reported)
+}
+
 // What a server says when the host starts, or joins again, moves no pin.
 func TestPinsOutliveWhatServersSay(t *testing.T) {
 	h := newHost(t)
@@ -104,7 +178,7 @@ func TestPinsOutliveWhatServersSay(t *testing.T) {
 func TestPinsAreOfOneCluster(t *testing.T) {
 	h := newHost(t)
 	other, _ := newKey(t)
-	must(t, install.SaveSealed(trustPath(h.data), trust{Highest: 3, Keys: &pinnedKeys{"cluster-0", release.Pinned(other)}}))
+	must(t, install.SaveSealed(trustPath(h.data), trust{Highest: 3, Keys: &pinnedKeys{Cluster: "cluster-0", KeySet: release.Pinned(other)}}))
 	h.run()
 	h.ordered("job-1", "1.1.0", h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("1.1.0")), PhaseRestarting)
 	tr, err := loadTrust(h.data)

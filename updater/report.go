@@ -42,6 +42,9 @@ type Report struct {
 	// from 1. Lines repeat until they are acknowledged (HandleAck).
 	First uint64          `json:"first,omitempty"`
 	Lines []fleet.LogLine `json:"lines,omitempty"`
+	// KeyFork is what this host has seen of two key statements with one number; it
+	// stands in reports without a job too.
+	KeyFork *KeyFork `json:"key_fork,omitempty"`
 }
 
 // The reporter's rhythm. Orders and acknowledgements may be lost, so everything
@@ -51,7 +54,7 @@ const (
 	resendEvery   = time.Second
 	settledEvery  = 5 * time.Second // the verdict, again: a new leader may have missed it
 	settledFor    = 2 * time.Minute
-	restateEvery  = 5 * time.Minute // where it runs from, for servers that were restarted
+	restateEvery  = 5 * time.Minute // where it runs from, and a fork of the keys, for servers that were restarted
 	// maxReportBytes bounds the lines of one report: a mesh message holds 256 KiB,
 	// JSON and the envelope included.
 	maxReportBytes = 64 << 10
@@ -74,7 +77,7 @@ func (u *Updater) report(ctx context.Context) {
 		case <-tick.C:
 		}
 		r, since := u.compose()
-		if r.JobID == "" {
+		if r.JobID == "" && r.KeyFork == nil {
 			continue
 		}
 		now := time.Now()
@@ -83,7 +86,7 @@ func (u *Updater) report(ctx context.Context) {
 		due := kicked || bytes != sentBytes ||
 			(len(r.Lines) > 0 && ago >= resendEvery-progressEvery/5) ||
 			(ago >= settledEvery && now.Sub(since) < settledFor) ||
-			(ago >= restateEvery && r.RunsFrom != "")
+			(ago >= restateEvery && (r.RunsFrom != "" || r.KeyFork != nil))
 		if !due {
 			continue
 		}
@@ -99,7 +102,7 @@ func (u *Updater) compose() (r Report, since time.Time) {
 	st := u.status
 	r = Report{
 		JobID: st.job, Done: st.done, Total: st.total, Pulled: st.pulled,
-		RunsFrom: u.runsFrom, Error: st.reason, LastOutput: st.lastOutput, Sources: st.namedSources(),
+		RunsFrom: u.runsFrom, Error: st.reason, LastOutput: st.lastOutput, Sources: st.namedSources(), KeyFork: u.keyFork,
 	}
 	if u.log != nil && u.log.job == st.job {
 		r.First, r.Lines = u.log.unstored(maxReportBytes)
@@ -120,6 +123,16 @@ func (u *Updater) HandleAck(jobID string, stored uint64) {
 			default:
 			}
 		}
+	}
+}
+
+// tellFork has all further reports tell of a fork, from now on. nil: there is none.
+func (u *Updater) tellFork(f *KeyFork) {
+	u.mu.Lock()
+	u.keyFork = f
+	u.mu.Unlock()
+	if f != nil {
+		u.wake()
 	}
 }
 

@@ -48,6 +48,8 @@ type installed struct {
 type pinnedKeys struct {
 	Cluster string `json:"cluster"`
 	release.KeySet
+	Followed []followedStatement `json:"followed,omitempty"` // the newest last
+	Fork     *KeyFork            `json:"fork,omitempty"`     // the last that was seen
 }
 
 func trustPath(dataDir string) string { return filepath.Join(dataDir, "trust.json") }

@@ -35,6 +35,7 @@ type Updater struct {
 	busy   bool // a job runs
 	// runsFrom is Report.RunsFrom; a trial comes to it by its commit.
 	runsFrom string
+	keyFork  *KeyFork // as Report.KeyFork
 }
 
 // received is a sealed order, and the server that it came from.

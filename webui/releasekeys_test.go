@@ -80,6 +80,10 @@ func TestReleaseKeysChangeOnlyByTheirOwnWord(t *testing.T) {
 	}
 	w.Admin("POST", path, good).OK()
 	w.Admin("POST", path, good).Refused(409, "conflict")
+	w.Admin("POST", path, w.keyStatement(firstSecret, 1, first)).Refused(409, "conflict") // another one with its number
+	if c, _ := w.state.View().Cluster(); len(c.KeyStatements) != 1 || !slices.Equal(c.ReleaseKeys, []string{first, second}) {
+		t.Fatalf("a second statement 1 changed the keys: %+v", c)
+	}
 
 	follows[a] = 1
 	got := w.Admin("GET", path, "").OK()

@@ -125,10 +125,11 @@ func colon(text string) string {
 
 func newCACommand() *cobra.Command {
 	var f clientFlags
-	cmd := &cobra.Command{Use: "ca", Short: "Show and change the cluster's CA"}
+	cmd := &cobra.Command{Use: "ca", Short: "Show and change the cluster's CA", Example: "  moult ca status\n  moult ca rotate --reason yearly --ui-ca ui-ca.pem"}
 	f.register(cmd)
 	status := &cobra.Command{
 		Use: "status", Short: "Show the cluster's CA, how far its change is, and who has not followed", Args: cobra.NoArgs,
+		Example: "  moult ca status\n  moult ca status --json",
 		RunE: f.run(func(cmd *cobra.Command, c *client, _ []string) error {
 			a, err := c.ca(cmd.Context())
 			if err != nil {

@@ -71,6 +71,7 @@ func TestSystemdUnitIsOne(t *testing.T) {
 		}
 		for _, line := range []string{
 			"ExecStart=\"" + program + "\" " + role + " --config /etc/moult/x.toml\n", "User=daemon\n", "Type=notify\n", "Restart=always\n",
+			"ExecReload=/bin/kill -HUP $MAINPID\n",
 			"ReadWritePaths=-\"" + filepath.Join(dir, "data") + "\"\n", "CapabilityBoundingSet=\n", "NoNewPrivileges=yes\n", "ProtectSystem=strict\n",
 		} {
 			if !strings.Contains(text, line) {

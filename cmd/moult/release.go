@@ -229,6 +229,7 @@ func newReleaseStageCommand(f *clientFlags) *cobra.Command {
 update to it then is a restart. The hosts of a fleet update stage by themselves when
 it starts, so this is for the hours before. One release at a time is staged for all
 hosts; a withdrawn one is dropped.`,
+		Example: "  moult release stage 1.4.2",
 		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
 			if err := c.call(cmd.Context(), http.MethodPost, "/api/releases/"+url.PathEscape(args[0])+"/stage", nil, nil); err != nil {
 				return err

@@ -38,10 +38,13 @@ func (in *reportInbox) handle(from identity.Identity, payload []byte) {
 			in.logger.Debug("reported record refused", "host", from.HostID, "error", err)
 		}
 	}
+	v := in.raft.State().View()
+	if alert, raise := forkAlert(v, from.HostID, r.KeyFork); raise && in.raft.IsLeader() {
+		in.raise(alert)
+	}
 	if r.JobID == "" {
 		return
 	}
-	v := in.raft.State().View()
 	job, ok := v.Job(r.JobID)
 	if !ok || job.HostID != from.HostID {
 		return // not this host's to report about

@@ -245,8 +245,15 @@ func TestRaisedAlerts(t *testing.T) {
 	s.refused(CodeBadRequest, AlertRaised{AlertKind: AlertForgedRecords})
 	s.refused(CodeHostNotFound, AlertRaised{AlertKind: AlertHostSilent, HostID: "h9", Message: "m"})
 	s.must(AlertRaised{AlertKind: AlertForgedRecords, Message: "m"}, AlertRaised{AlertKind: AlertForgedRecords, Message: "m2"},
-		AlertRaised{AlertKind: AlertHostSilent, HostID: "h1", Message: "m"}, AlertRaised{AlertKind: AlertHostSilent, HostID: "h2", Message: "m"})
-	if open := s.state.View().OpenAlerts(); len(open) != 3 {
+		AlertRaised{AlertKind: AlertHostSilent, HostID: "h1", Message: "m"}, AlertRaised{AlertKind: AlertHostSilent, HostID: "h2", Message: "m"},
+		AlertRaised{AlertKind: AlertForkedReleaseKeys, HostID: "h1", Message: "m"}, AlertRaised{AlertKind: AlertForkedReleaseKeys, HostID: "h1", Message: "m2"})
+	if open := s.state.View().OpenAlerts(); len(open) != 4 || open[3].Kind != AlertForkedReleaseKeys || open[3].HostID != "h1" {
 		t.Errorf("open are %+v", open)
+	}
+	s.must(denied("h1", 1)) // nobody waits for a host that was removed
+	for _, a := range s.state.View().OpenAlerts() {
+		if a.HostID == "h1" {
+			t.Errorf("open is %+v", a)
+		}
 	}
 }

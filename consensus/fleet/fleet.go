@@ -294,9 +294,10 @@ const (
 const (
 	AlertUpdateFailed      = "update_failed"
 	AlertFleetUpdateHalted = "fleet_update_halted"
-	AlertClonedHost        = "cloned_host"    // two machines answer as one host
-	AlertForgedRecords     = "forged_records" // gossip that nobody of the cluster signed
-	AlertHostSilent        = "host_silent"    // a host looks online and answers no server
+	AlertClonedHost        = "cloned_host"         // two machines answer as one host
+	AlertForgedRecords     = "forged_records"      // gossip that nobody of the cluster signed
+	AlertHostSilent        = "host_silent"         // a host looks online and answers no server
+	AlertForkedReleaseKeys = "forked_release_keys" // a host was offered two key statements with one number
 )
 
 // Alert asks for a human.

@@ -25,6 +25,9 @@ func TestReleaseKeysChangeInOrder(t *testing.T) {
 	s.refused(CodeConflict, keysChanged(2))
 	s.must(keysChanged(1))
 	s.refused(CodeConflict, keysChanged(1))
+	other := keysChanged(1)
+	other.Signed.Statement = []byte("another statement 1")
+	s.refused(CodeConflict, other)
 	s.must(keysChanged(2))
 	c, _ := s.state.View().Cluster()
 	if !reflect.DeepEqual(c.ReleaseKeys, []string{"RWkey2"}) || c.KeysNumber != 2 || c.ReleaseThreshold != 1 ||

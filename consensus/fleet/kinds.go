@@ -11,11 +11,14 @@ func Kinds() []string { return slices.Sorted(maps.Keys(appliers)) }
 
 // What later versions let old kinds of changes say. An older server refuses an entry
 // that says it, and so its state would differ.
-const featureAllAlertKinds = "webhooks_of_all_alert_kinds"
+const (
+	featureAllAlertKinds     = "webhooks_of_all_alert_kinds"
+	featureForkedReleaseKeys = "alert_" + AlertForkedReleaseKeys // raised, or named by a webhook
+)
 
 // Known returns what a server of this version tells the others that it knows: all
 // kinds of changes, and the features above.
-func Known() []string { return append(Kinds(), featureAllAlertKinds) }
+func Known() []string { return append(Kinds(), featureAllAlertKinds, featureForkedReleaseKeys) }
 
 // Needs returns what of Known a server has to know to apply the entry as this
 // version does.
@@ -33,9 +36,17 @@ func (e Entry) Needs() []string {
 		if json.Unmarshal(e.Body, &c) == nil && c.Kinds != nil {
 			kinds = *c.Kinds
 		}
+	case AlertRaised{}.Kind():
+		var c AlertRaised
+		if json.Unmarshal(e.Body, &c) == nil && c.AlertKind == AlertForkedReleaseKeys {
+			needs = append(needs, featureForkedReleaseKeys)
+		}
 	}
 	if slices.ContainsFunc(kinds, func(k string) bool { return !slices.Contains(firstAlertKinds, k) }) {
 		needs = append(needs, featureAllAlertKinds)
+	}
+	if slices.Contains(kinds, AlertForkedReleaseKeys) {
+		needs = append(needs, featureForkedReleaseKeys)
 	}
 	return needs
 }

@@ -60,7 +60,7 @@ func refuseQuarantined(h Host) *Error {
 }
 
 // raisedKinds are the alerts that a server raises over what it observes.
-var raisedKinds = []string{AlertClonedHost, AlertForgedRecords, AlertHostSilent}
+var raisedKinds = []string{AlertClonedHost, AlertForgedRecords, AlertHostSilent, AlertForkedReleaseKeys}
 
 func applyAlertRaised(t *tx, c AlertRaised) *Error {
 	switch {

@@ -42,10 +42,8 @@ for role in agent server; do
   "$moult" install $role --print-unit --binary /usr/bin/moult >"$stage/common/moult-$role.service"
   "$moult" install $role --print-config >"$stage/common/$role.toml"
 done
-if make -n man >/dev/null 2>&1; then
-  make -s man MAN="$stage/common/man" GO="$GO" >&2
-  gzip -9n "$stage"/common/man/*.1
-fi
+make -s man MAN="$stage/common/man" GO="$GO" >&2
+gzip -9n "$stage"/common/man/*.1
 cat >"$stage/common/copyright" <<END
 Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: moult
@@ -95,7 +93,6 @@ for platform; do
     # By hand: nfpm puts the environment into some of the fields only.
     sed -e "s|@ARCH@|$package_arch|; s|@VERSION@|$version|; s|@TIME@|$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)|" \
       -e "s|@STAGE@|$dir|; s|@MAINTAINER@|$MAINTAINER|; s|@HOMEPAGE@|$HOMEPAGE|" \
-      -e "$(compgen -G "$dir/man/*.gz" >/dev/null || echo '/man1/d')" \
       cmd/moult/packaging/nfpm.yaml >"$dir/$kind.yaml"
     "$NFPM" package --config "$dir/$kind.yaml" --packager $kind --target "$out/$name" >&2 & # xz takes its time
     packing+=($!)
