@@ -221,19 +221,3 @@ func (s *supervisor) activate(m install.Marker) error {
 	}
 	return install.ForgetStarts(s.DataDir)
 }
-
-// executeInstalled becomes the binary that was just committed.
-func (s *supervisor) executeInstalled(env []string) error {
-	if !s.Active {
-		return executePath(s.Installed, env)
-	}
-	f, a, err := openActive(s.DataDir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := install.CountStart(s.DataDir, a.Digest); err != nil {
-		s.log.Warn("count the starts of the active binary", "error", err)
-	}
-	return executeActive(f, s.Installed, env)
-}

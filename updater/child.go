@@ -189,15 +189,6 @@ func (c *child) startPumps() {
 	c.pumps.Go(c.readMessages)
 }
 
-// stopPumps makes the pumps return with nothing lost: what is in the pipes
-// stays there.
-func (c *child) stopPumps() {
-	past := time.Unix(1, 0)
-	_, _ = c.out.SetReadDeadline(past), c.recv.SetReadDeadline(past)
-	c.pumps.Wait()
-	_, _ = c.out.SetReadDeadline(time.Time{}), c.recv.SetReadDeadline(time.Time{})
-}
-
 // readMessages takes the child's lines apart. Lines that do not parse, and those
 // nobody waits for, are dropped: a child must not be able to block its parent.
 func (c *child) readMessages() {

@@ -5,11 +5,9 @@ import (
 	"os"
 )
 
-var errNoExec = errors.New("Windows cannot replace a running process")
+var errNoExec = errors.New("a running process cannot be replaced on Windows")
 
 func execute(string) error { return errNoExec }
-
-func executePath(string, []string) error { return errNoExec }
 
 func executeFile(*os.File, []string) error { return errNoExec }
 

@@ -18,6 +18,15 @@ import (
 	"moult/updater/install"
 )
 
+// handover is what the next supervisor needs to go on with a running child.
+type handover struct {
+	PID     int    `json:"pid"`
+	Send    int    `json:"send"` // descriptors
+	Recv    int    `json:"recv"`
+	Out     int    `json:"out"`
+	Pending []byte `json:"pending,omitempty"` // the beginning of a message
+}
+
 // handOver replaces this process by the newly installed binary, which adopts the
 // running child: same process id, same child, new supervisor. When exec fails
 // this process goes on. It runs on the thread that started the child, which
@@ -129,4 +138,29 @@ func livingChild(pid int) (*os.Process, error) {
 // leaveSwap is Windows': elsewhere a running binary can be renamed.
 func (s *supervisor) leaveSwap(_ context.Context, _ *child, _ install.Marker, inUse error) error {
 	return fmt.Errorf("install: %w", inUse)
+}
+
+// executeInstalled becomes the binary that was just committed.
+func (s *supervisor) executeInstalled(env []string) error {
+	if !s.Active {
+		return executePath(s.Installed, env)
+	}
+	f, a, err := openActive(s.DataDir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := install.CountStart(s.DataDir, a.Digest); err != nil {
+		s.log.Warn("count the starts of the active binary", "error", err)
+	}
+	return executeActive(f, s.Installed, env)
+}
+
+// stopPumps makes the pumps return with nothing lost: what is in the pipes
+// stays there.
+func (c *child) stopPumps() {
+	past := time.Unix(1, 0)
+	_, _ = c.out.SetReadDeadline(past), c.recv.SetReadDeadline(past)
+	c.pumps.Wait()
+	_, _ = c.out.SetReadDeadline(time.Time{}), c.recv.SetReadDeadline(time.Time{})
 }

@@ -89,6 +89,15 @@ func TestTheCAIsChanged(t *testing.T) {
 	cas.pending = append(cas.pending, CAHost{Name: "server-1", Server: true, Why: "behind"})
 	w.Admin("POST", "/api/ca/advance", `{"from":"prepared","force":true,"expect_pending":2}`).Refused(409, "hosts_pending")
 	cas.pending = cas.pending[:1]
+	advanceGossip := func() {
+		for _, r := range w.state.View().GossipRings() {
+			w.MustPropose("coordinator", fleet.GossipRotationAdvanced{Segment: r.Segment, Revision: r.Revision})
+		}
+	}
+	w.Admin("POST", "/api/gossip/rotate", `{}`).OK()
+	w.Admin("POST", "/api/ca/advance", `{"from":"prepared","force":true,"expect_pending":1}`).Refused(409, "rotation_running")
+	advanceGossip()
+	advanceGossip()
 	out = w.Admin("POST", "/api/ca/advance", `{"from":"prepared","force":true,"expect_pending":1}`).OK()
 	if out["stage"] != "switched" || out["sha256"] != next["sha256"] || out["old_sha256"] != first["sha256"] || out["ui_ca_sha256"] != next["ui_ca_sha256"] {
 		t.Errorf("switched: %v", out)
@@ -97,11 +106,8 @@ func TestTheCAIsChanged(t *testing.T) {
 	cas.pending = nil
 	w.Admin("POST", "/api/ca/advance", `{"from":"switched"}`).Refused(409, "conflict") // the gossip keys are the old ones
 	w.Admin("POST", "/api/gossip/rotate", `{}`).OK()
-	for range 2 {
-		for _, r := range w.state.View().GossipRings() {
-			w.MustPropose("coordinator", fleet.GossipRotationAdvanced{Segment: r.Segment, Revision: r.Revision})
-		}
-	}
+	advanceGossip()
+	advanceGossip()
 	out = w.Admin("POST", "/api/ca/advance", `{"from":"switched"}`).OK()
 	if out["stage"] != "" || out["number"].(float64) != 1 || out["old_sha256"] != "" || out["completed_at"] == nil {
 		t.Errorf("retired: %v", out)

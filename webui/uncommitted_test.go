@@ -33,6 +33,7 @@ func TestWritesTellThatNothingIsCommitted(t *testing.T) {
 	webhook := w.Admin("POST", "/api/webhooks", hook).OK()["id"].(string)
 	session := w.MustSession(t, "u1")
 	w.mustEnrol("c", fleet.RoleAgent, "dmz", "1.0.0", true)
+	w.Admin("POST", "/api/ca/rotate", `{}`).OK()
 	w.Admin("POST", "/api/gossip/rotate", `{"segments":["default"]}`).OK()
 	w.MustPropose("coordinator", fleet.HostQuarantined{HostID: b, Why: "two machines"})
 	manifest, signature, artifact := w.store.makeRelease(t, "3.0.0", 3)
@@ -42,7 +43,8 @@ func TestWritesTellThatNothingIsCommitted(t *testing.T) {
 		"DELETE /api/hosts/" + a: "", "PUT /api/hosts/" + a + "/labels": `{"labels":{"a":"b"}}`, "POST /api/hosts/" + a + "/update": "",
 		"POST /api/fleet/update": "", "POST /api/fleet-updates/" + update + "/retry": "", "POST /api/fleet-updates/" + update + "/pause": "",
 		"POST /api/fleet-updates/" + update + "/resume": "", "POST /api/fleet-updates/" + update + "/cancel": "",
-		"DELETE /api/releases/2.0.0": "", "POST /api/releases": "", "POST /api/alerts/" + alert + "/acknowledge": "",
+		"POST /api/ca/rotate": `{}`, "POST /api/ca/advance": `{"from":"prepared"}`,
+		"DELETE /api/releases/2.0.0": "", "POST /api/releases/2.0.0/stage": "", "POST /api/releases": "", "POST /api/alerts/" + alert + "/acknowledge": "",
 		"POST /api/users": `{"name":"bob","role":"viewer","password":"long enough"}`, "PATCH /api/users/u2": `{"role":"admin"}`, "DELETE /api/users/u2": "",
 		"POST /api/tokens": `{"name":"ci","role":"viewer"}`, "DELETE /api/tokens/t3": "", "POST /api/join-tokens": "",
 		"POST /api/account/confirm": `{"password":"` + adminPassword + `"}`, "POST /api/account/end-sessions": "", "POST /api/account/password": `{"current_password":"` + adminPassword + `","new_password":"another one"}`,

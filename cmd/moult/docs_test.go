@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -123,10 +122,6 @@ func TestTroubleshootingHasAllCodes(t *testing.T) {
 	}
 }
 
-// announced are pages that others point to and that are still being written; take a
-// name out when its page is there.
-var announced = []string{"containers.md", "windows.md"}
-
 // What the pages point to is there.
 func TestLinksOfThePagesLead(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#\s:]*)(#[^)\s]*)?\)`)
@@ -152,9 +147,7 @@ func TestLinksOfThePagesLead(t *testing.T) {
 			if page == readme {
 				listed[target] = true
 			}
-			if _, err := os.Stat(target); err != nil && slices.Contains(announced, m[1]) {
-				continue
-			} else if err != nil {
+			if _, err := os.Stat(target); err != nil {
 				t.Errorf("%s points to %s: %v", filepath.Base(page), m[1], err)
 				continue
 			}

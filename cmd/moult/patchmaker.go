@@ -111,7 +111,7 @@ func patchesWanted(releases []fleet.Release, runs func(digest string) bool) (wan
 // runBy tells whether an agent's record says that it runs a binary.
 func runBy(members []mesh.Member, digest string) bool {
 	for _, m := range members {
-		if m.Record.Digest != "" && strings.HasPrefix(digest, m.Record.Digest) {
+		if m.Digest != "" && strings.HasPrefix(digest, m.Digest) {
 			return true
 		}
 	}

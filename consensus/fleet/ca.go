@@ -142,8 +142,11 @@ func applyCASwitched(t *tx, c CASwitched) *Error {
 		}
 	}
 	at := t.at
-	r.Stage, r.SwitchedAt, r.Old, r.Key, r.GossipDone = CAStageSwitched, &at, m.Cluster.CACert, nil, map[string]int{}
+	r.Stage, r.SwitchedAt, r.Old, r.Key = CAStageSwitched, &at, m.Cluster.CACert, nil
 	for _, ring := range t.view().GossipRings() {
+		if r.GossipDone == nil { // a snapshot brings an empty one back as nil
+			r.GossipDone = map[string]int{}
+		}
 		r.GossipDone[ring.Segment] = ring.Done
 	}
 	m.Cluster.GossipCAKey = m.Cluster.CAKey

@@ -123,6 +123,24 @@ func TestCARotation(t *testing.T) {
 	}
 }
 
+// What a snapshot leaves out because it is empty was nil before.
+func TestEachStepOfACAChangeSurvivesASnapshot(t *testing.T) {
+	s := fleetOf(t, 1)
+	step := func(c Change) {
+		t.Helper()
+		s.must(c)
+		if row := differs(s.state, reopened(t, s.state)); row != "" {
+			t.Errorf("after %s: %s", c.Kind(), row)
+		}
+	}
+	step(caBegun(1))
+	step(CASwitched{Number: 1}) // no segment's gossip keys were ever changed
+	s.rotated("default", 1)
+	step(caRetired(1))
+	step(caBegun(2))
+	step(CASwitched{Number: 2})
+}
+
 // While an update runs, its host may have to go on by an order of the old CA.
 func TestCAIsNotRetiredAmidAJob(t *testing.T) {
 	s := fleetOf(t, 1)

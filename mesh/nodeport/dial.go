@@ -125,7 +125,7 @@ func (c *trustedConn) refused() error {
 	}
 	err := (*recheck)()
 	if err != nil {
-		c.Conn.Close()
+		c.Close()
 		return fmt.Errorf("this connection is cut: %w", err)
 	}
 	return nil

@@ -92,4 +92,5 @@ func RefuseForeign(path string, me int, what, next string) error {
 	return nil
 }
 
+// OwnerOf is the uid of who owns a file.
 func OwnerOf(st fs.FileInfo) int { return int(st.Sys().(*syscall.Stat_t).Uid) }

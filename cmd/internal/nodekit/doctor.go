@@ -1,9 +1,7 @@
 package nodekit
 
-import (
-	"time"
-)
+import "time"
 
-const (
-	SkewWarning = 30 * time.Second // orders live for minutes, certificates for months
-)
+// SkewWarning is how far a clock may be off another host's before that is told:
+// orders live for minutes, certificates for months.
+const SkewWarning = 30 * time.Second

@@ -13,9 +13,10 @@ import (
 	"moult/webui"
 )
 
+// What servers ask of each other on the node port, and how much they read of it.
 const (
-	PathStatus  = "/node/status"  // GET: nodeStatus
-	PathState   = "/node/state"   // GET: nodeState
+	PathStatus  = "/node/status"  // GET: NodeStatus
+	PathState   = "/node/state"   // GET: NodeState
 	PathMembers = "/node/members" // GET: the Raft configuration as known here; POST: as the sender knows it
 	MaxNodeBody = 4 << 20         // bytes
 )
@@ -47,6 +48,7 @@ func (c *ServerClient) Post(ctx context.Context, addr, path string, body []byte)
 	return c.Send(ctx, http.MethodPost, addr, path, body)
 }
 
+// Send asks a server's node port with any method and returns the answer.
 func (c *ServerClient) Send(ctx context.Context, method, addr, path string, body []byte) ([]byte, error) {
 	out, _, err := c.exchange(ctx, method, addr, path, body)
 	return out, err

@@ -47,6 +47,7 @@ func (r RunningNode) Write(dataDir string) error {
 	return WriteFileAtomic(filepath.Join(dataDir, RunningFile), append(text, '\n'), 0o600)
 }
 
+// ReadRunning reads what the node of a data directory left there.
 func ReadRunning(dataDir string) (r RunningNode, err error) {
 	path := filepath.Join(dataDir, RunningFile)
 	text, err := os.ReadFile(path)
