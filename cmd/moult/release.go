@@ -234,8 +234,7 @@ hosts; a withdrawn one is dropped.`,
 			if err := c.call(cmd.Context(), http.MethodPost, "/api/releases/"+url.PathEscape(args[0])+"/stage", nil, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "all hosts stage release %s in the background\n", printable(args[0]))
-			return nil
+			return done(cmd, map[string]any{"staging": args[0]}, "all hosts stage release "+printable(args[0])+" in the background")
 		}),
 	}
 }
