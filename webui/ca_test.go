@@ -2,6 +2,7 @@ package webui
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -61,6 +62,8 @@ func TestTheCAIsChanged(t *testing.T) {
 	cas := w.config.CAs.(*casWorld)
 	w.MustEnrol("a", "1.0.0", true)
 	first := w.Call(viewerToken, "GET", "/api/ca", "").OK()
+	page := func() answer { return w.Call(viewerToken, "GET", "/settings/servers", "") }
+	page().Lacks("Change of the CA", "moult ca rotate")
 	if first["stage"] != "" || first["next"] != nil || first["number"].(float64) != 0 {
 		t.Errorf("at first: %v", first)
 	}
@@ -79,6 +82,7 @@ func TestTheCAIsChanged(t *testing.T) {
 	w.Admin("POST", "/api/ca/rotate", `{}`).Refused(409, "rotation_running")
 
 	cas.pending = []CAHost{{Name: "a", Why: "offline"}}
+	page().Shows("Change of the CA prepared", "the old one signs", "1 of 2 hosts has followed", "Begun by API token bootstrap: stolen.", "a agent offline", "moult ca rotate --force")
 	refusal := w.Admin("POST", "/api/ca/advance", `{"from":"prepared"}`)
 	refusal.Refused(409, "hosts_pending")
 	if !strings.Contains(refusal.Body.String(), "not followed yet: a;") {
@@ -103,7 +107,14 @@ func TestTheCAIsChanged(t *testing.T) {
 		t.Errorf("switched: %v", out)
 	}
 	w.Admin("POST", "/api/ca/advance", `{"from":"prepared"}`).Refused(409, "conflict") // a repeated request
+	for n := range maxNamed + 2 {
+		cas.pending = append(cas.pending, CAHost{Name: fmt.Sprintf("b%02d", n)})
+	}
+	page().Shows("And 3 others", "b18")
+	page().Lacks("b19")
 	cas.pending = nil
+	page().Shows("Change of the CA switched", "The new CA signs", "2 of 2 hosts have followed", "Gossip keys to change before the old CA is retired: default", "Next step: moult ca rotate")
+	page().Lacks("--force")
 	w.Admin("POST", "/api/ca/advance", `{"from":"switched"}`).Refused(409, "conflict") // the gossip keys are the old ones
 	w.Admin("POST", "/api/gossip/rotate", `{}`).OK()
 	advanceGossip()
@@ -112,6 +123,7 @@ func TestTheCAIsChanged(t *testing.T) {
 	if out["stage"] != "" || out["number"].(float64) != 1 || out["old_sha256"] != "" || out["completed_at"] == nil {
 		t.Errorf("retired: %v", out)
 	}
+	page().Lacks("Change of the CA", "moult ca rotate")
 	if e := w.state.View().Audit(0, 1)[0]; e.Action != "ca_retired" || e.Actor != "token:bootstrap" {
 		t.Errorf("the audit says %+v", e)
 	}

@@ -49,6 +49,14 @@ func StartFurnished(tb testing.TB) *furnished {
 	f.MustPropose("coordinator", fleet.JobFinished{JobID: f.job, Status: fleet.JobFailed, Error: "the new binary exited at once: " + evil})
 	f.roster.set(f.failed, Observation{Online: true, Version: "1.0.0", Phase: evil, LastSeen: now})
 	f.MustPropose("user:admin", fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "wh-1", Name: "pager", Format: fleet.WebhookJSON, URL: "https://hooks.example/x", Enabled: true}})
+	cas := f.config.CAs.(*casWorld)
+	begun, err := cas.Begin()
+	if err != nil {
+		f.tb.Fatal(err)
+	}
+	begun.Reason = evil
+	f.MustPropose("user:admin", begun)
+	cas.pending = []CAHost{{Name: evil, Why: evil}, {Name: "server-1", Server: true, Why: "online, and does not trust the same CAs yet"}}
 	hook, _ := f.state.View().Webhook("wh-1")
 	f.MustPropose("notifier", fleet.WebhookRefreshed{WebhookID: "wh-1", Revision: hook.Delivery.Revision, Error: evil})
 	return f

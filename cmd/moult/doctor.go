@@ -60,7 +60,7 @@ func newDoctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Tell what this host's agent or server reaches, and what is in its way",
 		Long: `Tell what this host's agent or server reaches, through whom, and what is in the way:
-data directory, disk, certificate, gossip and release keys, whether an update could
+data directory, disk, certificate, CA, gossip and release keys, whether an update could
 be put in place, its own ports, the members of each segment, the way to each server,
 clocks, and which node ports are blocked. Each finding names the next step. Run it on the host in question, as the user that the agent runs as. It
 changes nothing.

@@ -77,6 +77,7 @@ func (d *diagnosis) lookAtIdentity(data string) (identity.Credentials, bool) {
 		return creds, false
 	}
 	d.lookAtCertificate(creds, cert, time.Now())
+	d.lookAtCAs(nodekit.FollowedBy(creds))
 	d.lookAtGossipKeys(creds)
 	d.lookAtReleaseKeys(data, creds)
 	return creds, true

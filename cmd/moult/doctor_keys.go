@@ -40,6 +40,28 @@ func (d *diagnosis) lookAtCertificate(creds identity.Credentials, cert *x509.Cer
 	}
 }
 
+// lookAtCAs tells whom this host trusts, and how far it is where the CA is being
+// changed. How far the others are, servers know.
+func (d *diagnosis) lookAtCAs(f nodekit.TrustFollowed) {
+	const check = "CA"
+	const next = "who has not followed: moult ca status; the next step: moult ca rotate"
+	if len(f.CAs) == 0 {
+		d.fail(check, "move identity/ away and join again with a new token", "this host trusts none")
+		return
+	}
+	newest := f.CAs[len(f.CAs)-1]
+	switch {
+	case len(f.CAs) == 1 && f.Signer == newest:
+		d.ok(check, "the only one trusted, sha256 %s", newest[:shortHash])
+	case len(f.CAs) == 1:
+		d.warn(check, "is a server or relay within reach? The host asks one for a new certificate", "this host's certificate is by a CA that was retired")
+	case f.Signer == newest:
+		d.warn(check, next, "it is being changed: this host has its certificate by the new one, sha256 %s, and trusts the old one beside it", newest[:shortHash])
+	default:
+		d.warn(check, next, "it is being changed: this host trusts the new one, sha256 %s, and has its certificate by the old one still", newest[:shortHash])
+	}
+}
+
 func days(d time.Duration) string {
 	const day = 24 * time.Hour
 	switch {

@@ -31,6 +31,36 @@ func only(t *testing.T, d diagnosis, check, verdict, detail string) {
 	}
 }
 
+func TestDoctorTellsOfAChangeOfTheCA(t *testing.T) {
+	old, next := strings.Repeat("1", 64), strings.Repeat("2", 64)
+	for _, tc := range []struct {
+		cas             []string
+		signer          string
+		verdict, detail string
+	}{
+		{nil, old, findingFailed, "trusts none"},
+		{[]string{old}, old, findingOK, "the only one trusted, sha256 " + old[:16]},
+		{[]string{old, next}, old, findingWarning, "by the old one still"},
+		{[]string{old, next}, next, findingWarning, "by the new one, sha256 " + next[:16]},
+		{[]string{next}, old, findingWarning, "by a CA that was retired"},
+	} {
+		d := diagnosis{Healthy: true}
+		d.lookAtCAs(nodekit.TrustFollowed{CAs: tc.cas, Signer: tc.signer})
+		only(t, d, "CA", tc.verdict, tc.detail)
+	}
+}
+
+func TestStatusTellsOfAChangeOfTheCA(t *testing.T) {
+	c := caChange{Stage: "prepared", Hosts: 9, Followed: 2, Pending: strings.Split("abcdefg", ""), Next: "moult ca rotate"}
+	if got, want := c.told(), "is being changed, prepared: 2 of 9 hosts have followed, not yet a, b, c, d, e and 2 others; why: moult ca status; next: moult ca rotate"; got != want {
+		t.Errorf("it says %q, not %q", got, want)
+	}
+	c.Pending = nil
+	if got := c.told(); !strings.HasSuffix(got, "have followed; next: moult ca rotate") {
+		t.Errorf("it says %q", got)
+	}
+}
+
 func TestDoctorLooksAtPorts(t *testing.T) {
 	ip := loopback()
 	taken, err := net.Listen("tcp", ip+":0")

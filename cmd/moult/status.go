@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -39,6 +41,9 @@ hosts offline or unreachable, open alerts). 2: no server answers.`,
 				if s.FleetUpdate != "" {
 					fmt.Fprintf(cmd.OutOrStdout(), "fleet    update to %s is %s\n", printable(s.FleetUpdateTarget), s.FleetUpdate)
 				}
+				if s.CAChange != nil {
+					fmt.Fprintf(cmd.OutOrStdout(), "CA       %s\n", s.CAChange.told())
+				}
 				for _, p := range s.Problems {
 					fmt.Fprintf(cmd.OutOrStdout(), "problem  %s\n", printable(p))
 				}
@@ -66,6 +71,50 @@ type statusReport struct {
 	AlertsOpen        int      `json:"alerts_open"`
 	FleetUpdate       string   `json:"fleet_update,omitempty"`
 	FleetUpdateTarget string   `json:"fleet_update_target,omitempty"`
+
+	CAChange *caChange `json:"ca_change,omitempty"` // while the CA is being changed
+}
+
+// caChange is how far a change of the CA is. That one is under way is no problem of
+// the cluster's.
+type caChange struct {
+	Stage    string   `json:"stage"`
+	Hosts    int      `json:"hosts"`
+	Followed int      `json:"followed"`
+	Pending  []string `json:"pending"` // names of the other hosts
+	Next     string   `json:"next"`    // command
+}
+
+// maxPendingNamed is how many hosts that have not followed the status names.
+const maxPendingNamed = 5
+
+func (c caChange) told() string {
+	told := fmt.Sprintf("is being changed, %s: %d of %d hosts have followed", c.Stage, c.Followed, c.Hosts)
+	if n := len(c.Pending); n > 0 {
+		told += ", not yet " + printable(strings.Join(c.Pending[:min(n, maxPendingNamed)], ", "))
+		if n > maxPendingNamed {
+			told += fmt.Sprintf(" and %d others", n-maxPendingNamed)
+		}
+		told += "; why: moult ca status"
+	}
+	return told + "; next: " + c.Next
+}
+
+// caChange asks how far a change of the CA is; nil: none is under way.
+func (c *client) caChange(ctx context.Context) (*caChange, error) {
+	a, err := c.ca(ctx)
+	var refused *apiError
+	if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+		return nil, nil // a server of an older version
+	}
+	if err != nil || a.Stage == "" {
+		return nil, err
+	}
+	out := &caChange{Stage: a.Stage, Hosts: a.Hosts, Followed: a.Confirmed, Pending: []string{}, Next: "moult ca rotate"}
+	for _, h := range a.Pending {
+		out.Pending = append(out.Pending, h.Name)
+	}
+	return out, nil
 }
 
 func clusterStatus(cmd *cobra.Command, c *client) (statusReport, error) {
@@ -127,6 +176,9 @@ func clusterStatus(cmd *cobra.Command, c *client) (statusReport, error) {
 	}
 	if len(updates) > 0 {
 		s.FleetUpdate, s.FleetUpdateTarget = updates[0].Status, updates[0].TargetVersion
+	}
+	if s.CAChange, err = c.caChange(ctx); err != nil {
+		return s, err
 	}
 	s.Healthy = len(s.Problems) == 0
 	return s, nil
