@@ -295,8 +295,11 @@ func (w *windowsHost) awaitRestarted() (said string) {
 	w.t.Helper()
 	w.await(time.Minute, "the helper that restarts the service to be done", func() error {
 		text, err := os.ReadFile(w.unixPath(wineRestartLog))
-		if said = string(text); err != nil || !strings.Contains(said, wineService+" runs") {
-			return fmt.Errorf("%w: it says %q, %v", errNotYet, said, err)
+		if err != nil {
+			return err
+		}
+		if said = string(text); !strings.Contains(said, wineService+" runs") {
+			return fmt.Errorf("%w: it says %q", errNotYet, said)
 		}
 		return nil
 	})
