@@ -329,7 +329,8 @@ func (c *machineCluster) journalIsClean() {
 	}
 }
 
-// killedAndHung kills an agent, then its supervisor, and has another one hang.
+// killedAndHung has an agent reload, kills it, then its supervisor, and has another
+// one hang.
 func (c *machineCluster) killedAndHung(killed, hung *machine) {
 	c.t.Helper()
 	// Ten times quicker than what is usual: a watchdog that is told in time stays quiet.
@@ -346,6 +347,10 @@ func (c *machineCluster) killedAndHung(killed, hung *machine) {
 	hung.run("pkill", "-STOP", "-P", main)
 
 	main = killed.service(roleAgent).pid
+	killed.run("systemctl", "reload", unitName(roleAgent))
+	if s := killed.mustBeWell(roleAgent); s.pid != main || s.restarts != "0" {
+		c.t.Errorf("after a reload: %+v, was %s", s, main)
+	}
 	killed.run("pkill", "-KILL", "-P", main)
 	c.await(30*time.Second, "the supervisor to start its agent again", func() error {
 		if p := killed.processes(roleAgent); len(p) != 2 {
