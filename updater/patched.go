@@ -4,15 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"moult/updater/artifact"
 	"moult/updater/patch"
 )
 
-// patchPatience bounds what a patch may cost in time, before the whole artifact
-// is fetched.
-const patchPatience = 2 * time.Minute
+const (
+	// patchPatience bounds what a patch may cost in time, before the whole artifact
+	// is fetched.
+	patchPatience = 2 * time.Minute
+	// patchRounds is how often busy peers are asked, with patchPause between, half of
+	// it by chance. When a whole fleet asks the few that have a patch, each round finds
+	// more of them: who took it passes it on.
+	patchRounds = 5
+	patchPause  = 2 * time.Second
+)
 
 // patched gets the artifact as a patch of what this host runs, and returns who
 // sent it; nobody when it is here already, or the whole artifact has to be
@@ -28,10 +36,10 @@ func (u *Updater) patched(ctx context.Context, off offer, note func(string)) ([]
 	}
 	bounded, cancel := context.WithTimeout(ctx, patchPatience)
 	defer cancel()
-	source, err := patch.Fetch(bounded, patch.Request{
-		Artifacts: u.cfg.Store, Patches: u.cfg.Patches, Old: u.cfg.Digest, New: off.Digest, Size: off.Size,
-		Candidates: u.cfg.Candidates(off.Digest), HTTP: u.cfg.HTTP, Limiter: u.cfg.Limiter,
-	})
+	source, err := u.askForPatch(bounded, off)
+	for round := 1; errors.Is(err, patch.ErrBusy) && round < patchRounds && pause(bounded, patchPause/2+rand.N(patchPause/2)); round++ {
+		source, err = u.askForPatch(bounded, off)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -42,4 +50,24 @@ func (u *Updater) patched(ctx context.Context, off offer, note func(string)) ([]
 		note(fmt.Sprintf("the whole artifact is needed: %v", err))
 	}
 	return nil, nil
+}
+
+// askForPatch asks those who have the new artifact by now.
+func (u *Updater) askForPatch(ctx context.Context, off offer) (artifact.Source, error) {
+	return patch.Fetch(ctx, patch.Request{
+		Artifacts: u.cfg.Store, Patches: u.cfg.Patches, Old: u.cfg.Digest, New: off.Digest, Size: off.Size,
+		Candidates: u.cfg.Candidates(off.Digest), HTTP: u.cfg.HTTP, Limiter: u.cfg.Limiter,
+	})
+}
+
+// pause tells whether ctx outlived it.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
 }

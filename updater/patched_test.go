@@ -22,16 +22,19 @@ import (
 func TestJobTakesAPatch(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil   func(patch []byte) []byte // nil: the peer has no patch
+		busy    int                       // how often the peer is
 		staged  bool                      // ahead of the job
 		patched bool
 		says    string
 	}{
-		"good":             {func(p []byte) []byte { return p }, false, true, "took it as a patch of"},
-		"garbage":          {func([]byte) []byte { return []byte("garbage") }, false, false, "the whole artifact is needed"},
-		"cut off":          {func(p []byte) []byte { return p[:len(p)-4] }, false, false, "the whole artifact is needed"},
-		"none":             {nil, false, false, "fetched"},
-		"staged":           {func(p []byte) []byte { return p }, true, true, "staged ahead of this job, as a patch of what runs here\n"},
-		"none when staged": {nil, true, false, "staged ahead of this job\n"},
+		"good":             {func(p []byte) []byte { return p }, 0, false, true, "took it as a patch of"},
+		"busy at first":    {func(p []byte) []byte { return p }, 1, false, true, "took it as a patch of"},
+		"always busy":      {func(p []byte) []byte { return p }, patchRounds, false, false, "busy serving others"},
+		"garbage":          {func([]byte) []byte { return []byte("garbage") }, 0, false, false, "the whole artifact is needed"},
+		"cut off":          {func(p []byte) []byte { return p[:len(p)-4] }, 0, false, false, "the whole artifact is needed"},
+		"none":             {nil, 0, false, false, "fetched"},
+		"staged":           {func(p []byte) []byte { return p }, 0, true, true, "staged ahead of this job, as a patch of what runs here\n"},
+		"none when staged": {nil, 0, true, false, "staged ahead of this job\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
@@ -54,7 +57,14 @@ func TestJobTakesAPatch(t *testing.T) {
 			}
 			both := http.NewServeMux()
 			both.Handle("/artifact/", artifact.Handler(h.serve, artifact.DefaultLimits))
-			both.Handle("/patch/", patch.Handler(held, 0, nil))
+			patches, asked := patch.Handler(held, 0, nil), 0
+			both.HandleFunc("/patch/", func(w http.ResponseWriter, r *http.Request) {
+				if asked++; asked <= c.busy { // one host asks, one time after the other
+					w.WriteHeader(http.StatusServiceUnavailable)
+					return
+				}
+				patches.ServeHTTP(w, r)
+			})
 			peer := httptest.NewTLSServer(both)
 			t.Cleanup(peer.Close)
 			h.cfg.Candidates = func(string) []artifact.Peer {

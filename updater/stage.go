@@ -94,12 +94,8 @@ func (u *Updater) stage(ctx context.Context, o order.Order) {
 
 // fetchAhead gets the artifact into the store.
 func (u *Updater) fetchAhead(ctx context.Context, o order.Order, off offer) error {
-	wait := time.NewTimer(rand.N(stageJitter))
-	defer wait.Stop()
-	select {
-	case <-ctx.Done():
+	if !pause(ctx, rand.N(stageJitter)) {
 		return ctx.Err()
-	case <-wait.C:
 	}
 	if u.cfg.Spare >= 0 {
 		if err := u.cfg.Store.Prune(u.cfg.Spare, off.Digest); err != nil {

@@ -51,8 +51,8 @@ type Request struct {
 // returns who sent it, and how many bytes. On any error but ctx's nothing has
 // changed, and the whole artifact is to be fetched.
 //
-// Errors: ErrNoPatch, with what the last peer said; artifact.ErrNotHeld for the
-// old one; artifact.ErrDiskFull; ctx's.
+// Errors: ErrNoPatch, with what the last peer said, and ErrBusy beside it when one
+// was busy; artifact.ErrNotHeld for the old one; artifact.ErrDiskFull; ctx's.
 func Fetch(ctx context.Context, req Request) (artifact.Source, error) {
 	if !validName(Name(req.Old, req.New)) || req.Size <= 0 || req.Artifacts == nil || req.HTTP == nil {
 		return artifact.Source{}, errors.New("fetch patch: two digests, a size, a store and an HTTP client are needed")
@@ -70,6 +70,7 @@ func Fetch(ctx context.Context, req Request) (artifact.Source, error) {
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
 	slices.SortStableFunc(peers, func(a, b artifact.Peer) int { return cmp.Compare(a.Class, b.Class) })
 	last, tried := errors.New("nobody who may have it is online"), 0
+	var busy error
 	asked := map[int]int{} // by class
 	for _, p := range peers {
 		if asked[p.Class]++; asked[p.Class] > maxAsked {
@@ -83,6 +84,8 @@ func Fetch(ctx context.Context, req Request) (artifact.Source, error) {
 			return artifact.Source{}, ctx.Err()
 		case errors.Is(err, artifact.ErrDiskFull):
 			return artifact.Source{}, err
+		case errors.Is(err, ErrBusy):
+			busy = ErrBusy
 		}
 		last = fmt.Errorf("from %s: %w", cmp.Or(p.Name, p.HostID, p.Addr), err)
 		if sent {
@@ -92,11 +95,16 @@ func Fetch(ctx context.Context, req Request) (artifact.Source, error) {
 			break
 		}
 	}
+	if busy != nil && !errors.Is(last, ErrBusy) {
+		last = fmt.Errorf("%w; another one: %w", last, busy)
+	}
 	return artifact.Source{}, fmt.Errorf("%w: %w", ErrNoPatch, last)
 }
 
+// ErrBusy is of a peer that has all its streams taken: later it may have one.
+var ErrBusy = errors.New("it is busy serving others")
+
 var (
-	errBusy    = errors.New("it is busy serving others")
 	errStalled = errors.New("it sends nothing any more")
 	errTooLong = errors.New("the patch is longer than is worth while")
 )
@@ -128,7 +136,7 @@ func (r *Request) from(ctx context.Context, p *artifact.Peer, old io.ReaderAt) (
 	case http.StatusNotFound:
 		return 0, false, ErrNotHeld
 	case http.StatusServiceUnavailable:
-		return 0, false, errBusy
+		return 0, false, ErrBusy
 	default:
 		return 0, false, fmt.Errorf("it answers %s", resp.Status)
 	}

@@ -157,7 +157,7 @@ func TestBadPeers(t *testing.T) {
 		cause error
 	}{
 		"lacks it": {func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, "not held", ErrNotHeld},
-		"is busy":  {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, "busy", errBusy},
+		"is busy":  {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, "busy", ErrBusy},
 		"sends away": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://example.com", http.StatusFound)
 		}, "302", nil},
