@@ -58,7 +58,7 @@ type checkInsMessage struct {
 // other servers.
 type checkInDesk struct {
 	raft     *consensus.Node
-	others   *nodekit.ServerClient
+	others   *serverClient
 	self     string
 	denyList func(follows identity.DenyListNumber) []byte // nil for who follows the newest
 	logger   *slog.Logger
@@ -66,7 +66,7 @@ type checkInDesk struct {
 	judge    *cloneJudge
 }
 
-func newCheckInDesk(raft *consensus.Node, others *nodekit.ServerClient, self string, denyList func(identity.DenyListNumber) []byte, logger *slog.Logger) *checkInDesk {
+func newCheckInDesk(raft *consensus.Node, others *serverClient, self string, denyList func(identity.DenyListNumber) []byte, logger *slog.Logger) *checkInDesk {
 	return &checkInDesk{raft: raft, others: others, self: self, denyList: denyList, logger: logger, queue: make(chan checkIn, checkInQueue), judge: newCloneJudge()}
 }
 

@@ -140,3 +140,7 @@ func printDiagnosis(w io.Writer, d diagnosis) error {
 	}
 	return printTable(w, []string{"VERDICT", "CHECK", "DETAIL"}, rows)
 }
+
+// skewWarning is how far a clock may be off another host's before that is told:
+// orders live for minutes, certificates for months.
+const skewWarning = 30 * time.Second

@@ -42,7 +42,7 @@ func (d *diagnosis) lookAtDataDir(data string) bool {
 	}
 	probe.Close()
 	os.Remove(probe.Name())
-	if err := install.CheckSpace(data, nodekit.RoomForUpdate); err != nil {
+	if err := install.CheckSpace(data, roomForUpdate); err != nil {
 		d.fail("disk", "free some space, or move --data to a larger disk", "%v", err)
 		return true
 	}
@@ -151,3 +151,7 @@ func (d *diagnosis) lookAtActive(data, binary string) {
 		d.ok(check, "%s in %s (release number %d); %s hands over to it", a.Version, install.ActivePath(data, a.Digest), a.Number, a.Packaged)
 	}
 }
+
+// roomForUpdate is the free space below which a data directory is reported: the
+// staged release, and the one before it.
+const roomForUpdate = 64 << 20 // bytes

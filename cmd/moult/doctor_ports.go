@@ -124,7 +124,7 @@ func (d *diagnosis) tellClock(skews []time.Duration) {
 	if len(skews) == 1 {
 		servers = "1 server"
 	}
-	if worst.Abs() > nodekit.SkewWarning {
+	if worst.Abs() > skewWarning {
 		d.warn("clock", "set the clocks by NTP: certificates and orders carry times", "up to %v off that of %s", worst.Abs().Round(time.Second), servers)
 		return
 	}

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
 	"moult/mesh"
 )
@@ -103,7 +102,7 @@ func TestForgeryAlertCloses(t *testing.T) {
 		t.Error("it closes too early")
 	}
 	m.self = "another" // and so s1 is a server that has to be asked, and cannot be
-	m.servers = &nodekit.ServerClient{Http: http.DefaultClient, StatusTimeout: time.Second}
+	m.servers = &serverClient{http: http.DefaultClient, statusTimeout: time.Second}
 	w.close(ctx, m, quiet, time.Now().Add(forgeryCalm+time.Minute))
 	if !open() {
 		t.Error("it closes while a server does not answer")

@@ -115,13 +115,13 @@ func TestStrangersMayOnlyTellOfAConfiguration(t *testing.T) {
 	for _, op := range []struct{ method, path string }{
 		{"POST", pathPropose},
 		{"POST", pathAddServer},
-		{"GET", nodekit.PathStatus},
-		{"GET", nodekit.PathMembers},
+		{"GET", pathStatus},
+		{"GET", pathMembers},
 		{"POST", pathRelease},
 		{"POST", pathCheckIns},
 		{"GET", "/artifact/x"},
-		{"GET", nodekit.PathState},
-		{"POST", nodekit.PathMembers + "/../servers"},
+		{"GET", pathState},
+		{"POST", pathMembers + "/../servers"},
 	} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(op.method, op.path, nil)) // of nobody, whom the state does not know
@@ -132,7 +132,7 @@ func TestStrangersMayOnlyTellOfAConfiguration(t *testing.T) {
 	if served != 0 {
 		t.Errorf("%d requests were served", served)
 	}
-	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", nodekit.PathMembers, nil))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", pathMembers, nil))
 	if served != 1 {
 		t.Error("a server cannot tell of a configuration")
 	}
@@ -160,10 +160,10 @@ func TestAgentsAreRefusedWhereServersSpeak(t *testing.T) {
 	operations := []struct{ method, path string }{
 		{"POST", pathPropose},
 		{"POST", pathAddServer},
-		{"GET", nodekit.PathStatus},
-		{"GET", nodekit.PathState},
-		{"GET", nodekit.PathMembers},
-		{"POST", nodekit.PathMembers},
+		{"GET", pathStatus},
+		{"GET", pathState},
+		{"GET", pathMembers},
+		{"POST", pathMembers},
 		{"POST", pathRelease},
 		{"POST", pathCheckIns},
 	}

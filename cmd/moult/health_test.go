@@ -19,9 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
+	"moult/mesh/identity"
 	"moult/updater/artifact"
 	"moult/webui"
 )
@@ -34,36 +34,36 @@ func TestAllTellTheSameOfAServersHealth(t *testing.T) {
 	year := 365 * 24 * time.Hour
 	for _, tt := range []struct {
 		name    string
-		facts   nodekit.ServerFacts
+		facts   serverFacts
 		code    string // "": nothing is wrong
 		failing bool
 		says    string // among the rest
 		next    string
 	}{
-		{"all is well", nodekit.ServerFacts{Asked: true, Voters: 3, Answering: 3, OthersAnswer: 2, OthersInMesh: 2, FreeBytes: 1 << 40, FreeKnown: true, CertFrom: now.Add(-year / 2), CertEnds: now.Add(year / 2)}, "", false, "", ""},
-		{"no leader", nodekit.ServerFacts{Ready: consensus.ErrLeaderless, Asked: true, Voters: 3, Answering: 3}, nodekit.ProblemNoLeader, true, "no leader", "one is elected within seconds"},
-		{"lost quorum", nodekit.ServerFacts{Ready: consensus.ErrLeaderless, Asked: true, Voters: 3, Answering: 1}, nodekit.ProblemNoQuorum, true, "no leader", "1 of 3 that vote answer this one, 2 are needed"},
-		{"lost quorum of four", nodekit.ServerFacts{Ready: consensus.ErrLeaderless, Asked: true, Voters: 4, Answering: 2}, nodekit.ProblemNoQuorum, true, "no leader", "2 of 4 that vote answer this one, 3 are needed"},
-		{"not caught up", nodekit.ServerFacts{Ready: consensus.ErrBehind}, nodekit.ProblemBehind, true, "catching up", "wait"},
-		{"disk stalled", nodekit.ServerFacts{Ready: fmt.Errorf("%w: a write has been waiting for 5s", consensus.ErrDiskStalled)}, nodekit.ProblemDiskStalled, true, "waiting for 5s", "look at the disk"},
-		{"disk full", nodekit.ServerFacts{Ready: fmt.Errorf("%w: %w", consensus.ErrDiskFailed, syscall.ENOSPC)}, nodekit.ProblemDiskFailed, true, "no space left", "make room"},
-		{"disk nearly full", nodekit.ServerFacts{FreeBytes: 10 << 20, FreeKnown: true}, nodekit.ProblemDiskLow, false, "10 MiB left", "free some space"},
-		{"cut from the mesh", nodekit.ServerFacts{Asked: true, Voters: 3, Answering: 3, OthersAnswer: 2}, nodekit.ProblemMesh, false, "the mesh shows none of them", "gossip port"},
-		{"clock ahead", nodekit.ServerFacts{Asked: true, ClockOff: time.Hour}, nodekit.ProblemClock, false, "1h0m0s ahead of", "set it"},
-		{"clock behind", nodekit.ServerFacts{Asked: true, ClockOff: -year}, nodekit.ProblemClock, false, "8760h0m0s behind", "set it"},
-		{"certificate about to end", nodekit.ServerFacts{CertFrom: now.Add(-year), CertEnds: now.Add(24 * time.Hour), Now: now}, nodekit.ProblemCertificate, false, "ends in 24h0m0s", "not renewed yet"},
-		{"certificate ended", nodekit.ServerFacts{CertFrom: now.Add(-year), CertEnds: now.Add(-time.Hour), Now: now}, nodekit.ProblemCertificate, false, "ended 1h0m0s ago", "not renewed yet"},
-		{"clock stepped", nodekit.ServerFacts{Ready: errors.New("this server's clock was stepped by 1h0m0s")}, nodekit.ProblemUnfit, true, "was stepped by 1h0m0s", "does not lead"},
-		{"removed", nodekit.ServerFacts{Ready: consensus.ErrRemoved}, nodekit.ProblemRemoved, true, "was removed from the cluster", "with an empty data directory and a new token"},
-		{"not added yet", nodekit.ServerFacts{Ready: consensus.ErrNotMember}, nodekit.ProblemNotMember, true, "does not belong to a cluster yet", "its log"},
-		{"stopping", nodekit.ServerFacts{Ready: consensus.ErrClosed}, nodekit.ProblemStopping, true, "closed", "about to end"},
-		{"silent", nodekit.ServerFacts{Silent: errors.New("connection refused")}, nodekit.ProblemSilent, true, "connection refused", "start it again"},
+		{"all is well", serverFacts{Asked: true, Voters: 3, Answering: 3, OthersAnswer: 2, OthersInMesh: 2, FreeBytes: 1 << 40, FreeKnown: true, CertFrom: now.Add(-year / 2), CertEnds: now.Add(year / 2)}, "", false, "", ""},
+		{"no leader", serverFacts{Ready: consensus.ErrLeaderless, Asked: true, Voters: 3, Answering: 3}, problemNoLeader, true, "no leader", "one is elected within seconds"},
+		{"lost quorum", serverFacts{Ready: consensus.ErrLeaderless, Asked: true, Voters: 3, Answering: 1}, problemNoQuorum, true, "no leader", "1 of 3 that vote answer this one, 2 are needed"},
+		{"lost quorum of four", serverFacts{Ready: consensus.ErrLeaderless, Asked: true, Voters: 4, Answering: 2}, problemNoQuorum, true, "no leader", "2 of 4 that vote answer this one, 3 are needed"},
+		{"not caught up", serverFacts{Ready: consensus.ErrBehind}, problemBehind, true, "catching up", "wait"},
+		{"disk stalled", serverFacts{Ready: fmt.Errorf("%w: a write has been waiting for 5s", consensus.ErrDiskStalled)}, problemDiskStalled, true, "waiting for 5s", "look at the disk"},
+		{"disk full", serverFacts{Ready: fmt.Errorf("%w: %w", consensus.ErrDiskFailed, syscall.ENOSPC)}, problemDiskFailed, true, "no space left", "make room"},
+		{"disk nearly full", serverFacts{FreeBytes: 10 << 20, FreeKnown: true}, problemDiskLow, false, "10 MiB left", "free some space"},
+		{"cut from the mesh", serverFacts{Asked: true, Voters: 3, Answering: 3, OthersAnswer: 2}, problemMesh, false, "the mesh shows none of them", "gossip port"},
+		{"clock ahead", serverFacts{Asked: true, ClockOff: time.Hour}, problemClock, false, "1h0m0s ahead of", "set it"},
+		{"clock behind", serverFacts{Asked: true, ClockOff: -year}, problemClock, false, "8760h0m0s behind", "set it"},
+		{"certificate about to end", serverFacts{CertFrom: now.Add(-year), CertEnds: now.Add(24 * time.Hour), Now: now}, problemCertificate, false, "ends in 24h0m0s", "not renewed yet"},
+		{"certificate ended", serverFacts{CertFrom: now.Add(-year), CertEnds: now.Add(-time.Hour), Now: now}, problemCertificate, false, "ended 1h0m0s ago", "not renewed yet"},
+		{"clock stepped", serverFacts{Ready: errors.New("this server's clock was stepped by 1h0m0s")}, problemUnfit, true, "was stepped by 1h0m0s", "does not lead"},
+		{"removed", serverFacts{Ready: consensus.ErrRemoved}, problemRemoved, true, "was removed from the cluster", "with an empty data directory and a new token"},
+		{"not added yet", serverFacts{Ready: consensus.ErrNotMember}, problemNotMember, true, "does not belong to a cluster yet", "its log"},
+		{"stopping", serverFacts{Ready: consensus.ErrClosed}, problemStopping, true, "closed", "about to end"},
+		{"silent", serverFacts{Silent: errors.New("connection refused")}, problemSilent, true, "connection refused", "start it again"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.facts.Now.IsZero() {
 				tt.facts.Now = now
 			}
-			found := nodekit.Judge(tt.facts)
+			found := judge(tt.facts)
 			switch {
 			case tt.code == "" && len(found) > 0:
 				t.Fatalf("found %+v", found)
@@ -78,7 +78,7 @@ func TestAllTellTheSameOfAServersHealth(t *testing.T) {
 // What keeps a server from serving comes first, so /readyz names it; the others tell
 // of the rest, too.
 func TestMoreThanOneProblemIsTold(t *testing.T) {
-	found := nodekit.Judge(nodekit.ServerFacts{
+	found := judge(serverFacts{
 		Ready: consensus.ErrLeaderless, Asked: true, Voters: 3, Answering: 1, FreeKnown: true, ClockOff: time.Hour, Now: time.Now(),
 	})
 	if len(found) != 3 || !found[0].Failing || found[1].Failing || found[2].Failing {
@@ -155,13 +155,20 @@ type noTrust struct{ webui.Trust }
 func (noTrust) Rotations() []webui.Rotation { return nil }
 func (noTrust) DeniedBehind() []string      { return nil }
 
+// noCAs is of a cluster whose CA nobody changes.
+type noCAs struct{ webui.CAs }
+
+func (noCAs) Hosts() []webui.CAHost { return nil }
+
 // serverWith serves the UI of the only server of a cluster, which has problems.
 func serverWith(t *testing.T, problems []webui.Problem) *httptest.Server {
 	t.Helper()
 	state := fleet.New()
 	hash := sha256.Sum256([]byte(healthToken))
+	ca, err := identity.NewCA("c1", time.Now())
+	must(t, err)
 	entry, err := fleet.NewEntry("first", "system", time.Now(), fleet.ClusterInitialized{
-		Cluster: fleet.Cluster{ID: "c1", CACert: []byte("cert"), CAKey: []byte("key")},
+		Cluster: fleet.Cluster{ID: "c1", CACert: ca.CertPEM(), CAKey: ca.KeyPEM()},
 		Server:  fleet.Host{ID: "h1", Name: "s1", Segment: "default", OS: "linux", Arch: "amd64", PeerAddr: "10.0.0.1:7947"},
 		Admin:   fleet.User{ID: "u1", Name: "admin", PasswordHash: "x"},
 		Token:   fleet.APIToken{ID: "t1", Name: "t", Hash: hex.EncodeToString(hash[:])},
@@ -172,11 +179,11 @@ func serverWith(t *testing.T, problems []webui.Problem) *httptest.Server {
 	if res := state.Apply(1, entry); res.Err != nil {
 		t.Fatal(res.Err)
 	}
-	self := nodekit.NodeStatus{Version: "1", AppliedIndex: 1, Ready: !isFailing(problems), Problems: problems}
+	self := nodeStatus{Version: "1", AppliedIndex: 1, Ready: !isFailing(problems), Problems: problems}
 	handler, err := webui.New(webui.Config{
 		Version: "1", Commit: "c", View: state.View, Subscribe: state.Subscribe, Proposer: noProposer{},
 		Observed: func() map[string]webui.Observation { return nil }, Changed: func() <-chan struct{} { return nil },
-		Servers: oneServer{self}, Publisher: &publisher{}, Trust: noTrust{}, Binaries: &binaries{}, Webhooks: &webhookTester{}, Backups: &backups{store: &artifact.Store{}},
+		Servers: oneServer{self}, Publisher: &publisher{}, Trust: noTrust{}, CAs: noCAs{}, Binaries: &binaries{}, Webhooks: &webhookTester{}, Backups: &backups{store: &artifact.Store{}},
 		Problems: func() []webui.Problem { return problems }, ProblemCodes: problemCodes, CatchUp: func(context.Context) error { return nil },
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -195,7 +202,7 @@ func (noProposer) Propose(context.Context, string, fleet.Change) (fleet.Result, 
 }
 
 // oneServer is the list of servers as it is made of what one of them answers.
-type oneServer struct{ answer nodekit.NodeStatus }
+type oneServer struct{ answer nodeStatus }
 
 func (o oneServer) Servers(context.Context) []webui.ServerStatus {
 	return []webui.ServerStatus{o.answer.Show(webui.ServerStatus{ID: "h1", Name: "s1", Leader: true, Voter: true}, nil)}
@@ -265,13 +272,13 @@ func TestWhoseClockIsOff(t *testing.T) {
 
 // An answer of an older server, which tells no problems, still has a reason.
 func TestOlderServersHealth(t *testing.T) {
-	if got := (nodekit.NodeStatus{Version: "1"}).Show(webui.ServerStatus{}, nil); got.Healthy || len(got.Problems) != 1 || !got.Problems[0].Failing {
+	if got := (nodeStatus{Version: "1"}).Show(webui.ServerStatus{}, nil); got.Healthy || len(got.Problems) != 1 || !got.Problems[0].Failing {
 		t.Errorf("not ready: %+v", got)
 	}
-	if got := (nodekit.NodeStatus{Version: "1", Ready: true}).Show(webui.ServerStatus{}, nil); !got.Healthy || len(got.Problems) != 0 {
+	if got := (nodeStatus{Version: "1", Ready: true}).Show(webui.ServerStatus{}, nil); !got.Healthy || len(got.Problems) != 0 {
 		t.Errorf("ready: %+v", got)
 	}
-	if got := (nodekit.NodeStatus{}).Show(webui.ServerStatus{}, context.DeadlineExceeded); got.Healthy || got.Problems[0].Code != nodekit.ProblemSilent {
+	if got := (nodeStatus{}).Show(webui.ServerStatus{}, context.DeadlineExceeded); got.Healthy || got.Problems[0].Code != problemSilent {
 		t.Errorf("silent: %+v", got)
 	}
 }

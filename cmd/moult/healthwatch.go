@@ -27,13 +27,13 @@ type healthWatch struct {
 	raft    *consensus.Node
 	roster  *mesh.Roster
 	store   *artifact.Store
-	others  *nodekit.ServerClient
+	others  *serverClient
 	current *identity.Current
 	self    string
 	started time.Time // of the mesh
 
 	mu    sync.Mutex
-	asked nodekit.ServerFacts // what the last look found
+	asked serverFacts // what the last look found
 }
 
 // run looks until ctx ends.
@@ -49,7 +49,7 @@ func (w *healthWatch) run(ctx context.Context) {
 // look asks all other servers at once.
 func (w *healthWatch) look(ctx context.Context) {
 	servers := w.raft.Servers()
-	found := nodekit.ServerFacts{Asked: true}
+	found := serverFacts{Asked: true}
 	clocks := []time.Duration{0} // against this server's
 	var (
 		mu    sync.Mutex
@@ -121,5 +121,5 @@ func (w *healthWatch) problems() []webui.Problem {
 	if issued, ends, err := w.current.Get().Validity(); err == nil {
 		f.CertFrom, f.CertEnds = issued, ends
 	}
-	return nodekit.Judge(f)
+	return judge(f)
 }

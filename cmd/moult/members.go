@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -32,7 +34,7 @@ func (m memberKnowledge) hear(ctx context.Context, from identity.Identity, claim
 func (g *memberGate) onlyHosts(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := g.knows(nodeport.PeerFrom(r.Context()))
-		tells := r.Method == http.MethodPost && r.URL.Path == nodekit.PathMembers
+		tells := r.Method == http.MethodPost && r.URL.Path == pathMembers
 		if err != nil && !tells {
 			w.Header().Set("Connection", "close")
 			http.Error(w, err.Error(), http.StatusForbidden)
@@ -45,7 +47,7 @@ func (g *memberGate) onlyHosts(next http.Handler) http.Handler {
 // addressKeeper has a server dialled where it listens now.
 type addressKeeper struct {
 	raft    *consensus.Node
-	others  *nodekit.ServerClient
+	others  *serverClient
 	self    fleet.Host // with the addresses of this start
 	servers []string   // further node ports to ask at
 	logger  *slog.Logger
@@ -143,4 +145,17 @@ func (k *addressKeeper) move(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// Members asks a server for the Raft configuration that it knows. The certificate
+// says whether it is that server: another one may have its address by now.
+func (c *serverClient) Members(ctx context.Context, id, addr string) (m consensus.Membership, err error) {
+	answer, from, err := c.exchange(ctx, http.MethodGet, addr, pathMembers, nil)
+	if err != nil {
+		return m, err
+	}
+	if from.HostID != id {
+		return m, fmt.Errorf("at %s is server %s, not %s", addr, from.HostID, id)
+	}
+	return m, json.Unmarshal(answer, &m)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"runtime"
 	"strings"
@@ -22,7 +23,7 @@ import (
 // membership tells who the servers are and adds new ones.
 type membership struct {
 	raft    *consensus.Node
-	servers *nodekit.ServerClient
+	servers *serverClient
 	health  *healthWatch
 	self    string
 	// patience is how long this server waits to be allowed to restart.
@@ -39,13 +40,13 @@ func (m *membership) add(ctx context.Context, from identity.Identity, in addServ
 }
 
 // status tells the others how this server is.
-func (m *membership) status(context.Context, identity.Identity, struct{}) (nodekit.NodeStatus, error) {
+func (m *membership) status(context.Context, identity.Identity, struct{}) (nodeStatus, error) {
 	return m.own(), nil
 }
 
-func (m *membership) own() nodekit.NodeStatus {
+func (m *membership) own() nodeStatus {
 	problems := m.health.problems()
-	return nodekit.NodeStatus{
+	return nodeStatus{
 		Version: version, AppliedIndex: m.raft.AppliedIndex(), Ready: !isFailing(problems), Problems: problems,
 		Kinds: fleet.Known(), Now: time.Now(), ForgeryCalm: m.forgeries.calm(time.Now()),
 	}
@@ -178,4 +179,19 @@ func (b *binaries) own(goos, goarch string) (webui.Binary, error) {
 		return webui.Binary{}, err
 	}
 	return webui.Binary{Content: f, Size: size, SHA256: b.self.Digest, Version: version}, nil
+}
+
+// Show completes what is told of a server by what it answered.
+func (a nodeStatus) Show(st webui.ServerStatus, err error) webui.ServerStatus {
+	st.Version, st.AppliedIndex, st.Healthy, st.Problems = a.Version, a.AppliedIndex, err == nil && a.Ready, a.Problems
+	switch {
+	case err != nil:
+		if wrapped := new(url.Error); errors.As(err, &wrapped) {
+			err = wrapped.Err // whom it asked is told beside
+		}
+		st.Problems = judge(serverFacts{Silent: err})
+	case !a.Ready && len(a.Problems) == 0: // an older server, which does not tell why
+		st.Problems = []webui.Problem{{Code: problemNoLeader, Message: "it is not ready", Next: "its /readyz tells why", Failing: true}}
+	}
+	return st
 }

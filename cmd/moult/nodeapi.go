@@ -1,17 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
 
-	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
+	"moult/webui"
 )
 
 // The servers' own protocol on the node port (HTTP over mutual TLS). All paths
@@ -42,7 +44,7 @@ func requireServer(next http.HandlerFunc) http.HandlerFunc {
 			http.Error(w, "only servers may call this", http.StatusForbidden)
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, nodekit.MaxNodeBody)
+		r.Body = http.MaxBytesReader(w, r.Body, maxNodeBody)
 		next(w, r)
 	}
 }
@@ -89,8 +91,8 @@ func bytesEndpoint(f func(ctx context.Context, body []byte) ([]byte, error)) htt
 	})
 }
 
-func newServerClient(creds func() identity.Credentials, statusTimeout time.Duration) *nodekit.ServerClient {
-	return &nodekit.ServerClient{StatusTimeout: statusTimeout, Http: nodeport.Client(creds, func(id identity.Identity) error {
+func newServerClient(creds func() identity.Credentials, statusTimeout time.Duration) *serverClient {
+	return &serverClient{statusTimeout: statusTimeout, http: nodeport.Client(creds, func(id identity.Identity) error {
 		if id.Role != identity.RoleServer {
 			return errors.New("the other side is not a server")
 		}
@@ -103,10 +105,109 @@ func addServerAPI(api *http.ServeMux, raft *consensus.Node, members *membership,
 	api.Handle("POST "+pathCheckIns, jsonEndpoint(desk.heard))
 	api.Handle("POST "+pathPropose, bytesEndpoint(raft.ServeForwarded))
 	api.Handle("POST "+pathAddServer, jsonEndpoint(members.add))
-	api.Handle("GET "+nodekit.PathStatus, jsonEndpoint(members.status))
-	api.Handle("GET "+nodekit.PathState, jsonEndpoint(members.state))
+	api.Handle("GET "+pathStatus, jsonEndpoint(members.status))
+	api.Handle("GET "+pathState, jsonEndpoint(members.state))
 	knowledge := memberKnowledge{raft}
-	api.Handle("GET "+nodekit.PathMembers, jsonEndpoint(knowledge.get))
-	api.Handle("POST "+nodekit.PathMembers, jsonEndpoint(knowledge.hear))
+	api.Handle("GET "+pathMembers, jsonEndpoint(knowledge.get))
+	api.Handle("POST "+pathMembers, jsonEndpoint(knowledge.hear))
 	api.Handle("POST "+pathRelease, jsonEndpoint(publisher.takeOffer))
+}
+
+// What servers ask of each other on the node port, and how much they read of it.
+const (
+	pathStatus  = "/node/status"  // GET: nodeStatus
+	pathState   = "/node/state"   // GET: nodeState
+	pathMembers = "/node/members" // GET: the Raft configuration as known here; POST: as the sender knows it
+	maxNodeBody = 4 << 20         // bytes
+)
+
+// nodeStatus is what a server tells the others about itself.
+type nodeStatus struct {
+	Version      string `json:"version"`
+	AppliedIndex uint64 `json:"applied_index"`
+	Ready        bool   `json:"ready"`
+	// Now is what its clock says; missing: it does not tell.
+	Now time.Time `json:"now,omitzero"`
+	// Problems are missing where an older server answers.
+	Problems []webui.Problem `json:"problems,omitempty"`
+	// Kinds are what of fleet.Known it knows; missing: fleet.FirstKinds.
+	Kinds []string `json:"kinds,omitempty"`
+	// ForgeryCalm is for how long it has refused no more forged gossip than happens in a
+	// healthy mesh; missing: it does, or does not tell.
+	ForgeryCalm time.Duration `json:"forgery_calm,omitempty"`
+}
+
+// serverClient calls the other servers' node ports.
+type serverClient struct {
+	http          *http.Client
+	statusTimeout time.Duration
+}
+
+// Post sends body to a server's node port and returns the answer.
+func (c *serverClient) Post(ctx context.Context, addr, path string, body []byte) ([]byte, error) {
+	return c.Send(ctx, http.MethodPost, addr, path, body)
+}
+
+// Send asks a server's node port with any method and returns the answer.
+func (c *serverClient) Send(ctx context.Context, method, addr, path string, body []byte) ([]byte, error) {
+	out, _, err := c.exchange(ctx, method, addr, path, body)
+	return out, err
+}
+
+// exchange is send that tells who answered.
+func (c *serverClient) exchange(ctx context.Context, method, addr, path string, body []byte) (out []byte, from identity.Identity, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+addr+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, from, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, from, err
+	}
+	defer resp.Body.Close()
+	if resp.TLS == nil {
+		return nil, from, fmt.Errorf("%s%s answers without TLS", addr, path)
+	}
+	if from, err = identity.PeerIdentity(*resp.TLS); err != nil {
+		return nil, from, err
+	}
+	out, err = io.ReadAll(io.LimitReader(resp.Body, maxNodeBody))
+	if err != nil {
+		return nil, from, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, from, fmt.Errorf("%s%s answers %s: %s", addr, path, resp.Status, bytes.TrimSpace(out))
+	}
+	return out, from, nil
+}
+
+// PostJSON is post with JSON on both sides; out may be nil.
+func (c *serverClient) PostJSON(ctx context.Context, addr, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	answer, err := c.Post(ctx, addr, path, body)
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(answer, out)
+}
+
+// GetJSON asks for a path and decodes the answer.
+func (c *serverClient) GetJSON(ctx context.Context, addr, path string, out any) error {
+	answer, err := c.Send(ctx, http.MethodGet, addr, path, nil)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(answer, out)
+}
+
+// Status asks a server how it is.
+func (c *serverClient) Status(ctx context.Context, addr string) (nodeStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.statusTimeout)
+	defer cancel()
+	var st nodeStatus
+	err := c.GetJSON(ctx, addr, pathStatus, &st)
+	return st, err
 }

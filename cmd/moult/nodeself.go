@@ -12,6 +12,6 @@ func askSelf(ctx context.Context, creds identity.Credentials, addr string) (node
 	client := nodekit.ClientOfSelf(creds)
 	defer client.CloseIdleConnections()
 	var self nodekit.NodeSelf
-	err := (&nodekit.ServerClient{Http: client}).GetJSON(ctx, addr, nodekit.PathSelf, &self)
+	err := (&serverClient{http: client}).GetJSON(ctx, addr, nodekit.PathSelf, &self)
 	return self, err
 }

@@ -43,7 +43,7 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 		t.Errorf("the host itself learns %+v", self)
 	}
 	for _, other := range []identity.Credentials{host("a2", identity.RoleAgent), host("s1", identity.RoleServer)} {
-		_, err := (&nodekit.ServerClient{Http: nodeport.Client(func() identity.Credentials { return other }, nodekit.AnyMember)}).Send(ctx, http.MethodGet, addr, nodekit.PathSelf, nil)
+		_, err := (&serverClient{http: nodeport.Client(func() identity.Credentials { return other }, nodekit.AnyMember)}).Send(ctx, http.MethodGet, addr, nodekit.PathSelf, nil)
 		if err == nil || !strings.Contains(err.Error(), "403") {
 			t.Errorf("%s is told: %v", other.Name, err)
 		}

@@ -67,7 +67,7 @@ func TestHostsAndStatusTellUnreachableFromOffline(t *testing.T) {
 	mustSay(t, "hosts", strings.Join(strings.Fields(stdout), " "), "dmz-1 online", "through relay-1", "plant-1 unreachable", "old-1 offline")
 	stdout, _, err = runClient(t, map[string]string{
 		"GET /api/hosts": segmentedHosts, "GET /api/servers": `{"servers":[{"name":"s1","leader":true,"healthy":true}]}`,
-		"GET /api/alerts": `{"alerts":[]}`, "GET /api/fleet-updates": `{"fleet_updates":[]}`,
+		"GET /api/alerts": `{"alerts":[]}`, "GET /api/fleet-updates": `{"fleet_updates":[]}`, "GET /api/ca": `{"stage":""}`,
 	}, "status")
 	if err == nil {
 		t.Error("a cluster with unreachable hosts is healthy")

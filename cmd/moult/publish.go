@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/consensus/fleet"
 	"moult/mesh/identity"
@@ -34,7 +33,7 @@ const syncInterval = 5 * time.Second
 type publisher struct {
 	raft    *consensus.Node
 	store   *artifact.Store
-	servers *nodekit.ServerClient
+	servers *serverClient
 	anyone  *http.Client // for bytes: agents hold them too
 	self    string       // this server's id
 	peer    string       // this server's node port, as others reach it

@@ -80,7 +80,7 @@ type recovery struct {
 	creds   identity.Credentials
 	self    consensus.Member
 	stopped consensus.Stopped
-	up      map[string]nodekit.NodeStatus // of the others, by id
+	up      map[string]nodeStatus // of the others, by id
 	unlock  func()
 }
 
@@ -133,7 +133,7 @@ func inspectForRecovery(ctx context.Context, data string) (r *recovery, err erro
 func (r *recovery) ask(ctx context.Context) {
 	var mu sync.Mutex
 	var asked sync.WaitGroup
-	r.up = map[string]nodekit.NodeStatus{}
+	r.up = map[string]nodeStatus{}
 	client := newServerClient(func() identity.Credentials { return r.creds }, minStatusTimeout)
 	for _, s := range r.stopped.Servers {
 		if s.ID == r.self.ID {

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 
-	"moult/cmd/internal/nodekit"
 	"moult/consensus"
 	"moult/mesh"
 )
@@ -12,7 +11,7 @@ import (
 func serverStatus(raft *consensus.Node, node *mesh.Node) string {
 	raft.State().View()
 	if err := raft.Ready(); err != nil {
-		p, _ := nodekit.JudgeReady(nodekit.ServerFacts{Ready: err})
+		p, _ := judgeReady(serverFacts{Ready: err})
 		return fmt.Sprintf("version %s, not ready (%s): %s", version, p.Code, p.Message)
 	}
 	return fmt.Sprintf("version %s, ready, live peers: %d", version, node.LivePeers())

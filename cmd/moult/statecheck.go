@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 	"moult/webui"
 )
@@ -23,9 +22,9 @@ const (
 )
 
 // state answers for this server.
-func (m *membership) state(context.Context, identity.Identity, struct{}) (nodekit.NodeState, error) {
+func (m *membership) state(context.Context, identity.Identity, struct{}) (nodeState, error) {
 	v := m.raft.State().View()
-	return nodekit.NodeState{Index: v.Index(), SHA256: v.Hash()}, nil
+	return nodeState{Index: v.Index(), SHA256: v.Hash()}, nil
 }
 
 // States returns a digest of each server's state. It asks again until all have
@@ -66,7 +65,7 @@ func (m *membership) statesNow(ctx context.Context) []webui.ServerState {
 			st.Name = h.Name
 		}
 		asked.Go(func() {
-			var answer nodekit.NodeState
+			var answer nodeState
 			var err error
 			if s.ID == m.self {
 				answer, err = m.state(ctx, identity.Identity{}, struct{}{})
@@ -112,4 +111,25 @@ func verifyServers(cmd *cobra.Command, c *client, asJSON bool) error {
 		return errors.New("the states could not be compared: a server does not answer, or they take in entries too fast; see `moult servers`, and try again")
 	}
 	return nil
+}
+
+const (
+	stateTimeout = 5 * time.Second // one server's answer: it writes all of its state
+)
+
+// nodeState is what a server tells the others of its state.
+type nodeState struct {
+	Index  uint64 `json:"index"`
+	SHA256 string `json:"sha256"`
+}
+
+// State asks a server for a digest of its state.
+func (c *serverClient) State(ctx context.Context, addr string) (nodeState, error) {
+	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
+	defer cancel()
+	var st nodeState
+	if err := c.GetJSON(ctx, addr, pathState, &st); err != nil {
+		return nodeState{}, fmt.Errorf("ask %s for its state: %w", addr, err)
+	}
+	return st, nil
 }

@@ -165,7 +165,7 @@ func TestWhatAHostFollows(t *testing.T) {
 	f := nodekit.FollowedBy(identity.Credentials{Segment: "default", GossipRevision: 4, Also: []identity.Segment{{Name: "dmz", GossipRevision: 7}}})
 	text, err := json.Marshal(f)
 	must(t, err)
-	if string(text) != `{"epoch":0,"denied":0,"rings":{"default":4,"dmz":7}}` {
+	if string(text) != `{"epoch":0,"denied":0,"rings":{"default":4,"dmz":7},"cas":null,"signer":""}` {
 		t.Errorf("it says %s", text)
 	}
 	for _, tc := range []struct {

@@ -20,7 +20,7 @@ import (
 
 // openRaft opens this server's Raft node. Entries go over the node port's Raft
 // protocol, all else that servers ask each other over HTTP on the same port.
-func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *identity.Current, others *nodekit.ServerClient, unfit func() error, logger *slog.Logger) (*consensus.Node, error) {
+func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *identity.Current, others *serverClient, unfit func() error, logger *slog.Logger) (*consensus.Node, error) {
 	// Entries hold secrets, a new CA's key among them: whoever has the present one's
 	// must not get it. So they go to members of the group only, and of those a server
 	// knows the keys (identity.Trusted).
@@ -31,7 +31,7 @@ func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *iden
 		}
 		return nil
 	})
-	leader := &nodekit.ServerClient{Http: nodeport.Client(current.Get, member), StatusTimeout: others.StatusTimeout}
+	leader := &serverClient{http: nodeport.Client(current.Get, member), statusTimeout: others.statusTimeout}
 	node, err := consensus.Open(consensus.Config{
 		Dir: filepath.Join(o.Data, "raft"), ServerID: hostID, Address: o.PeerAdv,
 		Listener: port.Raft(),
@@ -53,7 +53,7 @@ func openRaft(o serverOptions, hostID string, port *nodeport.Port, current *iden
 			return st.Kinds, err
 		},
 		Tell: func(ctx context.Context, _, addr string, m consensus.Membership) error {
-			return others.PostJSON(ctx, addr, nodekit.PathMembers, m, nil)
+			return others.PostJSON(ctx, addr, pathMembers, m, nil)
 		},
 		Ask:       others.Members,
 		Unfit:     unfit,
@@ -80,7 +80,7 @@ func onlyMembers(servers func() []consensus.ServerStatus) func(identity.Identity
 
 // joinRaft commits the cluster's first entry, or has this server added to the
 // Raft group, unless that happened before.
-func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others *nodekit.ServerClient, creds identity.Credentials, logger *slog.Logger) error {
+func joinRaft(ctx context.Context, o serverOptions, raft *consensus.Node, others *serverClient, creds identity.Credentials, logger *slog.Logger) error {
 	first, err := pendingBootstrap(o.Data)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -21,6 +22,9 @@ import (
 
 // reloadTimeout bounds asking the process to reload.
 const reloadTimeout = 10 * time.Second
+
+// maxReport bounds a report in bytes.
+const maxReport = 64 << 10
 
 // PathReload is asked by `moult config reload` on the same host, with the host's own
 // certificate: POST gives a reloadReport. Nobody else gets an answer.
@@ -121,8 +125,24 @@ func AskToReload(ctx context.Context, data string) (report ReloadReport, err err
 	}
 	client := ClientOfSelf(creds)
 	defer client.CloseIdleConnections()
-	if err := (&ServerClient{Http: client}).PostJSON(ctx, running.Peer, PathReload, struct{}{}, &report); err != nil {
+	if err := postReload(ctx, client, running.Peer, &report); err != nil {
 		return report, fmt.Errorf("ask the process at %s: %w; does it run? See: moult doctor", running.Peer, err)
 	}
 	return report, nil
+}
+
+func postReload(ctx context.Context, client *http.Client, addr string, report *ReloadReport) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+PathReload, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("it answers %s", resp.Status)
+	}
+	return json.NewDecoder(io.LimitReader(resp.Body, maxReport)).Decode(report)
 }
