@@ -12,6 +12,7 @@ import (
 
 	"moult/cmd/internal/nodekit"
 	"moult/consensus"
+	"moult/consensus/fleet"
 	"moult/mesh/identity"
 )
 
@@ -69,4 +70,22 @@ func startLoneRaft(tb testing.TB) *consensus.Node {
 	must(tb, err)
 	tb.Cleanup(func() { nodekit.CloseWithin(raft.Close, quiet, "raft") })
 	return raft
+}
+
+// startLoneCluster has a cluster of that server alone, and returns how to change its
+// state.
+func startLoneCluster(ctx context.Context, tb testing.TB, name string) (*consensus.Node, func(fleet.Change)) {
+	tb.Helper()
+	raft := startLoneRaft(tb)
+	must(tb, raft.Bootstrap(ctx))
+	propose := func(c fleet.Change) {
+		tb.Helper()
+		_, err := raft.Propose(ctx, "system", c)
+		must(tb, err)
+	}
+	propose(fleet.ClusterInitialized{
+		Cluster: fleet.Cluster{ID: "cluster-1"}, Server: fleet.Host{ID: "s1", Name: name, OS: "linux", Arch: "amd64"},
+		Admin: fleet.User{ID: "u1", Name: "admin"}, Token: fleet.APIToken{ID: "t1", Name: "t", Hash: "h"},
+	})
+	return raft, propose
 }

@@ -82,17 +82,7 @@ func TestForgeryAlertCloses(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	raft := startLoneRaft(t)
-	must(t, raft.Bootstrap(ctx))
-	propose := func(c fleet.Change) {
-		t.Helper()
-		_, err := raft.Propose(ctx, "system", c)
-		must(t, err)
-	}
-	propose(fleet.ClusterInitialized{
-		Cluster: fleet.Cluster{ID: "cluster-1"}, Server: fleet.Host{ID: "s1", Name: "s1", OS: "linux", Arch: "amd64"},
-		Admin: fleet.User{ID: "u1", Name: "admin"}, Token: fleet.APIToken{ID: "t1", Name: "t", Hash: "h"},
-	})
+	raft, propose := startLoneCluster(ctx, t, "s1")
 	propose(fleet.AlertRaised{AlertKind: fleet.AlertForgedRecords, Message: "m"})
 	m := &membership{raft: raft, self: "s1"}
 	w := newForgeryWatch()

@@ -48,15 +48,7 @@ func installSteps(p servicePlan) ([]installStep, error) {
 		return nil, err
 	}
 	changed := false // whether a running service has to be started anew
-	noting := func(s installStep) installStep {
-		look := s.done
-		s.done = func() (bool, error) {
-			done, err := look()
-			changed = changed || !done
-			return done, err
-		}
-		return s
-	}
+	noting := func(s installStep) installStep { return s.noting(&changed) }
 	steps := []installStep{
 		noting(copyBinaryStep(p.self, p.binary)),
 		rootDirStep(filepath.Dir(p.config), 0o755), rootDirStep(p.data, 0o700),

@@ -63,6 +63,17 @@ func removeEmptyStep(path string) installStep {
 	return s
 }
 
+// noting is the step, with changed set when there is anything to do in it.
+func (s installStep) noting(changed *bool) installStep {
+	look := s.done
+	s.done = func() (bool, error) {
+		done, err := look()
+		*changed = *changed || !done
+		return done, err
+	}
+	return s
+}
+
 // configStep has the settings in the configuration, and leaves the rest of the file
 // as it is. first is the file's text where there is none.
 func configStep(path, first string, settings map[string]any, mode fs.FileMode) installStep {

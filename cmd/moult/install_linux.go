@@ -101,15 +101,7 @@ func installSteps(p servicePlan) ([]installStep, error) {
 		return nil, errors.New("this machine was not booted with systemd, so nothing can be started; prepare it with --no-start")
 	}
 	changed := false // whether a running service has to be started anew
-	noting := func(s installStep) installStep {
-		look := s.done
-		s.done = func() (bool, error) {
-			done, err := look()
-			changed = changed || !done
-			return done, err
-		}
-		return s
-	}
+	noting := func(s installStep) installStep { return s.noting(&changed) }
 	steps := []installStep{
 		accountStep(p.user, p.data),
 		noting(copyBinaryStep(p.self, p.binary)),

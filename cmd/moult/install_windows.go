@@ -111,15 +111,7 @@ func installSteps(p servicePlan) ([]installStep, error) {
 		return nil, err
 	}
 	changed := false // whether a running service has to be started anew
-	noting := func(s installStep) installStep {
-		look := s.done
-		s.done = func() (bool, error) {
-			done, err := look()
-			changed = changed || !done
-			return done, err
-		}
-		return s
-	}
+	noting := func(s installStep) installStep { return s.noting(&changed) }
 	steps := []installStep{noting(programStep(p)), privateDirStep(filepath.Dir(p.config)), privateDirStep(p.data)}
 	for name, key := range p.keys {
 		steps = append(steps, noting(fileStep(filepath.Join(filepath.Dir(p.config), name), key, 0o600)))

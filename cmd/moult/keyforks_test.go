@@ -17,17 +17,7 @@ import (
 func TestForkedReleaseKeysAreToldOf(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	raft := startLoneRaft(t)
-	must(t, raft.Bootstrap(ctx))
-	propose := func(c fleet.Change) {
-		t.Helper()
-		_, err := raft.Propose(ctx, "system", c)
-		must(t, err)
-	}
-	propose(fleet.ClusterInitialized{
-		Cluster: fleet.Cluster{ID: "cluster-1"}, Server: fleet.Host{ID: "s1", Name: "web-1", OS: "linux", Arch: "amd64"},
-		Admin: fleet.User{ID: "u1", Name: "admin"}, Token: fleet.APIToken{ID: "t1", Name: "t", Hash: "h"},
-	})
+	raft, propose := startLoneCluster(ctx, t, "web-1")
 	in := &reportInbox{raft: raft, observer: newObserver(nil), logger: quiet}
 	say := func(hostID string, f updater.KeyFork) {
 		t.Helper()
