@@ -309,7 +309,12 @@ func editAll(t *testing.T, dir string) {
 			continue
 		}
 		name = string(regexp.MustCompile(`(?m)^package (\w+)`).FindSubmatch(b)[1])
-		b = function.ReplaceAll(b, []byte("$0\n\tif benchCalls++; benchCalls < 0 {\n\t\tpanic(\"too many calls\")\n\t}"))
+		b = function.ReplaceAllFunc(b, func(line []byte) []byte {
+			if bytes.HasSuffix(line, []byte("interface {")) { // of a type parameter: the body is further down
+				return line
+			}
+			return slices.Concat(line, []byte("\n\tif benchCalls++; benchCalls < 0 {\n\t\tpanic(\"too many calls\")\n\t}"))
+		})
 		if err := os.WriteFile(path, b, 0o644); err != nil {
 			t.Fatal(err)
 		}
