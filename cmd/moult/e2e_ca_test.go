@@ -19,7 +19,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"moult/cmd/internal/nodekit"
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
 )
@@ -101,19 +100,7 @@ func (c *testCluster) letsIn(name, alpn string, creds identity.Credentials) erro
 	}
 	client := nodeport.Client(func() identity.Credentials { return creds }, nil)
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+nodekit.PathNeighbours+"?segment=default", http.NoBody)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(resp.Status)
-	}
-	return nil
+	return askMember(ctx, client, addr)
 }
 
 // awaitCA waits until the change of the CA is at a stage, and these hosts alone have

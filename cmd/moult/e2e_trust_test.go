@@ -77,21 +77,7 @@ func TestE2ERemovedHostIsShutOut(t *testing.T) {
 	peers := []string{"server-1", "server-2", "agent-1"}
 	held := nodeport.Client(func() identity.Credentials { return stolen }, nil)
 	defer held.CloseIdleConnections()
-	ask := func(client *http.Client, name string) error {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+c.peerAddr(name)+nodekit.PathNeighbours+"?segment=default", http.NoBody)
-		if err != nil {
-			return err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		return nil
-	}
+	ask := func(client *http.Client, name string) error { return askMember(t.Context(), client, c.peerAddr(name)) }
 	for _, p := range peers {
 		if err := ask(held, p); err != nil {
 			t.Fatalf("before the removal %s refuses: %v", p, err)
@@ -226,4 +212,21 @@ func (c *testCluster) newcomerRefuses(removed identity.Credentials) {
 	if _, err := nodeport.Probe(c.t.Context(), creds, c.peerAddr("agent-1")); err != nil { // it is a member by now
 		c.t.Errorf("an agent refuses the newcomer: %v", err)
 	}
+}
+
+// askMember asks a node port what it answers members alone.
+func askMember(ctx context.Context, client *http.Client, addr string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+nodekit.PathNeighbours+"?segment=default", http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
 }
