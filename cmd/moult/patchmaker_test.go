@@ -14,6 +14,10 @@ func TestPatchesWanted(t *testing.T) {
 	artifact := func(arch, digest string) fleet.Artifact {
 		return fleet.Artifact{OS: "linux", Arch: arch, SHA256: digest}
 	}
+	staged := func(r fleet.Release, update string) fleet.Release {
+		r.StageIndex, r.StageFor = 7, update
+		return r
+	}
 	all := func(string) bool { return true }
 	newest := release("4", 4, false, artifact("amd64", "d-amd"), artifact("arm64", "d-arm"))
 	older := []fleet.Release{
@@ -29,16 +33,23 @@ func TestPatchesWanted(t *testing.T) {
 		"nothing is released": {nil, all, nil},
 		"the first release":   {[]fleet.Release{newest}, all, nil},
 		"from all that are not withdrawn, of the same platform, and changed": {
-			append([]fleet.Release{newest}, older...), all, []wantedPatch{{"b-amd", "d-amd"}, {"a-amd", "d-amd"}},
+			append([]fleet.Release{newest}, older...), all, []wantedPatch{{from: "b-amd", to: "d-amd"}, {from: "a-amd", to: "d-amd"}},
 		},
 		"from what runs": {
-			append([]fleet.Release{newest}, older...), func(d string) bool { return d == "a-amd" }, []wantedPatch{{"a-amd", "d-amd"}},
+			append([]fleet.Release{newest}, older...), func(d string) bool { return d == "a-amd" }, []wantedPatch{{from: "a-amd", to: "d-amd"}},
+		},
+		"to what is staged, for all or for this fleet update": {
+			[]fleet.Release{newest, staged(older[1], ""), staged(older[2], "update-1")}, all,
+			[]wantedPatch{{from: "b-amd", to: "d-amd"}, {from: "a-amd", to: "d-amd"}, {from: "d-amd", to: "b-amd"}, {from: "a-amd", to: "b-amd"}, {from: "d-amd", to: "a-amd"}, {from: "b-amd", to: "a-amd"}},
+		},
+		"not to what was staged for another one": {
+			[]fleet.Release{newest, staged(older[2], "update-0")}, all, []wantedPatch{{from: "a-amd", to: "d-amd"}},
 		},
 		"to the newest that is not withdrawn": {
-			append([]fleet.Release{release("5", 5, true, artifact("amd64", "e-amd")), newest}, older[2]), all, []wantedPatch{{"a-amd", "d-amd"}},
+			append([]fleet.Release{release("5", 5, true, artifact("amd64", "e-amd")), newest}, older[2]), all, []wantedPatch{{from: "a-amd", to: "d-amd"}},
 		},
 	} {
-		if got := patchesWanted(c.releases, c.runs); !reflect.DeepEqual(got, c.want) {
+		if got := patchesWanted(c.releases, "update-1", c.runs); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}

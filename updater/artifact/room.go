@@ -93,7 +93,7 @@ func (s *Store) MakeRoom(digest string, size int64, spare int, keep ...string) e
 		over -= before - s.besides.Used()
 	}
 	if err == nil && over > 0 {
-		err = fmt.Errorf("%w: %d MB are allowed, it would exceed that by %.1f MB although only what runs, what can be gone back to and what is being fetched is left", ErrLimit, limit/1e6, float64(over)/1e6)
+		err = fmt.Errorf("%w: %d MB are allowed, what has to be kept and what is to come exceed that by %.1f MB; raise store_limit (--store-limit)", ErrLimit, limit/1e6, float64(over)/1e6)
 	}
 	return err
 }
