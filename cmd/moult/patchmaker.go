@@ -136,7 +136,7 @@ func (m *patchMaker) inTime(w wantedPatch, now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.asked == nil {
-		return false // it makes none yet
+		m.asked = map[string]time.Time{} // it is about to begin
 	}
 	since, asked := m.asked[w.name()]
 	if !asked {

@@ -1,10 +1,18 @@
 package main
 
 import (
+	"log/slog"
+	"os"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
+	"time"
 
 	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/updater/artifact"
+	"moult/updater/patch"
 )
 
 func TestPatchesWanted(t *testing.T) {
@@ -53,4 +61,48 @@ func TestPatchesWanted(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
+}
+
+// Hosts are to wait for a patch that is wanted and not made yet, for as long as making
+// it may take; not for one that is there, or is not to be had.
+func TestHowLongAPatchIsAwaited(t *testing.T) {
+	f := newStagingFleet(t, 1)
+	older, other := strings.Repeat("0a", 32), strings.Repeat("0b", 32)
+	f.apply(fleet.ReleasePublished{Release: fleet.Release{Version: "A", Number: 1, Artifacts: []fleet.Artifact{{OS: "linux", Arch: "amd64", Size: 1, SHA256: older}}}})
+	f.members[0].Digest = older[:16]
+	dir := t.TempDir()
+	patches, err := patch.OpenStore(filepath.Join(dir, "patches"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	artifacts, err := artifact.OpenStore(filepath.Join(dir, "artifacts"), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &patchMaker{state: f.state, artifacts: artifacts, patches: patches, members: func() []mesh.Member { return f.members }, logger: slog.New(slog.DiscardHandler)}
+	now := time.Now()
+	must := func(what string, after time.Duration, want bool) {
+		t.Helper()
+		awaited := m.awaited(now.Add(after))
+		if awaited(older[:16], wantedDigest) != want {
+			t.Errorf("%s: awaited is %v", what, !want)
+		}
+		if awaited(other[:16], wantedDigest) || awaited(older[:16], other) {
+			t.Errorf("%s: a patch that nobody makes is awaited", what)
+		}
+	}
+	must("at first", 0, true)
+	must("for a while", patchAllowance-time.Millisecond, true)
+	must("for too long", patchAllowance, false)
+	m.asked = nil
+	name := filepath.Join(dir, "patches", patch.Name(older, wantedDigest))
+	if err := os.WriteFile(name, []byte("patch"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	must("once it is there", 0, false)
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	m.vain = map[string]bool{patch.Name(older, wantedDigest): true}
+	must("where it is not to be had", 0, false)
 }

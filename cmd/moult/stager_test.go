@@ -166,3 +166,35 @@ func TestStagingOrdersArePaced(t *testing.T) {
 		t.Errorf("remembered are %v", s.sent)
 	}
 }
+
+// A host whose patch is being made is told to wait for it, and told again, at once,
+// when there is none to wait for any more.
+func TestStagingAwaitsPatches(t *testing.T) {
+	f := newStagingFleet(t, 2)
+	f.apply(fleet.ReleaseStaged{Version: "B"})
+	f.members[0].Digest = "aaaaaaaaaaaaaaaa"
+	f.members[1].Digest = "bbbbbbbbbbbbbbbb"
+	making := true
+	awaited := func(running, to string) bool {
+		return making && running == "aaaaaaaaaaaaaaaa" && to == wantedDigest
+	}
+	s := newStager(nil, nil, nil, nil, nil)
+	now := time.Now()
+	told := func() map[string]bool {
+		got := map[string]bool{}
+		for _, o := range s.due(stagePlan(f.state.View(), f.members, awaited), now) {
+			got[o.host.ID] = o.awaitPatch
+		}
+		return got
+	}
+	if got := told(); len(got) != 2 || !got["h0"] || got["h1"] {
+		t.Errorf("told to wait are %v", got)
+	}
+	if got := told(); len(got) != 0 {
+		t.Errorf("told again are %v", got)
+	}
+	making = false
+	if got := told(); len(got) != 1 || got["h0"] {
+		t.Errorf("told once it is made are %v", got)
+	}
+}

@@ -11,7 +11,7 @@ import (
 // Limits of the wait for the first host of a fleet update to have the release staged.
 const (
 	// DefaultStageWait is how long it is waited for in all.
-	DefaultStageWait = time.Minute
+	DefaultStageWait = 15 * time.Second
 	// stageSign is how long without a sign that it stages: it may run an older version,
 	// which knows no staging, or be told of it late.
 	stageSign = 3 * time.Second
