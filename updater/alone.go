@@ -61,5 +61,5 @@ func ReplaceSelf(installed string) error {
 func SettleRolledBack(dataDir string, m install.Marker, reason string) error {
 	o := install.OutcomeOf(m, install.RolledBack, time.Now())
 	o.Reason = reason
-	return errors.Join(install.SaveOutcome(dataDir, o), install.RemoveMarker(dataDir))
+	return errors.Join(install.SaveVerdict(dataDir, o), install.RemoveMarker(dataDir))
 }

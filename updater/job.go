@@ -53,6 +53,9 @@ func (u *Updater) job(ctx context.Context, o order.Order, sealed []byte, resumes
 		}
 	}
 	u.mu.Unlock()
+	u.mu.Lock()
+	out.Sources = u.status.namedSources()
+	u.mu.Unlock()
 	out.Staged = true
 	if err := install.SaveOutcome(u.cfg.DataDir, out); err != nil {
 		u.fail(out, err.Error())
@@ -152,11 +155,10 @@ func (u *Updater) verify(o order.Order) (offer, error) {
 // in the reports.
 func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, error) {
 	u.cfg.Store.Pin(off.Digest)
-	// Before the fetch, which needs the room.
-	if u.cfg.Spare >= 0 {
-		if err := u.cfg.Store.Prune(u.cfg.Spare, off.Digest); err != nil {
-			u.slog.Warn("prune old artifacts", "error", err)
-		}
+	// Before the fetch, which needs the room. No limit keeps a host from its update: the
+	// disk does, if it has no room.
+	if err := u.makeRoom(off); err != nil {
+		u.slog.Warn("make room for the artifact", "error", err)
 	}
 	u.mu.Lock()
 	job := u.status.job

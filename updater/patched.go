@@ -29,11 +29,6 @@ func (u *Updater) patched(ctx context.Context, off offer, note func(string)) ([]
 	if u.cfg.Patches == nil || off.Digest == u.cfg.Digest || u.cfg.Store.Has(off.Digest) {
 		return nil, nil
 	}
-	if u.cfg.Spare >= 0 { // else somebody else prunes
-		if err := u.cfg.Patches.Prune(func(to string) bool { return to == off.Digest }); err != nil {
-			u.slog.Warn("prune old patches", "error", err)
-		}
-	}
 	bounded, cancel := context.WithTimeout(ctx, patchPatience)
 	defer cancel()
 	source, err := u.askForPatch(bounded, off)

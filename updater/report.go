@@ -42,6 +42,11 @@ type Report struct {
 	// from 1. Lines repeat until they are acknowledged (HandleAck).
 	First uint64          `json:"first,omitempty"`
 	Lines []fleet.LogLine `json:"lines,omitempty"`
+	// Staging is the last artifact that was to be fetched ahead of this host's turn;
+	// Stored are the bytes that it keeps of releases. Both stand in reports without a
+	// job too.
+	Staging *Staging `json:"staging,omitempty"`
+	Stored  int64    `json:"stored,omitempty"`
 	// KeyFork is what this host has seen of two key statements with one number; it
 	// stands in reports without a job too.
 	KeyFork *KeyFork `json:"key_fork,omitempty"`
@@ -54,7 +59,10 @@ const (
 	resendEvery   = time.Second
 	settledEvery  = 5 * time.Second // the verdict, again: a new leader may have missed it
 	settledFor    = 2 * time.Minute
-	restateEvery  = 5 * time.Minute // where it runs from, and a fork of the keys, for servers that were restarted
+	restateEvery  = 5 * time.Minute // what is not of a job, for servers that were restarted
+	// stagingEvery is how often the progress of staging is told: a whole fleet stages
+	// at once.
+	stagingEvery = 3 * time.Second
 	// maxReportBytes bounds the lines of one report: a mesh message holds 256 KiB,
 	// JSON and the envelope included.
 	maxReportBytes = 64 << 10
@@ -65,8 +73,8 @@ const (
 func (u *Updater) report(ctx context.Context) {
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
-	var sent time.Time
-	var sentBytes int64
+	var sent, sentStaged time.Time
+	var sentBytes, sentStaging int64
 	for {
 		kicked := false
 		select {
@@ -77,32 +85,38 @@ func (u *Updater) report(ctx context.Context) {
 		case <-tick.C:
 		}
 		r, since := u.compose()
-		if r.JobID == "" && r.KeyFork == nil {
-			continue
-		}
 		now := time.Now()
 		ago := now.Sub(sent)
 		bytes := r.Done + r.Pulled
-		due := kicked || bytes != sentBytes ||
+		due := kicked || r.JobID != "" && (bytes != sentBytes ||
 			(len(r.Lines) > 0 && ago >= resendEvery-progressEvery/5) ||
-			(ago >= settledEvery && now.Sub(since) < settledFor) ||
-			(ago >= restateEvery && (r.RunsFrom != "" || r.KeyFork != nil))
+			(ago >= settledEvery && now.Sub(since) < settledFor)) ||
+			(r.Staging != nil && r.Staging.Done != sentStaging && now.Sub(sentStaged) >= stagingEvery) ||
+			ago >= restateEvery
 		if !due {
 			continue
 		}
 		sent, sentBytes = now, bytes
+		if r.Staging != nil {
+			sentStaged, sentStaging = now, r.Staging.Done
+		}
+		r.Stored = u.cfg.Store.Used()
+		if r.JobID == "" && r.KeyFork == nil && r.Staging == nil && r.Stored == 0 {
+			continue
+		}
 		u.cfg.Mesh.Report(r)
 	}
 }
 
 // compose makes a report of the present state; since is when the phase began.
 func (u *Updater) compose() (r Report, since time.Time) {
+	staging := u.staged.shown()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	st := u.status
 	r = Report{
 		JobID: st.job, Done: st.done, Total: st.total, Pulled: st.pulled,
-		RunsFrom: u.runsFrom, Error: st.reason, LastOutput: st.lastOutput, Sources: st.namedSources(), KeyFork: u.keyFork,
+		RunsFrom: u.runsFrom, Error: st.reason, LastOutput: st.lastOutput, Sources: st.namedSources(), KeyFork: u.keyFork, Staging: staging,
 	}
 	if u.log != nil && u.log.job == st.job {
 		r.First, r.Lines = u.log.unstored(maxReportBytes)

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// stageJitter spreads what a fleet begins at one moment. Less than a parent keeps
+	// stageJitter spreads what a fleet begins at one moment, where the order does not
+	// say how; it is also the most that an order can ask for. Less than a parent keeps
 	// its children waiting.
 	stageJitter = time.Second
 	// stageReserve is how many bytes stay free beyond what is staged: a host needs room
@@ -22,10 +23,10 @@ const (
 
 // stager fetches an artifact ahead of the host's turn: one at a time, the newest
 // that was asked for. What it fetched lies in the store like any other artifact,
-// where the host's turn finds it, and is pinned there until another one is staged.
+// where the host's turn finds it, and is kept there until another one is staged.
 type stager struct {
 	mu      sync.Mutex
-	digest  string     // that is staged or being staged; "": none
+	state   Staging    // of what is staged or being staged; the zero value: nothing
 	parents [][]string // as the newest order has them
 	running bool
 	sources []artifact.Source // who sent what is staged
@@ -62,45 +63,72 @@ func (u *Updater) stage(ctx context.Context, o order.Order) {
 	}
 	if err != nil {
 		u.slog.Warn("release not staged", "version", o.Version, "error", err)
+		u.staged.show(Staging{Digest: off.Digest, State: StageFailed, Error: err.Error()})
+		u.wake()
 		return
 	}
 	if _, _, busy := u.standing(); busy {
 		return // its own turn comes first; the order is sent again
 	}
+	u.beginStaging(ctx, o, off)
+}
+
+func (u *Updater) beginStaging(ctx context.Context, o order.Order, off offer) {
 	s := &u.staged
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer u.wake() // who sends an order again has not heard how it stands
 	s.parents = o.Parents
-	if s.running && s.digest == off.Digest || !s.running && u.cfg.Store.Has(off.Digest) {
+	switch {
+	case s.running && s.state.Digest == off.Digest:
 		return
-	}
-	if s.running {
+	case s.running:
 		s.cancel() // it ends in its own time; the order is sent again
 		return
+	case u.cfg.Store.Has(off.Digest):
+		if s.state.Digest != off.Digest {
+			s.state, s.sources = Staging{Digest: off.Digest, State: StageDone, Done: off.Size, Total: off.Size}, nil
+		}
+		return
 	}
+	s.state, s.sources = Staging{Digest: off.Digest, State: StageAwaitsPatch, Total: off.Size}, nil
+	if o.AwaitPatch && u.cfg.Patches != nil {
+		return
+	}
+	s.state.State, s.running = StageFetching, true
 	ctx, s.cancel = context.WithCancel(ctx)
-	s.digest, s.running, s.sources = off.Digest, true, nil
 	s.work.Go(func() {
 		err := u.fetchAhead(ctx, o, off)
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		defer u.wake()
+		stopped := ctx.Err() != nil
 		s.cancel()
 		s.running = false
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case err == nil:
+			s.state.State, s.state.Done = StageDone, off.Size
+		case stopped:
+			s.state = Staging{}
+		default:
 			u.slog.Warn("release not staged; it is tried again, or fetched at this host's turn", "version", off.Version, "error", err)
+			s.state.State, s.state.Error = StageFailed, err.Error()
 		}
 	})
 }
 
 // fetchAhead gets the artifact into the store.
 func (u *Updater) fetchAhead(ctx context.Context, o order.Order, off offer) error {
-	if !pause(ctx, rand.N(stageJitter)) {
+	spread := stageJitter
+	if o.Spread > 0 {
+		spread = min(o.Spread, stageJitter)
+	}
+	if !pause(ctx, rand.N(spread)) {
 		return ctx.Err()
 	}
-	if u.cfg.Spare >= 0 {
-		if err := u.cfg.Store.Prune(u.cfg.Spare, off.Digest); err != nil {
-			u.slog.Warn("prune old artifacts", "error", err)
-		}
+	u.keep()
+	if err := u.makeRoom(off); err != nil {
+		return err
 	}
 	if free, known := u.cfg.Store.FreeBytes(); known && free < off.Size+stageReserve {
 		return fmt.Errorf("%d MB are free in %s, staging %d MB leaves at least %d MB free; free some space", free/1e6, u.cfg.DataDir, off.Size/1e6, stageReserve/1_000_000)
@@ -116,6 +144,7 @@ func (u *Updater) fetchAhead(ctx context.Context, o order.Order, off offer) erro
 			Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, Chunks: off.Chunks, HTTP: u.cfg.HTTP,
 			Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
 			Parents:    u.stageParents, Pull: u.pullQuietly(o), Limiter: u.cfg.Limiter,
+			Progress: func(done int64, _ artifact.Peer) { u.staged.progress(off.Digest, done) },
 			SetAside: func(p artifact.Peer, why error) {
 				u.slog.Warn("peer is asked no more for the artifact", "peer", nameOf(p), "error", why)
 			},
@@ -124,14 +153,26 @@ func (u *Updater) fetchAhead(ctx context.Context, o order.Order, off offer) erro
 	if err != nil {
 		return err
 	}
-	u.staged.mu.Lock()
-	u.staged.sources, u.staged.patched = sources, patched
-	u.staged.mu.Unlock()
 	for _, s := range sources {
 		u.slog.Info("staged bytes came in", "version", off.Version, "peer", nameOf(s.Peer), "bytes", s.Bytes)
 	}
 	u.slog.Info("release staged", "version", off.Version, "digest", off.Digest)
+	u.rememberStaged(off.Digest, sources, patched)
 	return nil
+}
+
+// makeRoom drops what has to make room for an artifact. The error says that there is
+// none within the limit.
+func (u *Updater) makeRoom(off offer) error {
+	if u.cfg.Spare < 0 {
+		return nil // somebody else prunes
+	}
+	if u.cfg.Patches != nil {
+		if err := u.cfg.Patches.Prune(func(to string) bool { return to == off.Digest }); err != nil {
+			u.slog.Warn("prune old patches", "error", err)
+		}
+	}
+	return u.cfg.Store.MakeRoom(off.Digest, off.Size, u.cfg.Spare)
 }
 
 // stageParents resolves the parents that the newest order names.
@@ -166,9 +207,12 @@ func (u *Updater) dropStaged(off offer) {
 	s := &u.staged
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.running && s.digest == off.Digest {
+	if s.running && s.state.Digest == off.Digest {
 		s.cancel()
 		return // the order is sent again while bytes are left
+	}
+	if s.state.Digest == off.Digest {
+		s.state, s.sources = Staging{}, nil
 	}
 	if !u.cfg.Store.Has(off.Digest) {
 		return
@@ -177,19 +221,8 @@ func (u *Updater) dropStaged(off offer) {
 		u.slog.Warn("drop a withdrawn release", "version", off.Version, "error", err)
 		return
 	}
+	u.wake()
 	u.slog.Info("dropped a withdrawn release", "version", off.Version, "digest", off.Digest)
-}
-
-// from returns who sent an artifact that was staged, and whether as a patch, once: a
-// job tells of it.
-func (s *stager) from(digest string) (sources []artifact.Source, patched bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.digest != digest {
-		return nil, false
-	}
-	sources, s.sources = s.sources, nil
-	return sources, s.patched
 }
 
 // end stops the staging and waits for it.

@@ -295,7 +295,7 @@ func (s *supervisor) loadMarker() (install.Marker, error) {
 // settle writes how the trial ended and removes its marker, in this order: after
 // a crash between the two the marker tells the same story again.
 func (s *supervisor) settle(m install.Marker, o install.Outcome) {
-	if err := install.SaveOutcome(s.DataDir, o); err != nil {
+	if err := install.SaveVerdict(s.DataDir, o); err != nil {
 		s.log.Error("save outcome", "job", m.JobID, "error", err)
 	}
 	if o.Result == install.RolledBack {

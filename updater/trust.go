@@ -41,6 +41,8 @@ type installed struct {
 	Number  uint64     `json:"number"`
 	Digest  string     `json:"digest"` // of the binary: another one may have been put in its place by hand
 	Expires *time.Time `json:"expires,omitempty"`
+	// Previous is the digest of what it replaced, which this host can go back to.
+	Previous string `json:"previous,omitempty"`
 }
 
 // pinnedKeys are the release keys that this host believes. A host that was moved
@@ -73,12 +75,24 @@ func raiseTrust(dataDir string, r installed, floor uint64) error {
 	raised := t
 	raised.Highest, raised.Floor = max(t.Highest, r.Number), max(t.Floor, floor)
 	if r.Digest != "" && (t.Installed == nil || t.Installed.Digest != r.Digest || t.Installed.Number != r.Number) {
+		if t.Installed != nil && t.Installed.Digest == r.Digest && r.Previous == "" {
+			r.Previous = t.Installed.Previous // the same binary under another number
+		}
 		raised.Installed = &r
 	}
 	if raised == t {
 		return nil
 	}
 	return install.SaveSealed(trustPath(dataDir), raised)
+}
+
+// goBack are the digests of the binaries that this host can go back to: what it
+// replaced, and, while another one is on trial, what it runs otherwise.
+func (t trust) goBack() []string {
+	if t.Installed == nil {
+		return nil
+	}
+	return []string{t.Installed.Digest, t.Installed.Previous}
 }
 
 // running is the number of the release whose binary has the digest, if that is

@@ -25,7 +25,7 @@ type Updater struct {
 	kick   chan struct{} // the reporter
 	acked  chan struct{}
 
-	staged stager
+	staged stager // the store's lock comes after its
 
 	trustMu sync.Mutex // held from reading DATA/trust.json to writing it
 
@@ -58,6 +58,17 @@ func (s status) namedSources() []fleet.Source {
 	out := slices.Collect(maps.Values(s.sources))
 	slices.SortFunc(out, func(a, b fleet.Source) int { return int(b.Bytes - a.Bytes) })
 	return out
+}
+
+// recall takes over who sent the artifact, as it was known before a restart.
+func (s *status) recall(sources []fleet.Source) {
+	if len(sources) == 0 {
+		return
+	}
+	s.sources = map[string]fleet.Source{}
+	for _, from := range sources {
+		s.sources[from.HostID] = from
+	}
 }
 
 // maxResumes is how often a job goes on after the agent was restarted in it.
@@ -101,6 +112,8 @@ func (u *Updater) Run(ctx context.Context) error {
 		u.slog.Error("pin the release keys", "error", err)
 	}
 	running.Go(func() { u.watchExpiry(ctx) })
+	u.recallStaged()
+	u.keep()
 	committed := u.recall(begin)
 	running.Go(func() { u.report(ctx) })
 	u.wake()
@@ -220,6 +233,11 @@ func (u *Updater) recall(begin func(order.Order, []byte, int)) (committed <-chan
 		m, err := install.LoadMarker(u.cfg.DataDir)
 		if err == nil {
 			u.openLog(m.JobID)
+			if o, err := install.LoadOutcome(u.cfg.DataDir); err == nil && o.JobID == m.JobID {
+				u.mu.Lock()
+				u.status.recall(o.Sources)
+				u.mu.Unlock()
+			}
 			u.note(fmt.Sprintf("version %s runs on trial (start %d)", m.Version, m.Starts))
 			u.enter(PhaseTrial, m.JobID)
 			return u.cfg.Link.Committed()
@@ -326,7 +344,8 @@ func (u *Updater) end(o install.Outcome) {
 func (u *Updater) show(o install.Outcome) {
 	if o.Result == install.Committed {
 		u.trustMu.Lock()
-		err := raiseTrust(u.cfg.DataDir, installed{Version: o.Version, Number: o.Number, Digest: o.Digest, Expires: o.Expires}, o.Floor)
+		err := raiseTrust(u.cfg.DataDir, installed{Version: o.Version, Number: o.Number, Digest: o.Digest, Expires: o.Expires, Previous: o.FromDigest}, o.Floor)
+		u.keep()
 		u.trustMu.Unlock()
 		if err != nil {
 			u.slog.Error("remember installed release", "error", err)
@@ -341,6 +360,7 @@ func (u *Updater) show(o install.Outcome) {
 	}
 	u.mu.Lock()
 	u.status.reason = o.Reason
+	u.status.recall(o.Sources)
 	if n := len(o.LastOutput); n > 0 {
 		u.status.lastOutput = o.LastOutput[n-1]
 	}

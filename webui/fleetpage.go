@@ -39,7 +39,8 @@ type turnRow struct {
 	fleet.FleetUpdateHost
 	Known   bool // it still belongs to the fleet
 	Phase   string
-	Staged  bool // its turn is to come, and it has the artifact
+	Staged  bool         // its turn is to come, and it has the artifact
+	Staging *stagingJSON // or how far it is with it
 	Fetched *progressJSON
 }
 
@@ -138,7 +139,8 @@ func (v *fleetView) show(u *ui, p picture, f fleet.FleetUpdate, r *http.Request)
 	}
 	v.Pages = paginate(len(f.Hosts), turnsPerPage, page, "/settings/fleet-update", query)
 	for i, t := range f.Hosts[v.Pages.fromIndex:v.Pages.toIndex] {
-		row := turnRow{FleetUpdateHost: t, Staged: v.Shown.Hosts[v.Pages.fromIndex+i].Staged}
+		shown := v.Shown.Hosts[v.Pages.fromIndex+i]
+		row := turnRow{FleetUpdateHost: t, Staged: shown.Staged, Staging: shown.Staging}
 		_, row.Known = p.Host(t.HostID)
 		if o := p.observed[t.HostID]; t.Status == fleet.TurnRunning {
 			row.Phase, row.Fetched = o.Phase, v.Shown.Fetched

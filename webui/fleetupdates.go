@@ -24,7 +24,7 @@ type fleetUpdateJSON struct {
 	StartedBy     string                  `json:"started_by"`
 	CompletedAt   *time.Time              `json:"completed_at"`
 	Hosts         []turnJSON              `json:"hosts"`
-	// WaitingFor is why the next server's turn does not begin; "" where none waits.
+	// WaitingFor is why the next turn does not begin; "" where none waits.
 	WaitingFor string `json:"waiting_for"`
 }
 
@@ -39,6 +39,28 @@ type turnJSON struct {
 	Role         fleet.HostRole              `json:"role"`   // "" of a host that was removed
 	Phase        string                      `json:"phase"`  // of a host whose turn it is
 	Staged       bool                        `json:"staged"` // it waits for its turn, and has the artifact
+	// Staging is how far a host is that waits for its turn and does not have it yet.
+	Staging *stagingJSON `json:"staging,omitempty"`
+}
+
+// stagingJSON is how far a host is with what it is to have before its turn.
+type stagingJSON struct {
+	State  string `json:"state"`  // awaits_patch, fetching or failed
+	Done   int64  `json:"done"`   // bytes
+	Total  int64  `json:"total"`  // bytes
+	Reason string `json:"reason"` // why it failed
+}
+
+// String tells it in words.
+func (s stagingJSON) String() string {
+	switch s.State {
+	case "awaits_patch":
+		return "awaits a patch that is being made"
+	case "failed":
+		return "not staged: " + s.Reason
+	default:
+		return fmt.Sprintf("%s of %s staged", byteCount(s.Done), byteCount(s.Total))
+	}
 }
 
 func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
@@ -55,7 +77,9 @@ func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
 		if h, exists := p.Host(t.HostID); exists {
 			turn.Role = h.Role
 			a, fits := rel.Artifact(h.OS, h.Arch)
-			turn.Staged = fits && t.Status == fleet.TurnPending && p.observed[t.HostID].holds(a.SHA256)
+			if fits && t.Status == fleet.TurnPending {
+				turn.Staged, turn.Staging = p.observed[t.HostID].staged(a.SHA256)
+			}
 		}
 		if t.Status == fleet.TurnRunning {
 			turn.Phase = p.observed[t.HostID].Phase
@@ -65,11 +89,26 @@ func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
 	return out
 }
 
-// waitingFor tells why the next server's turn of a fleet update does not begin: the
-// same reason that the leader has.
+// staged tells whether a host has an artifact, and if it does not, how far it is with it.
+func (o Observation) staged(sha256 string) (bool, *stagingJSON) {
+	if o.holds(sha256) {
+		return true, nil
+	}
+	s := o.Staging
+	if s.Digest != sha256 || s.State == "staged" {
+		return false, nil
+	}
+	return false, &stagingJSON{State: s.State, Done: s.Done, Total: s.Total, Reason: s.Error}
+}
+
+// waitingFor tells why the next turn of a fleet update does not begin: the same reason
+// that the leader has.
 func (u *ui) waitingFor(ctx context.Context, p picture, f fleet.FleetUpdate) string {
-	if f.Status != fleet.FleetRunning || !f.Servers || f.CurrentHostID != "" {
+	if f.Status != fleet.FleetRunning || f.CurrentHostID != "" {
 		return ""
+	}
+	if why := p.stagesFirst(f); why != "" || !f.Servers {
+		return why
 	}
 	var next []fleet.Host
 	for _, t := range f.Hosts {
@@ -90,6 +129,28 @@ func (u *ui) waitingFor(ctx context.Context, p picture, f fleet.FleetUpdate) str
 	servers := u.serversIf(ctx, true)
 	h := slices.MinFunc(next, func(a, b fleet.Host) int { return cmp.Compare(rankOf(servers, a.ID), rankOf(servers, b.ID)) })
 	return fleet.HoldsUpRestart(GroupOf(servers), h.ID, h.Name)
+}
+
+// stagesFirst tells that the first turn of a fleet update waits for its host to have
+// the release; "" when it does not.
+func (p picture) stagesFirst(f fleet.FleetUpdate) string {
+	for _, t := range f.Hosts {
+		if t.Status == fleet.TurnSkipped {
+			continue
+		}
+		h, exists := p.Host(t.HostID)
+		rel, _ := p.Release(f.TargetVersion)
+		a, fits := rel.Artifact(h.OS, h.Arch)
+		o := p.observed[t.HostID]
+		if t.Status != fleet.TurnPending || !exists || !fits || !o.Online || h.Role == fleet.RoleServer {
+			return ""
+		}
+		if _, s := o.staged(a.SHA256); s != nil && s.State != "failed" {
+			return fmt.Sprintf("%s is to have the release first: %s", t.Name, s)
+		}
+		return ""
+	}
+	return ""
 }
 
 // fullFleetUpdate is fleetUpdate with what the servers have to be asked for.

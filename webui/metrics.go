@@ -60,6 +60,8 @@ var (
 	descJobs        = prometheus.NewDesc("moult_jobs_open", "Jobs that have not ended, by status.", []string{"status"}, nil)
 	descFleetUpdate = prometheus.NewDesc("moult_fleet_update_status", "1 for the status of the newest fleet update; all are 0 when there was none.", []string{"status"}, nil)
 	descTurns       = prometheus.NewDesc("moult_fleet_update_hosts", "Hosts of the active fleet update by status; all are 0 when there is none.", []string{"status"}, nil)
+	descStaged      = prometheus.NewDesc("moult_fleet_update_hosts_staged", "Hosts of the active fleet update that wait for their turn and have the release.", nil, nil)
+	descKept        = prometheus.NewDesc("moult_hosts_kept_bytes", "Bytes that agents that are online keep of releases, by what they say.", nil, nil)
 	descAlerts      = prometheus.NewDesc("moult_alerts_open", "Alerts that are open.", nil, nil)
 	descStreams     = prometheus.NewDesc("moult_event_streams", "Event streams that are open on this server.", nil, nil)
 )
@@ -70,7 +72,7 @@ type fleetCollector struct{ u *ui }
 func (c fleetCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descReady, descProblem, descIndex, descUnknown, descHosts, descVersions, descBehind, descJobs,
-		descFleetUpdate, descTurns, descAlerts, descStreams,
+		descFleetUpdate, descTurns, descStaged, descKept, descAlerts, descStreams,
 	} {
 		ch <- d
 	}
@@ -122,6 +124,8 @@ func (c fleetCollector) Collect(ch chan<- prometheus.Metric) {
 	for status, n := range countTurns(active.Hosts) {
 		gauge(descTurns, n, string(status))
 	}
+	gauge(descStaged, p.countStaged(active))
+	ch <- prometheus.MustNewConstMetric(descKept, prometheus.GaugeValue, float64(p.keptBytes()))
 	gauge(descAlerts, len(p.OpenAlerts()))
 	gauge(descStreams, c.u.streams.open())
 }
@@ -163,6 +167,28 @@ func (p picture) newestFleetUpdate() map[fleet.FleetUpdateStatus]int {
 		n[updates[0].Status] = 1
 	}
 	return n
+}
+
+func (p picture) countStaged(f fleet.FleetUpdate) (n int) {
+	if f.ID == "" {
+		return 0
+	}
+	for _, t := range p.fleetUpdate(f).Hosts {
+		if t.Staged {
+			n++
+		}
+	}
+	return n
+}
+
+// keptBytes adds up what agents keep of releases.
+func (p picture) keptBytes() (bytes int64) {
+	for _, h := range p.agents() {
+		if o := p.observed[h.ID]; o.Online {
+			bytes += o.KeptBytes
+		}
+	}
+	return bytes
 }
 
 func countTurns(turns []fleet.FleetUpdateHost) map[fleet.FleetUpdateHostStatus]int {

@@ -54,8 +54,9 @@ type hostJSON struct {
 	Online           bool              `json:"online"`
 	Status           string            `json:"status"` // online, offline, unreachable or left
 	LastSeen         *time.Time        `json:"last_seen"`
-	SeenVia          string            `json:"seen_via"`  // name of the relay that saw it then; "" when this server did
-	RunsFrom         string            `json:"runs_from"` // "" for the installed binary, and where it is not known
+	SeenVia          string            `json:"seen_via"`   // name of the relay that saw it then; "" when this server did
+	RunsFrom         string            `json:"runs_from"`  // "" for the installed binary, and where it is not known
+	KeptBytes        int64             `json:"kept_bytes"` // of releases; 0 where it has not said
 	Phase            string            `json:"phase"`
 	UpdateInProgress bool              `json:"update_in_progress"`
 	Labels           map[string]string `json:"labels"`
@@ -74,7 +75,7 @@ func (p picture) host(h *fleet.Host) hostJSON {
 	out := hostJSON{
 		ID: h.ID, Name: h.Name, Segment: h.Segment, AlsoSegments: h.Segments()[1:], OS: h.OS, Arch: h.Arch,
 		AgentVersion: o.Version, TargetVersion: p.target, UpdateAvailable: p.behind(h.ID, p.target),
-		Online: o.Online, Status: p.status(h), Phase: o.Phase, RunsFrom: o.RunsFrom, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels, Quarantine: h.Quarantine,
+		Online: o.Online, Status: p.status(h), Phase: o.Phase, RunsFrom: o.RunsFrom, KeptBytes: o.KeptBytes, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels, Quarantine: h.Quarantine,
 	}
 	if !o.LastSeen.IsZero() {
 		seen := o.LastSeen.UTC()

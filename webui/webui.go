@@ -127,6 +127,16 @@ type Observation struct {
 	OS, Arch     string
 	RunsFrom     string   // path of the binary that runs instead of the installed one, if one does
 	Holds        []string // 16 hex digits each: artifacts besides the running binary that it can serve
+	KeptBytes    int64    // that it keeps of releases; 0: it has not said
+	Staging      Staging  // of an artifact that it is to have before its turn; the zero value: none
+}
+
+// Staging is how far a host is with an artifact that it is to have before its turn.
+type Staging struct {
+	Digest      string
+	State       string // awaits_patch, fetching, staged or failed
+	Done, Total int64  // bytes
+	Error       string // why it failed
 }
 
 // holds tells whether a host says that it runs or holds an artifact.

@@ -214,6 +214,7 @@ type (
 		LastSeen         *time.Time        `json:"last_seen"`
 		Phase            string            `json:"phase"`
 		RunsFrom         string            `json:"runs_from"`
+		KeptBytes        int64             `json:"kept_bytes"`
 		UpdateInProgress bool              `json:"update_in_progress"`
 		Labels           map[string]string `json:"labels"`
 		Progress         *struct {
@@ -270,6 +271,12 @@ type (
 		Role         string `json:"role"`
 		Phase        string `json:"phase"`
 		Staged       bool   `json:"staged"`
+		Staging      *struct {
+			State  string `json:"state"`
+			Done   int64  `json:"done"`
+			Total  int64  `json:"total"`
+			Reason string `json:"reason"`
+		} `json:"staging,omitempty"`
 	}
 	apiFleetPlan struct {
 		TargetVersion string `json:"target_version"`

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// slowServing makes a download last some seconds.
-var slowServing = []string{"--server-arg=--serve-rate=5MB", "--agent-arg=--serve-rate=5MB"}
+// slowServing makes a download last some seconds, and the first turn not wait for it.
+var slowServing = []string{"--server-arg=--stage-wait=0s", "--server-arg=--serve-rate=5MB", "--agent-arg=--serve-rate=5MB"}
 
 // The leader is killed with -9 at each stage of a host's turn: nothing changes
 // but who coordinates, and each agent reaches B exactly once.
@@ -54,6 +54,13 @@ func killLeader(t *testing.T, args []string, moment func(c *testCluster, id stri
 	id := c.startFleetUpdate(nil)
 	moment(c, id)
 	c.kill(c.leader())
-	c.awaitFleetUpdate(id, "completed", 3*time.Minute)
+	u := c.awaitFleetUpdate(id, "completed", 3*time.Minute)
 	c.allOn(versionB)
+	for _, turn := range u.Hosts {
+		var j apiJob
+		c.get("/api/jobs/"+turn.JobID, &j)
+		if len(j.Sources) == 0 {
+			c.t.Errorf("of %s nobody knows any more who sent the release", turn.Name)
+		}
+	}
 }

@@ -39,11 +39,14 @@ that fails halts it; what it did until then stays.`,
 			if u.WaitingFor != "" {
 				fmt.Fprintf(cmd.OutOrStdout(), "waiting: %s\n", printable(u.WaitingFor))
 			}
+			if line := staging(u); line != "" {
+				fmt.Fprintln(cmd.OutOrStdout(), line)
+			}
 			var rows [][]string
 			for _, t := range u.Hosts {
-				rows = append(rows, []string{fmt.Sprint(t.Position), printable(t.Name), t.Status, dash(t.JobID), dash(t.FailedReason)})
+				rows = append(rows, []string{fmt.Sprint(t.Position), printable(t.Name), t.Status, dash(t.stagingWords()), dash(t.JobID), dash(t.FailedReason)})
 			}
-			return printTable(cmd.OutOrStdout(), []string{"#", "HOST", "STATUS", "JOB", "REASON"}, rows)
+			return printTable(cmd.OutOrStdout(), []string{"#", "HOST", "STATUS", "STAGED", "JOB", "REASON"}, rows)
 		}),
 	})
 	cmd.AddCommand(&cobra.Command{

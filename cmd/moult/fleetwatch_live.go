@@ -317,8 +317,11 @@ func (l *liveWatch) row(t apiTurn, h apiHost, width, columns int) string {
 		"succeeded": l.glyph("✔", "+"), "failed": l.glyph("✘", "x"), "skipped": l.glyph("–", "-"), "running": l.glyph("▸", ">"),
 	}[t.Status]
 	status, extra := t.Status, printable(t.FailedReason)
-	if t.Staged {
+	switch words := t.stagingWords(); {
+	case t.Staged:
 		extra = "staged"
+	case words != "":
+		extra = "staging: " + printable(words)
 	}
 	if t.Status == "running" {
 		if phase := phaseOf(t, h); phase != "" && phase != "idle" {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"moult/cmd/internal/nodekit"
 )
 
 func newHostsCommand() *cobra.Command {
@@ -126,6 +128,7 @@ func newHostCommand() *cobra.Command {
 				{"TARGET", target(h)},
 				{"PHASE", dash(h.Phase)},
 				{"RUNS FROM", h.runsFrom()},
+				{"KEEPS OF RELEASES", nodekit.ByteCount(h.KeptBytes)},
 				{"PLATFORM", h.OS + "/" + h.Arch},
 				{"SEGMENT", h.Segment},
 				{"RELAYS TO", dash(strings.Join(h.AlsoSegments, ", "))},

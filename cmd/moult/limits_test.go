@@ -77,7 +77,7 @@ func constants(t *testing.T, dir string) map[string]string {
 func inWords(described string, n int64) bool {
 	number, unit, _ := strings.Cut(described, " ")
 	units := map[string]int64{
-		"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
+		"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "GB": 1e9,
 		"s": int64(time.Second), "min": int64(time.Minute),
 	}
 	return units[unit] != 0 && n%units[unit] == 0 && number == fmt.Sprint(n/units[unit])

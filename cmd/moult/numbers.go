@@ -28,6 +28,7 @@ var (
 	descCommitted = numberDesc("moult_raft_commit_index", "Index up to which this server knows the log to be committed.")
 	descVoters    = numberDesc("moult_raft_voters", "Servers that count for a majority, by the newest configuration that this one has.")
 	descLogBytes  = numberDesc("moult_raft_log_bytes", "Size of the log's file.")
+	descKept      = numberDesc("moult_artifact_kept_bytes", "Bytes of releases that this server keeps: artifacts, parts of them and patches.")
 	descFree      = numberDesc("moult_data_free_bytes", "Bytes that may still be written in the data directory; absent where that is not known.")
 	descServed    = numberDesc("moult_artifact_served_bytes_total", "Bytes of artifacts that this server sent to other hosts.")
 	descFetched   = numberDesc("moult_artifact_fetched_bytes_total", "Bytes of artifacts that this server fetched from other hosts.")
@@ -38,7 +39,7 @@ var (
 // Describe tells what there is.
 func (serverNumbers) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descLeads, descKnows, descTerm, descLast, descCommitted, descVoters, descLogBytes, descFree,
+		descLeads, descKnows, descTerm, descLast, descCommitted, descVoters, descLogBytes, descKept, descFree,
 		descServed, descFetched, descRefused, descForwarded,
 	} {
 		ch <- d
@@ -63,6 +64,7 @@ func (n serverNumbers) Collect(ch chan<- prometheus.Metric) {
 	if free, known := n.store.FreeBytes(); known {
 		send(descFree, gauge, float64(free))
 	}
+	send(descKept, gauge, float64(n.store.Used()))
 	send(descServed, counter, float64(n.artifacts.Served()))
 	send(descFetched, counter, float64(n.store.Fetched()))
 

@@ -19,12 +19,19 @@ type observer struct {
 	roster *mesh.Roster
 
 	mu      sync.Mutex
-	reports map[string]updater.Report // by host id
+	reports map[string]updater.Report // the newest about a job, by host id
+	keeps   map[string]kept           // by host id
 	changed chan struct{}             // closed at the next change, then replaced
 }
 
+// kept is what a host said last of what it keeps of releases, and stages.
+type kept struct {
+	staging updater.Staging
+	bytes   int64
+}
+
 func newObserver(roster *mesh.Roster) *observer {
-	return &observer{roster: roster, reports: map[string]updater.Report{}, changed: make(chan struct{})}
+	return &observer{roster: roster, reports: map[string]updater.Report{}, keeps: map[string]kept{}, changed: make(chan struct{})}
 }
 
 // run passes the roster's changes on until ctx ends.
@@ -60,35 +67,59 @@ func (o *observer) store(hostID string, r updater.Report, hosts []fleet.Host) {
 	r.Record, r.Lines = nil, nil
 	o.mu.Lock()
 	o.reports[hostID] = r
-	if len(o.reports) > len(hosts) {
-		gone := maps.Clone(o.reports)
-		for _, h := range hosts {
-			delete(gone, h.ID)
-		}
-		for id := range gone {
-			delete(o.reports, id)
-		}
-	}
+	dropRemoved(o.reports, hosts)
 	o.mu.Unlock()
 	o.notify()
 }
 
-func (o *observer) snapshot() map[string]updater.Report {
+// storeKept keeps what a host says of what it keeps, as store does.
+func (o *observer) storeKept(hostID string, r updater.Report, hosts []fleet.Host) {
+	now := kept{bytes: r.Stored}
+	if r.Staging != nil {
+		now.staging = *r.Staging
+	}
+	o.mu.Lock()
+	before := o.keeps[hostID]
+	o.keeps[hostID] = now
+	dropRemoved(o.keeps, hosts)
+	o.mu.Unlock()
+	if now != before {
+		o.notify()
+	}
+}
+
+func dropRemoved[T any](of map[string]T, hosts []fleet.Host) {
+	if len(of) <= len(hosts) {
+		return
+	}
+	exists := map[string]bool{}
+	for _, h := range hosts {
+		exists[h.ID] = true
+	}
+	maps.DeleteFunc(of, func(id string, _ T) bool { return !exists[id] })
+}
+
+func (o *observer) snapshot() (map[string]updater.Report, map[string]kept) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return maps.Clone(o.reports)
+	return maps.Clone(o.reports), maps.Clone(o.keeps)
 }
 
 // Observations returns what the coordinator judges by.
 func (o *observer) Observations() map[string]coordinator.Observation {
-	reports := o.snapshot()
+	reports, keeps := o.snapshot()
 	out := map[string]coordinator.Observation{}
 	for _, m := range o.roster.Members() {
 		ob := coordinator.Observation{
 			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
 			Server: m.Role == string(identity.RoleServer), Segments: m.Segments,
 			Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
-			Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen,
+			Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen, Holds: m.Holds,
+		}
+		if s := keeps[m.HostID].staging; s.Digest != "" {
+			ob.Stage = coordinator.StageObservation{
+				Digest: s.Digest, Awaits: s.State == updater.StageAwaitsPatch, Failed: s.State == updater.StageFailed, Done: s.Done,
+			}
 		}
 		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
 			ob.Done, ob.Total, ob.Pulled = r.Done, r.Total, r.Pulled
@@ -102,13 +133,17 @@ func (o *observer) Observations() map[string]coordinator.Observation {
 
 // observed returns what the UI shows.
 func (o *observer) observed() map[string]webui.Observation {
-	reports := o.snapshot()
+	reports, keeps := o.snapshot()
 	out := map[string]webui.Observation{}
 	for _, m := range o.roster.Members() {
 		ob := webui.Observation{
 			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
 			Version: m.Version, Digest: m.Digest, Phase: string(m.Phase), JobID: m.JobID,
 			LastSeen: m.LastSeen, SeenVia: m.SeenVia, Segments: m.Segments, OS: m.OS, Arch: m.Arch, Holds: m.Holds,
+			KeptBytes: keeps[m.HostID].bytes,
+		}
+		if s := keeps[m.HostID].staging; s.Digest != "" {
+			ob.Staging = webui.Staging{Digest: s.Digest, State: string(s.State), Done: s.Done, Total: s.Total, Error: s.Error}
 		}
 		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
 			ob.Done, ob.Total, ob.Sources = r.Done, r.Total, r.Sources

@@ -17,7 +17,7 @@ import (
 
 // reloadable are the flags that take effect while the process runs. Certificates of
 // --tls-cert are looked at again by themselves.
-var reloadable = []string{"log-debug", "serve-streams", "serve-rate", "pull-rate"}
+var reloadable = []string{"log-debug", "serve-streams", "serve-rate", "pull-rate", "store-limit"}
 
 // settingsInForce are a command's flags as they were given, from wherever.
 func settingsInForce(cmd *cobra.Command) map[string]string {

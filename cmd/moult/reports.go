@@ -33,30 +33,36 @@ func (in *reportInbox) handle(from identity.Identity, payload []byte) {
 		in.logger.Warn("report does not parse", "host", from.HostID, "error", err)
 		return
 	}
-	if len(r.Record) > 0 {
+	v := in.raft.State().View()
+	lines, first := r.Lines, r.First
+	ours := in.keep(v, from.HostID, r)
+	if len(r.Record) > 0 { // now that it is known what the record is judged by
 		if err := in.node.Offer(r.Record); err != nil {
 			in.logger.Debug("reported record refused", "host", from.HostID, "error", err)
 		}
 	}
-	v := in.raft.State().View()
 	if alert, raise := forkAlert(v, from.HostID, r.KeyFork); raise && in.raft.IsLeader() {
 		in.raise(alert)
 	}
-	if r.JobID == "" {
-		return
+	if ours && len(lines) > 0 && in.raft.IsLeader() {
+		in.commit(from, r.JobID, first, lines)
 	}
+}
+
+// keep keeps what is observed; it tells whether the job is the host's to report about.
+func (in *reportInbox) keep(v fleet.View, hostID string, r updater.Report) (ours bool) {
+	if r.Staging != nil {
+		r.Staging.Error = fleet.ClipLine(r.Staging.Error)
+	}
+	in.observer.storeKept(hostID, r, v.Hosts())
 	job, ok := v.Job(r.JobID)
-	if !ok || job.HostID != from.HostID {
-		return // not this host's to report about
+	if r.JobID == "" || !ok || job.HostID != hostID {
+		return false
 	}
 	r.Sources = namedSources(v, r.Sources)
 	r.RunsFrom = fleet.ClipLine(r.RunsFrom)
-	lines, first := r.Lines, r.First
-	in.observer.store(from.HostID, r, v.Hosts())
-	if len(lines) == 0 || !in.raft.IsLeader() {
-		return
-	}
-	in.commit(from, r.JobID, first, lines)
+	in.observer.store(hostID, r, v.Hosts())
+	return true
 }
 
 // commit adds the lines that are new and acknowledges all that are stored.

@@ -28,6 +28,9 @@ const (
 	stageSlow   = 10 * time.Minute
 	// stageBatch is how many orders are sent in a round.
 	stageBatch = 256
+	// Those who are told at once begin within stageSpread for each of them, up to what a
+	// host draws by itself.
+	stageSpread = 5 * time.Millisecond
 )
 
 // stager has hosts fetch a release ahead of their turn: those of a fleet update as
@@ -36,10 +39,11 @@ const (
 // trees by which the hosts of its segment pass it on. Who has it is what the
 // records say. It runs on the leader; a new one begins anew, which costs orders.
 type stager struct {
-	raft   *consensus.Node
-	node   *mesh.Node
-	orders *orderSender
-	logger *slog.Logger
+	raft    *consensus.Node
+	node    *mesh.Node
+	orders  *orderSender
+	awaited func(now time.Time) func(running, to string) bool // see patchMaker.awaited
+	logger  *slog.Logger
 
 	sent map[stageKey]stageSent
 }
@@ -48,6 +52,7 @@ type stager struct {
 type stageKey struct {
 	host, action, digest string
 	index                uint64
+	awaitPatch           bool
 }
 
 type stageSent struct {
@@ -55,8 +60,8 @@ type stageSent struct {
 	times int
 }
 
-func newStager(raft *consensus.Node, node *mesh.Node, orders *orderSender, logger *slog.Logger) *stager {
-	return &stager{raft: raft, node: node, orders: orders, logger: logger, sent: map[stageKey]stageSent{}}
+func newStager(raft *consensus.Node, node *mesh.Node, orders *orderSender, awaited func(now time.Time) func(running, to string) bool, logger *slog.Logger) *stager {
+	return &stager{raft: raft, node: node, orders: orders, awaited: awaited, logger: logger, sent: map[stageKey]stageSent{}}
 }
 
 // run works while this server leads.
@@ -85,11 +90,13 @@ func (s *stager) round(ctx context.Context) {
 		}
 		v = s.raft.State().View()
 	}
-	due := s.due(stagePlan(v, s.node.Roster().Members()), time.Now())
+	now := time.Now()
+	due := s.due(stagePlan(v, s.node.Roster().Members(), s.awaited(now)), now)
 	for _, o := range due {
 		if ctx.Err() != nil {
 			return
 		}
+		o.spread = time.Duration(len(due)) * stageSpread
 		if err := s.orders.stage(ctx, o); err != nil {
 			s.logger.Debug("send a staging order", "host", o.host.ID, "error", err)
 		}
@@ -118,12 +125,15 @@ type stageOrder struct {
 	digest  string
 	index   uint64
 	parents [][]string
+	spread  time.Duration
+	// awaitPatch: it is to wait for a patch that is being made.
+	awaitPatch bool
 }
 
 // stagePlan returns what is to be said, to hosts that are online and have not done
 // it: to stage what is staged, and to drop what was withdrawn. Purely by what was
-// committed and the roster.
-func stagePlan(v fleet.View, members []mesh.Member) (orders []stageOrder) {
+// committed, the roster, and what patches are being made.
+func stagePlan(v fleet.View, members []mesh.Member, awaited func(running, to string) bool) (orders []stageOrder) {
 	online := map[string]mesh.Member{}
 	for _, m := range members {
 		if m.Liveness == mesh.Online {
@@ -136,7 +146,7 @@ func stagePlan(v fleet.View, members []mesh.Member) (orders []stageOrder) {
 		case r.Withdrawn:
 			orders = append(orders, dropOrders(v, r, online)...)
 		case r.StageIndex != 0 && (r.StageFor == "" || r.StageFor == update.ID && update.Status.Active()):
-			orders = append(orders, stageOrders(stageHosts(v, r, update), r, online)...)
+			orders = append(orders, stageOrders(stageHosts(v, r, update), r, online, awaited)...)
 		}
 	}
 	return orders
@@ -165,7 +175,7 @@ func stageHosts(v fleet.View, r fleet.Release, update fleet.FleetUpdate) (hosts 
 // stageOrders gives each host its parents. The trees are of all hosts of a segment
 // and a platform that are online, those that have the artifact already among them:
 // so they stay as they are while one after the other gets it.
-func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Member) (orders []stageOrder) {
+func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Member, awaited func(running, to string) bool) (orders []stageOrder) {
 	type group struct{ segment, digest string }
 	groups := map[group][]string{}
 	of := func(h fleet.Host) (group, bool) {
@@ -192,6 +202,7 @@ func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Mem
 		}
 		orders = append(orders, stageOrder{
 			host: h, rel: r, action: order.ActionStage, digest: g.digest, index: r.StageIndex, parents: trees[g][h.ID],
+			awaitPatch: awaited(online[h.ID].Digest, g.digest),
 		})
 	}
 	return orders
@@ -221,7 +232,7 @@ func offeredElsewhere(v fleet.View, digest string) bool {
 func (s *stager) due(plan []stageOrder, now time.Time) (due []stageOrder) {
 	known := map[stageKey]stageSent{}
 	for _, o := range plan {
-		key := stageKey{host: o.host.ID, action: o.action, digest: o.digest}
+		key := stageKey{host: o.host.ID, action: o.action, digest: o.digest, awaitPatch: o.awaitPatch}
 		if o.action == order.ActionStage { // a renewed one is a new one
 			key.index = o.index
 		}
@@ -250,7 +261,7 @@ func (s *orderSender) stage(ctx context.Context, so stageOrder) error {
 		Cluster: creds.Cluster, HostID: so.host.ID, JobID: fmt.Sprintf("%s-%d", so.action, so.index), Attempt: 1,
 		Action: so.action, Version: so.rel.Version, Manifest: so.rel.Manifest, Signature: so.rel.Signature,
 		Epoch: cluster.Epoch, Statement: cluster.EpochStatement,
-		Index: so.index, Expires: time.Now().Add(orderLifetime), Parents: so.parents,
+		Index: so.index, Expires: time.Now().Add(orderLifetime), Parents: so.parents, Spread: so.spread, AwaitPatch: so.awaitPatch,
 		KeyStatements: statementsAfter(cluster, newest(cluster, order.MaxKeyStatements), order.MaxKeyStatements),
 	}, creds.Key, creds.CertDER())
 	if err != nil {

@@ -21,6 +21,8 @@ type stagingFleet struct {
 	members []mesh.Member
 }
 
+func noPatch(string, string) bool { return false }
+
 func newStagingFleet(t *testing.T, agents int) *stagingFleet {
 	f := &stagingFleet{t: t, state: fleet.New()}
 	now := time.Now()
@@ -54,7 +56,7 @@ func (f *stagingFleet) apply(c fleet.Change) {
 
 func (f *stagingFleet) plan() map[string]string {
 	told := map[string]string{}
-	for _, o := range stagePlan(f.state.View(), f.members) {
+	for _, o := range stagePlan(f.state.View(), f.members, noPatch) {
 		told[o.host.ID] += o.action
 	}
 	return told
@@ -109,7 +111,7 @@ func TestStagingTrees(t *testing.T) {
 	}
 	f.apply(fleet.ReleaseStaged{Version: "B"})
 	parents := map[string][][]string{}
-	for _, o := range stagePlan(f.state.View(), f.members) {
+	for _, o := range stagePlan(f.state.View(), f.members, noPatch) {
 		parents[o.host.ID] = o.parents
 		for _, list := range o.parents {
 			for _, id := range list {
@@ -124,7 +126,7 @@ func TestStagingTrees(t *testing.T) {
 	for i := 0; i < 12; i += 2 {
 		f.members[i].Holds = []string{wantedDigest[:16]}
 	}
-	for _, o := range stagePlan(f.state.View(), f.members) {
+	for _, o := range stagePlan(f.state.View(), f.members, noPatch) {
 		if !slices.EqualFunc(o.parents, parents[o.host.ID], slices.Equal) {
 			t.Errorf("%s: the parents changed from %v to %v", o.host.ID, parents[o.host.ID], o.parents)
 		}
@@ -135,8 +137,8 @@ func TestStagingTrees(t *testing.T) {
 func TestStagingOrdersArePaced(t *testing.T) {
 	f := newStagingFleet(t, stageBatch+10)
 	f.apply(fleet.ReleaseStaged{Version: "B"})
-	s := newStager(nil, nil, nil, nil)
-	plan := stagePlan(f.state.View(), f.members)
+	s := newStager(nil, nil, nil, nil, nil)
+	plan := stagePlan(f.state.View(), f.members, noPatch)
 	now := time.Now()
 	if n := len(s.due(plan, now)); n != stageBatch {
 		t.Errorf("%d orders at once", n)
@@ -162,5 +164,37 @@ func TestStagingOrdersArePaced(t *testing.T) {
 	}
 	if s.due(nil, now); len(s.sent) != 0 {
 		t.Errorf("remembered are %v", s.sent)
+	}
+}
+
+// A host whose patch is being made is told to wait for it, and told again, at once,
+// when there is none to wait for any more.
+func TestStagingAwaitsPatches(t *testing.T) {
+	f := newStagingFleet(t, 2)
+	f.apply(fleet.ReleaseStaged{Version: "B"})
+	f.members[0].Digest = "aaaaaaaaaaaaaaaa"
+	f.members[1].Digest = "bbbbbbbbbbbbbbbb"
+	making := true
+	awaited := func(running, to string) bool {
+		return making && running == "aaaaaaaaaaaaaaaa" && to == wantedDigest
+	}
+	s := newStager(nil, nil, nil, nil, nil)
+	now := time.Now()
+	told := func() map[string]bool {
+		got := map[string]bool{}
+		for _, o := range s.due(stagePlan(f.state.View(), f.members, awaited), now) {
+			got[o.host.ID] = o.awaitPatch
+		}
+		return got
+	}
+	if got := told(); len(got) != 2 || !got["h0"] || got["h1"] {
+		t.Errorf("told to wait are %v", got)
+	}
+	if got := told(); len(got) != 0 {
+		t.Errorf("told again are %v", got)
+	}
+	making = false
+	if got := told(); len(got) != 1 || got["h0"] {
+		t.Errorf("told once it is made are %v", got)
 	}
 }

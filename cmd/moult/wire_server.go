@@ -300,7 +300,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) {
 			err := coordinator.Run(ctx, coordinator.Config{
-				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts, Unreachable: coordinator.UnreachablePolicy(o.unreachable),
+				Log: raft, Roster: observer, Timeouts: o.timeouts.Timeouts, StageWait: o.timeouts.stage, Unreachable: coordinator.UnreachablePolicy(o.unreachable),
 				Orders: &orderSender{node: node, raft: raft, creds: current.Get},
 				Self:   creds.HostID, Servers: members,
 				Logger: logger.With("component", "coordinator"),
@@ -312,7 +312,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	})
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) {
-			newStager(raft, node, &orderSender{node: node, raft: raft, creds: current.Get}, logger.With("component", "stager")).run(ctx)
+			newStager(raft, node, &orderSender{node: node, raft: raft, creds: current.Get}, patches.awaited, logger.With("component", "stager")).run(ctx)
 		})
 	})
 	tasks.Go(func() {

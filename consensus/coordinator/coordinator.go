@@ -85,6 +85,8 @@ type Observation struct {
 	Error       string // why the job failed, from the host's report
 	LastOutput  string // the new binary's last line of output
 	Sources     []fleet.Source
+	Holds       []string // the first 16 hex digits of artifacts that it has, besides what it runs
+	Stage       StageObservation
 	LastSeen    time.Time
 }
 
@@ -160,7 +162,10 @@ type Config struct {
 	Servers     Servers // nil: fleet updates with servers wait at the first one
 	Timeouts    Timeouts
 	Unreachable UnreachablePolicy
-	Logger      *slog.Logger
+	// StageWait is how long the first turn of a fleet update waits for its host to have
+	// the release staged, if there are signs that it is getting it. 0: it does not.
+	StageWait time.Duration
+	Logger    *slog.Logger
 }
 
 func (c *Config) validate() error {

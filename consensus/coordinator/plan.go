@@ -36,6 +36,7 @@ type input struct {
 	Relays   map[string]fleet.Host // the enrolled hosts in two or more segments, by ID
 	// Unreachable is what becomes of a host that nobody can see.
 	Unreachable UnreachablePolicy
+	StageWait   time.Duration // see Config
 	Memory      memory
 	NewJobID    string // for a job that this plan makes
 
@@ -54,6 +55,7 @@ type memory struct {
 	// waits tells since when nothing else is left to do than to wait for a host, by
 	// its ID.
 	waits map[string]time.Time
+	stage stageMemory
 	// handover is why the last attempt to hand leadership over was in vain.
 	handover string
 	// back tells since when the host of an open alert, by the alert's ID, has
@@ -84,9 +86,9 @@ func plan(in input) (steps []step, mem memory, wake time.Time) {
 		steps, mem.job, wake = planJob(in, j)
 	} else {
 		mem.job = jobMemory{}
-		w := waits{old: in.Memory.waits}
+		w := waits{old: in.Memory.waits, stage: in.Memory.stage}
 		steps, wake = planNext(in, &w)
-		mem.waits = w.now
+		mem.waits, mem.stage = w.now, w.stage
 		for _, s := range steps {
 			if _, ok := s.Change.(fleet.JobDispatched); ok {
 				mem.dispatched = s.JobID

@@ -110,6 +110,7 @@ type world struct {
 	hosts int
 
 	unreachable UnreachablePolicy
+	stageWait   time.Duration
 
 	leader  string          // the server that plans
 	servers map[string]bool // whether each votes
@@ -209,7 +210,7 @@ func (w *world) startUpdate(version string, hosts ...string) {
 
 // input is what the loop would gather.
 func (w *world) input() input {
-	c := &coordinator{Config: Config{Log: worldLog{w}, Roster: worldLog{w}, Timeouts: DefaultTimeouts, Unreachable: w.unreachable, Self: w.leader, Servers: worldLog{w}}, memory: w.mem}
+	c := &coordinator{Config: Config{Log: worldLog{w}, Roster: worldLog{w}, Timeouts: DefaultTimeouts, Unreachable: w.unreachable, StageWait: w.stageWait, Self: w.leader, Servers: worldLog{w}}, memory: w.mem}
 	in := c.gather(context.Background(), w.now)
 	in.NewJobID = fmt.Sprintf("j%d", w.jobs+1)
 	return in
@@ -312,6 +313,12 @@ func (w *world) command(c []string) []string {
 		}
 	case "unreachable":
 		w.unreachable = UnreachablePolicy(args[0])
+	case "stage-wait":
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.stageWait = d
 	case "release":
 		if len(args) == 1 {
 			args = append(args, "linux/amd64", "linux/arm64")
@@ -377,8 +384,7 @@ func (w *world) see(name string, pairs []string) {
 		case "boot":
 			o.Boot = uint64(number)
 		case "version":
-			h, _ := w.state.View().Host(name)
-			o.Version, o.Digest = value, digest(value, h.OS+"/"+h.Arch)[:16]
+			o.Version, o.Digest = value, w.digestFor(name, value)[:16]
 		case "digest":
 			o.Digest = value
 		case "phase":
@@ -389,6 +395,12 @@ func (w *world) see(name string, pairs []string) {
 			o.Done, o.Total = number, 1000
 		case "pulled":
 			o.Pulled, o.Total = number, 1000
+		case "holds":
+			o.Holds = []string{w.digestFor(name, value)[:16]}
+		case "stages", "awaits-patch", "cannot-stage":
+			o.Stage = StageObservation{Digest: w.digestFor(name, value), Awaits: key == "awaits-patch", Failed: key == "cannot-stage"}
+		case "staged":
+			o.Stage.Done = number
 		case "error":
 			o.Error = value
 		case "output":
@@ -405,6 +417,12 @@ func (w *world) see(name string, pairs []string) {
 		}
 	}
 	w.seen[name] = o
+}
+
+// digestFor is the sha256 of a version's binary for a host's platform.
+func (w *world) digestFor(name, version string) string {
+	h, _ := w.state.View().Host(name)
+	return digest(version, h.OS+"/"+h.Arch)
 }
 
 // show tells how the newest fleet update, its alerts and the jobs stand.

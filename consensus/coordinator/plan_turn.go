@@ -25,7 +25,10 @@ func planNext(in input, w *waits) (steps []step, wake time.Time) {
 }
 
 // waits measures how long a host is waited for.
-type waits struct{ old, now map[string]time.Time }
+type waits struct {
+	old, now map[string]time.Time
+	stage    stageMemory
+}
 
 // until returns when the wait for a host is over.
 func (w *waits) until(hostID string, now time.Time, limit time.Duration) time.Time {
@@ -84,6 +87,9 @@ func planTurn(in input, u fleet.FleetUpdate, w *waits) (steps []step, later time
 			return []step{{Change: fleet.FleetUpdateHalted{ID: u.ID, HostID: h.ID, Reason: o.why}}}, time.Time{}
 		case handsOver(in, h):
 			return planHandover(in, u, h, w)
+		}
+		if due := awaitStaging(in, u, h, &w.stage); in.Now.Before(due) {
+			return nil, due
 		}
 		return []step{{
 			JobID:  in.NewJobID,

@@ -145,7 +145,7 @@ func (c *coordinator) gather(ctx context.Context, now time.Time) input {
 	v := c.Log.State().View()
 	in := input{
 		Now: now, Timeouts: c.Timeouts, Memory: c.memory, NewJobID: uuid.NewString(),
-		Hosts: map[string]fleet.Host{}, Releases: map[string]fleet.Release{}, Unreachable: c.Unreachable,
+		Hosts: map[string]fleet.Host{}, Releases: map[string]fleet.Release{}, Unreachable: c.Unreachable, StageWait: c.StageWait,
 		Open: v.OpenJobs(), Alerts: v.OpenAlerts(), Self: c.Self,
 	}
 	needs := func(hostID, version string) {

@@ -169,6 +169,7 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 		return nil, err
 	}
 	defer release()
+	own.update(func(s *flightState) { s.size = req.Size })
 	switch err := req.Store.Verify(req.Digest); {
 	case err == nil:
 		return watched.sources, req.Store.checkLength(req.Digest, req.Size)

@@ -22,6 +22,7 @@ type flight struct {
 
 // flightState is how far a flight is.
 type flightState struct {
+	size    int64 // of the artifact
 	done    int64 // bytes here
 	from    Peer  // who sent the newest
 	pull    PullProgress

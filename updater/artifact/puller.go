@@ -330,7 +330,11 @@ func (p *Puller) makeRoom(digest string, size int64) error {
 		}
 	}
 	if p.cfg.Prune {
-		if err := p.cfg.Store.Prune(KeptByRelay-1, append(running, digest)...); err != nil {
+		err := p.cfg.Store.MakeRoom(digest, size, KeptByRelay-1, running...)
+		if errors.Is(err, ErrLimit) {
+			return refuse(http.StatusInsufficientStorage, "%v", err)
+		}
+		if err != nil {
 			p.cfg.Logger.Warn("prune old artifacts", "error", err)
 		}
 	}

@@ -76,10 +76,13 @@ type Store struct {
 	dir     string
 	running running
 	fetched atomic.Int64
+	limit   atomic.Int64 // see SetLimit
+	besides Besides      // see CountBesides
 
 	mu       sync.Mutex
 	fetching map[string]*flight // by digest
 	pinned   string             // see Pin
+	kept     []string           // see Keep
 	began    chan struct{}      // closed with the next one that is shared
 
 	telling sync.Mutex // or the older of two lists would be told last
@@ -274,32 +277,28 @@ func (s *Store) Pin(digest string) {
 	s.pinned = digest
 }
 
-// Prune deletes all artifacts but those named, the pinned one, and the newest of
-// the others, at most spare, and partial files that nobody is fetching. What has
-// the running binary's digest is always kept.
+// Prune deletes all artifacts but those named, the pinned one, those of Keep, and
+// the newest of the others, at most spare, and partial files that nobody is fetching.
+// What has the running binary's digest is always kept.
 func (s *Store) Prune(spare int, keep ...string) error {
 	defer s.tell()
 	// Under the lock no fetch can begin, so none loses the file it resumes.
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	kept := map[string]bool{s.running.digest: true, s.pinned: true}
-	for _, k := range keep {
-		kept[k] = true
-	}
+	return s.prune(spare, keep)
+}
+
+func (s *Store) prune(spare int, keep []string) error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, e := range newestFirst(entries) {
-		digest := strings.TrimPrefix(e.Name(), unverifiedPrefix)
-		if !ValidDigest(digest) || kept[digest] {
+		if !s.deletable(e.Name(), keep) {
 			continue
 		}
-		if _, busy := s.fetching[digest]; busy {
-			continue
-		}
-		if digest == e.Name() && spare > 0 {
+		if ValidDigest(e.Name()) && spare > 0 {
 			spare--
 			continue
 		}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"moult/consensus/fleet"
 )
 
 // Result is how a job ended on this host, or that it has not.
@@ -35,8 +37,10 @@ type Outcome struct {
 	Result  Result `json:"result"`
 	Version string `json:"version"`
 	Digest  string `json:"digest,omitempty"`
-	Number  uint64 `json:"number,omitempty"` // the release's
-	Floor   uint64 `json:"floor,omitempty"`
+	// FromDigest is of the binary that a trial was to replace.
+	FromDigest string `json:"from_digest,omitempty"`
+	Number     uint64 `json:"number,omitempty"` // the release's
+	Floor      uint64 `json:"floor,omitempty"`
 	// Expires is until when the release may be installed; nil: for ever.
 	Expires *time.Time `json:"expires,omitempty"`
 	// Reason says why it was not committed: one line for people.
@@ -51,13 +55,17 @@ type Outcome struct {
 	// Staged: a trial was due. Such a job is not resumed, whatever became of the
 	// marker: its binary may have been what took the host down.
 	Staged bool `json:"staged,omitempty"`
+	// Sources are who sent the artifact: what was told before a restart must be told
+	// after it too, for a server that has begun to lead meanwhile.
+	Sources []fleet.Source `json:"sources,omitempty"`
 }
 
-// OutcomeOf begins an outcome from a trial's marker.
+// OutcomeOf begins an outcome from a trial's marker. What the agent had told of the
+// job beyond that, SaveVerdict keeps.
 func OutcomeOf(m Marker, r Result, at time.Time) Outcome {
 	return Outcome{
 		JobID: m.JobID, Attempt: m.Attempt, Index: m.Index, Result: r,
-		Version: m.Version, Digest: m.Digest, Number: m.Number, Floor: m.Floor, Expires: m.Expires, At: at,
+		Version: m.Version, Digest: m.Digest, FromDigest: m.FromDigest, Number: m.Number, Floor: m.Floor, Expires: m.Expires, At: at,
 	}
 }
 
@@ -71,6 +79,14 @@ const (
 // SaveOutcome writes the outcome durably.
 func SaveOutcome(dataDir string, o Outcome) error {
 	return writeJSON(filepath.Join(dataDir, outcomeFile), o)
+}
+
+// SaveVerdict is SaveOutcome for whoever judges a trial.
+func SaveVerdict(dataDir string, o Outcome) error {
+	if before, err := LoadOutcome(dataDir); err == nil && before.JobID == o.JobID && len(o.Sources) == 0 {
+		o.Sources = before.Sources
+	}
+	return SaveOutcome(dataDir, o)
 }
 
 // LoadOutcome reads the outcome, or returns ErrNoOutcome.

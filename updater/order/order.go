@@ -109,6 +109,12 @@ type Order struct {
 	// Parents are for ActionStage: the ids of hosts that get the artifact at the same
 	// time, by stripe, each list from the nearest on. A hint; the bytes are verified.
 	Parents [][]string `json:"parents,omitempty"`
+	// Spread is for ActionStage: the host begins at a moment within it that is drawn by
+	// chance, so that those who are told at once don't begin at once. 0: not said.
+	Spread time.Duration `json:"spread,omitempty"`
+	// AwaitPatch is for ActionStage: a patch is being made for this host, and the
+	// order comes again, without it, when it is there or not to be had.
+	AwaitPatch bool `json:"await_patch,omitempty"`
 	// FromManifest and FromSignature are of the release that the host seems to run:
 	// where the manifest limits what it may replace, and the host does not know its
 	// own number, they prove it.

@@ -26,6 +26,7 @@ type AgentOptions struct {
 func (o *AgentOptions) RegisterFlags(cmd *cobra.Command) {
 	o.Register(cmd)
 	f := cmd.Flags()
+	o.Serve.registerStore(f)
 	f.StringVar(&o.Segment, "segment", "", "segment of this host (default: the token's)")
 	o.Trial.Register(f)
 }

@@ -62,6 +62,7 @@ func (a *artifactSide) takeOver(running, o NodeOptions) {
 	a.Served.SetLimits(o.Serve.limits())
 	a.patchLimiter.SetLimit(rateOf(o.Serve.rate))
 	a.Limiter.SetLimit(rateOf(o.Serve.Pull))
+	a.Store.SetLimit(int64(o.Serve.store))
 }
 
 // rateOf is a rate of settings, in which 0 is no limit.

@@ -21,6 +21,7 @@ type ServeLimits struct {
 	Hosts   int      // that share one address
 	rate    byteSize // per second
 	Pull    byteSize // per second, of what this host fetches
+	store   byteSize // that are kept of releases; servers keep all that are offered
 }
 
 func (l *ServeLimits) register(f *pflag.FlagSet) {
@@ -28,6 +29,12 @@ func (l *ServeLimits) register(f *pflag.FlagSet) {
 	f.Var(&l.rate, "serve-rate", "bytes per second that are served in all, such as 10MB; 0: no limit")
 	f.IntVar(&l.Hosts, "hosts-per-address", 1, "how many hosts share one address, as behind NAT: the limits of connections by address are that many times as high")
 	f.Var(&l.Pull, "pull-rate", "bytes per second that are fetched in all, for this host and as a relay for others, such as 1MB; 0: no limit")
+}
+
+// registerStore is for agents.
+func (l *ServeLimits) registerStore(f *pflag.FlagSet) {
+	l.store = artifact.DefaultLimit
+	f.Var(&l.store, "store-limit", "bytes that are kept of releases, parts of them and patches, for a host's turn, for others and to go back, such as 500MB; an update's own artifact is fetched in any case; 0: no limit")
 }
 
 // Validate tells which limit makes no sense.

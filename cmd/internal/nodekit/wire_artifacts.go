@@ -38,6 +38,8 @@ func OpenArtifacts(o NodeOptions, me Self, node *mesh.Node, current *identity.Cu
 	if err != nil {
 		return nil, err
 	}
+	store.CountBesides(patches)
+	store.SetLimit(int64(o.Serve.store))
 	patchLimiter := artifact.NewLimiter(rateOf(o.Serve.rate))
 	return &artifactSide{
 		me: me, Patches: patches, patchLimiter: patchLimiter, patched: patch.Handler(patches, o.Serve.Streams, patchLimiter),
