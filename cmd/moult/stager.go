@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -174,7 +175,8 @@ func stageHosts(v fleet.View, r fleet.Release, update fleet.FleetUpdate) (hosts 
 
 // stageOrders gives each host its parents. The trees are of all hosts of a segment
 // and a platform that are online, those that have the artifact already among them:
-// so they stay as they are while one after the other gets it.
+// so they stay as they are while one after the other gets it. Whom a segment gets it
+// through has nobody to take it from there, and few to give it to in another one.
 func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Member, awaited func(running, to string) bool) (orders []stageOrder) {
 	type group struct{ segment, digest string }
 	groups := map[group][]string{}
@@ -191,9 +193,24 @@ func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Mem
 			groups[g] = append(groups[g], h.ID)
 		}
 	}
+	members := slices.Collect(maps.Values(online))
+	feeders := map[group]string{}
+	for g, ids := range groups {
+		inside := nodekit.PeerView{Own: online[ids[0]].Record, Members: members}
+		feeders[g] = artifact.FirstRelay(g.digest, inside.Relays(nil)).HostID
+	}
 	trees := map[group]map[string][][]string{}
 	for g, ids := range groups {
-		trees[g] = artifact.Trees(g.digest, ids)
+		feeder := feeders[g]
+		ids = slices.DeleteFunc(ids, func(id string) bool { return id == feeder })
+		var feeding []string
+		for other, id := range feeders {
+			if other.digest == g.digest {
+				feeding = append(feeding, id)
+			}
+		}
+		trees[g] = artifact.Trees(g.digest, ids, feeding...)
+		trees[g][feeder] = make([][]string, artifact.Stripes) // takes all from beyond the segment
 	}
 	for _, h := range hosts {
 		g, ok := of(h)

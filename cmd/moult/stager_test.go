@@ -133,6 +133,48 @@ func TestStagingTrees(t *testing.T) {
 	}
 }
 
+// The relay through which a segment gets the artifact waits for nobody in it; one that
+// is at home elsewhere has its parents there.
+func TestTheFeederOfASegmentHasNoParentsInIt(t *testing.T) {
+	f := newStagingFleet(t, 12)
+	server := seen("s", "default")
+	server.Role = string(fleet.RoleServer)
+	f.members = append(f.members, server)
+	for i := 6; i < 12; i++ {
+		f.members[i].Segments = strings.Fields("dmz")
+	}
+	f.members[6].Segments = strings.Fields("dmz default")
+	f.apply(fleet.ReleaseStaged{Version: "B"})
+	parents := func() map[string][][]string {
+		by := map[string][][]string{}
+		for _, o := range stagePlan(f.state.View(), f.members) {
+			by[o.host.ID] = o.parents
+		}
+		return by
+	}
+	named := func(id string) (n int) {
+		for _, stripes := range parents() {
+			for _, list := range stripes {
+				if slices.Contains(list, id) {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if got := parents()["h6"]; len(got) != 2 || len(got[0])+len(got[1]) > 0 || named("h6") > 0 {
+		t.Errorf("the relay of its own segment takes it from %v and gives it to %d", got, named("h6"))
+	}
+	f.members[6].Segments = strings.Fields("dmz")
+	f.members[5].Segments = strings.Fields("default dmz")
+	if got := parents()["h5"]; len(got[0]) == 0 || len(got[1]) == 0 {
+		t.Errorf("the relay of another segment takes it from %v", got)
+	}
+	if got := parents()["h6"]; len(got[0])+len(got[1]) == 0 {
+		t.Error("a host that is no relay any more has no parents")
+	}
+}
+
 // Who does not do it is told again, ever more rarely; who did is forgotten.
 func TestStagingOrdersArePaced(t *testing.T) {
 	f := newStagingFleet(t, stageBatch+10)

@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -22,20 +23,6 @@ const (
 	// chunkRounds is how often all who may have chunks are asked in vain before the
 	// whole is fetched instead.
 	chunkRounds = 4
-	// Who waits for a parent that waits for its own is patient for longer, so that
-	// the one next to the trouble finds a way around it: a share of StallTimeout, and
-	// so much more for each ancestor.
-	stallShare      = 3
-	stallPerAncient = 4
-	// A stripe for which others were held back for half of lagPatience is taken from
-	// another peer, at most maxLagMoves times.
-	lagPatience = 3 * time.Second
-	maxLagMoves = 3
-	// stripeLead is how many chunks a stripe may be ahead of another one: whoever sends
-	// them has one link for all, and those behind this host need all stripes alike.
-	// Waiting for a stripe that does not get on ends after leadPatience.
-	stripeLead   = 16
-	leadPatience = time.Second
 	// coolOff is how long who failed is asked after the others.
 	coolOff = 10 * time.Second
 )
@@ -120,27 +107,72 @@ func (c *chunkFetch) fill(ctx context.Context) (sum string, err error) {
 	return sum, context.Cause(ctx)
 }
 
-// fillStripe gets the chunks of a stripe that are missing. The first peer of any
-// stripe that answers gives the chunk list.
+// fillStripe gets the chunks of a stripe that are missing. It asks one peer after the
+// other: parents, who may have nothing yet, then those who have what is asked for now,
+// then relays. The first peer of any stripe that answers gives the chunk list.
 func (c *chunkFetch) fillStripe(ctx context.Context, stripe int) error {
-	return c.each(ctx, stripe, func() bool {
-		if c.begun() == nil {
-			return true
-		}
-		_, n := c.file.missing(stripe, c.stripes)
-		return n > 0
-	}, func(p Peer, now bool, patience time.Duration) error {
-		if c.begun() == nil {
-			list, err := c.askList(ctx, p, now, patience)
-			if err != nil {
-				return err
+	begun := time.Now()
+	wait := askAgainFirst
+	var last error
+	for idle, waited := 0, 0; ; {
+		progress, early, busy := false, false, false
+		for i, p := range c.orderFor(stripe) {
+			if !c.lacks(stripe) {
+				return nil
 			}
-			if err := c.begin(list); err != nil {
+			if p.kind == relay && busy && !c.Brief {
+				break // what is on this side of a link is worth waiting for
+			}
+			err := c.takeStripe(ctx, p, stripe)
+			switch {
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case isLocal(err):
 				return err
+			case err == nil:
+				progress = true
+			default:
+				last = fmt.Errorf("from %s: %w", c.named(p.Peer), err)
+				busy = busy || errors.Is(err, errBusy)
+				c.judge(p.Peer, err)
+			}
+			if progress {
+				break // the nearest first again
+			}
+			// The first parent is waited for; who waits for it waits, too.
+			if i == 0 && p.kind == parent && errors.Is(err, errLacks) && time.Since(begun) < parentPatience {
+				early = true
+				break
 			}
 		}
-		return c.takeStripe(ctx, p, stripe, now, patience)
-	})
+		switch {
+		case !c.lacks(stripe):
+			return nil
+		case progress:
+			idle, wait = 0, askAgainFirst
+			continue
+		case busy && !c.Brief && waited%busyRounds != busyRounds-1:
+			waited++ // it is worth waiting for
+		case !early:
+			idle, waited = idle+1, 0
+		}
+		if idle >= chunkRounds {
+			return fmt.Errorf("%w: %w", errNoChunks, errors.Join(last, ctx.Err()))
+		}
+		if err := sleep(ctx, wait); err != nil {
+			return context.Cause(ctx)
+		}
+		wait = min(2*wait, askAgainMost)
+	}
+}
+
+// lacks tells whether chunks of a stripe are missing.
+func (c *chunkFetch) lacks(stripe int) bool {
+	if c.begun() == nil {
+		return stripe < c.Chunks.Count(c.Size)
+	}
+	_, n := c.file.missing(stripe, c.stripes)
+	return n > 0
 }
 
 // begun is the file, once there is one.
@@ -174,70 +206,24 @@ func (c *chunkFetch) begin(list []byte) error {
 	return nil
 }
 
-// each asks one peer after the other, while more is wanted: parents, who may have
-// nothing yet, and then those who have what is asked for now. An ask that returns
-// nil brought something.
-func (c *chunkFetch) each(ctx context.Context, stripe int, wanted func() bool, ask func(p Peer, now bool, patience time.Duration) error) error {
-	begun := time.Now()
-	wait := askAgainFirst
-	var last error
-	for idle := 0; ; {
-		progress, early := false, false
-		for i, p := range c.orderFor(stripe) {
-			if !wanted() {
-				return nil
-			}
-			err := ask(p.Peer, !p.parent, c.stallOf(p))
-			switch {
-			case ctx.Err() != nil:
-				return context.Cause(ctx)
-			case isLocal(err):
-				return err
-			case err == nil:
-				progress = true
-			default:
-				last = fmt.Errorf("from %s: %w", c.named(p.Peer), err)
-				c.judge(p.Peer, err)
-			}
-			if progress {
-				break // the nearest first again
-			}
-			// The first parent is waited for; who waits for it waits, too.
-			if i == 0 && p.parent && errors.Is(err, errLacks) && time.Since(begun) < parentPatience {
-				early = true
-				break
-			}
-		}
-		switch {
-		case !wanted():
-			return nil
-		case progress:
-			idle, wait = 0, askAgainFirst
-			continue
-		case !early:
-			idle++
-		}
-		if idle >= chunkRounds {
-			return fmt.Errorf("%w: %w", errNoChunks, errors.Join(last, ctx.Err()))
-		}
-		if err := sleep(ctx, wait); err != nil {
-			return context.Cause(ctx)
-		}
-		wait = min(2*wait, askAgainMost)
-	}
-}
-
 func (c *chunkFetch) named(p Peer) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.fetch.named(p)
 }
 
+// learn is learnName for stripes, which run at the same time.
+func (c *chunkFetch) learn(resp *http.Response, p *Peer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.learnName(resp, p)
+}
+
 // judge takes down why a peer gave nothing more.
 func (c *chunkFetch) judge(p Peer, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if errors.Is(err, errCorrupt) {
+	if errors.Is(err, errCorrupt) || errors.Is(err, errImpossible) {
 		c.ban(p, err)
 	} else if !errors.Is(err, errLacks) {
 		c.failed[p.key()] = time.Now()
@@ -247,18 +233,26 @@ func (c *chunkFetch) judge(p Peer, err error) {
 // chunkPeer is who may have chunks.
 type chunkPeer struct {
 	Peer
-	parent  bool // gets them itself, perhaps
-	ancient int  // parents that it has behind itself
+	kind    chunkPeerKind
+	place   int // of a parent: 0 is the one named first, the others take its place
+	ancient int // of a parent: how many are behind it
 }
 
-// orderFor sorts who is asked for a stripe: its parents, then who holds the
-// artifact; but those last who failed just now.
+type chunkPeerKind int
+
+const (
+	parent chunkPeerKind = iota // gets them itself, perhaps
+	holder                      // has what it has now
+	relay                       // gets them when asked to
+)
+
+// orderFor sorts who is asked for a stripe: its parents, then who holds the artifact,
+// then who may get it for this host; but those last who failed just now.
 func (c *chunkFetch) orderFor(stripe int) []chunkPeer {
 	var peers []chunkPeer
-	parents := c.parents()
-	if stripe < len(parents) {
+	if parents := c.parents(); stripe < len(parents) {
 		for i, p := range parents[stripe] {
-			peers = append(peers, chunkPeer{p, true, len(parents[stripe]) - i})
+			peers = append(peers, chunkPeer{p, parent, i, len(parents[stripe]) - i})
 		}
 	}
 	holders := c.Candidates()
@@ -266,7 +260,12 @@ func (c *chunkFetch) orderFor(stripe int) []chunkPeer {
 	defer c.mu.Unlock()
 	for _, p := range c.order(holders) {
 		if !slices.ContainsFunc(peers, func(known chunkPeer) bool { return known.key() == p.key() }) {
-			peers = append(peers, chunkPeer{Peer: p})
+			peers = append(peers, chunkPeer{Peer: p, kind: holder})
+		}
+	}
+	if c.Pull != nil {
+		for _, p := range c.orderRelays() {
+			peers = append(peers, chunkPeer{Peer: p, kind: relay})
 		}
 	}
 	peers = slices.DeleteFunc(peers, func(p chunkPeer) bool { return c.banned[p.key()] })
@@ -282,44 +281,56 @@ func (c *chunkFetch) recent(key string) int {
 	return 0
 }
 
-func (c *chunkFetch) stallOf(p chunkPeer) time.Duration {
-	if !p.parent {
-		return c.StallTimeout
-	}
-	d := c.StallTimeout / stallShare
-	return d + time.Duration(p.ancient)*d/stallPerAncient
+// askList gets the chunk list from one peer.
+func (c *chunkFetch) askList(ctx context.Context, p chunkPeer) error {
+	want := int64(c.Chunks.Count(c.Size)) * sha256.Size
+	return c.open(ctx, &p, listSuffix, listAsk{c.Chunks.Size, p.kind == holder}.String(), want, c.readList)
 }
 
-// askList gets the chunk list from one peer.
-func (c *chunkFetch) askList(ctx context.Context, p Peer, now bool, patience time.Duration) ([]byte, error) {
-	want := int64(c.Chunks.Count(c.Size)) * 32
-	list := make([]byte, want)
-	err := c.open(ctx, &p, listSuffix, listAsk{c.Chunks.Size, now}.String(), want, patience, func(body *patientReader) error {
-		if _, err := io.ReadFull(body, list); err != nil {
-			return err
-		}
-		_, err := c.Chunks.Open(list, c.Size)
+// readList reads the chunk list, which is believed by its signed digest, and begins.
+func (c *chunkFetch) readList(body *patientReader) error {
+	list := make([]byte, c.Chunks.Count(c.Size)*sha256.Size)
+	if _, err := io.ReadFull(body, list); err != nil {
 		return err
-	})
-	if err != nil {
-		return nil, err
 	}
-	return list, nil
+	if _, err := c.Chunks.Open(list, c.Size); err != nil {
+		return err
+	}
+	return c.begin(list)
 }
 
 // takeStripe reads chunks of a stripe from one peer. It returns nil when any came.
-func (c *chunkFetch) takeStripe(ctx context.Context, p Peer, stripe int, now bool, patience time.Duration) error {
-	first, n := c.file.missing(stripe, c.stripes)
-	if n == 0 {
-		return nil
+func (c *chunkFetch) takeStripe(ctx context.Context, p chunkPeer, stripe int) error {
+	if p.kind == relay {
+		if err := c.askToPull(ctx, &p); err != nil {
+			return err
+		}
 	}
-	ask := stripeAsk{chunk: c.Chunks.Size, first: first, of: c.stripes, count: n, now: now}
-	want := int64(n-1)*ask.chunk + int64(c.file.length(ask.last()))
+	ask := stripeAsk{chunk: c.Chunks.Size, of: c.stripes, now: p.kind == holder}
+	if c.begun() == nil && c.Store.partialSize(c.Digest) == 0 {
+		// All is missing, so nothing has to be known for the question: one less, and a
+		// way there and back less, for each host in the row.
+		ask.list, ask.first, ask.count = true, stripe, (c.Chunks.Count(c.Size)-stripe+c.stripes-1)/c.stripes
+	} else {
+		if c.begun() == nil {
+			if err := c.askList(ctx, p); err != nil {
+				return err
+			}
+		}
+		if ask.first, ask.count = c.file.missing(stripe, c.stripes); ask.count == 0 {
+			return nil
+		}
+	}
 	got := 0
-	err := c.open(ctx, &p, stripeSuffix, ask.String(), want, patience, func(body *patientReader) error {
-		t := stripeTaker{blamedBefore: c.blame(stripe), chunkFetch: c, peer: p, stripe: stripe, minRate: c.MinRate / int64(c.stripes), window: time.Now(), begun: time.Now()}
+	err := c.open(ctx, &p, stripeSuffix, ask.String(), ask.bytes(c.Size), func(body *patientReader) error {
+		if ask.list {
+			if err := c.readList(body); err != nil {
+				return err
+			}
+		}
+		t := c.newTaker(p, stripe)
 		buf := make([]byte, ask.chunk)
-		for i := first; i <= ask.last(); i += ask.of {
+		for i := ask.first; i <= ask.last(); i += ask.of {
 			if err := c.awaitOthers(ctx, i/c.stripes, stripe, body.hold); err != nil {
 				return err
 			}
@@ -339,17 +350,18 @@ func (c *chunkFetch) takeStripe(ctx context.Context, p Peer, stripe int, now boo
 		return nil
 	})
 	if err != nil && !isLocal(err) && got > 0 && ctx.Err() == nil {
-		c.judge(p, err)
+		c.judge(p.Peer, err)
 		return nil
 	}
 	return err
 }
 
 // open asks a peer and has an answer of exactly want bytes read. Each read may keep
-// it waiting for patience.
-func (c *chunkFetch) open(ctx context.Context, p *Peer, suffix, query string, want int64, patience time.Duration, read func(*patientReader) error) error {
+// it waiting for as long as stallOf says.
+func (c *chunkFetch) open(ctx context.Context, p *chunkPeer, suffix, query string, want int64, read func(*patientReader) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	patience := c.stallOf(*p)
 	stall := time.AfterFunc(patience, func() { cancel(errStalled) })
 	defer stall.Stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+p.Addr+pathPrefix+c.Digest+suffix+"?"+query, nil)
@@ -362,9 +374,7 @@ func (c *chunkFetch) open(ctx context.Context, p *Peer, suffix, query string, wa
 		return cause(ctx, err)
 	}
 	defer resp.Body.Close()
-	c.mu.Lock()
-	c.learnName(resp, p)
-	c.mu.Unlock()
+	c.learn(resp, &p.Peer)
 	switch {
 	case resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusTooManyRequests:
 		return errBusy
@@ -377,136 +387,6 @@ func (c *chunkFetch) open(ctx context.Context, p *Peer, suffix, query string, wa
 	}
 	body := &patientReader{body: io.LimitReader(resp.Body, want), ctx: ctx, stall: stall, patience: patience, fetch: c.fetch}
 	return cause(ctx, read(body))
-}
-
-// patientReader puts the stall off with each read that brings something, and holds
-// reads back to the limiter's rate.
-type patientReader struct {
-	*fetch
-	body     io.Reader
-	ctx      context.Context
-	stall    *time.Timer
-	patience time.Duration
-}
-
-func (r *patientReader) Read(b []byte) (int, error) {
-	if r.Limiter != nil {
-		b = b[:min(len(b), pacedRead)]
-	}
-	n, err := r.body.Read(b)
-	if n > 0 && r.Limiter != nil {
-		if waitErr := r.hold(func() error { return r.Limiter.WaitN(r.ctx, n) }); waitErr != nil {
-			return n, waitErr
-		}
-	}
-	if n > 0 {
-		r.stall.Reset(r.patience)
-	}
-	return n, err
-}
-
-// hold waits for something else than the peer, which is no stall of the peer's.
-func (r *patientReader) hold(wait func() error) error {
-	r.stall.Stop()
-	defer r.stall.Reset(r.patience)
-	return wait()
-}
-
-// awaitOthers holds a stripe back that is too far ahead of another one.
-func (c *chunkFetch) awaitOthers(ctx context.Context, at, stripe int, hold func(func() error) error) error {
-	behind := func() bool {
-		for other := range c.stripes {
-			if first, n := c.file.missing(other, c.stripes); other != stripe && n > 0 && first/c.stripes+stripeLead < at {
-				return true
-			}
-		}
-		return false
-	}
-	if !behind() {
-		return nil
-	}
-	patience := time.NewTimer(leadPatience)
-	defer patience.Stop()
-	began := time.Now()
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for other := range c.stripes {
-			if other != stripe {
-				c.blamed[other] += time.Since(began)
-			}
-		}
-	}()
-	return hold(func() error {
-		for {
-			news := c.file.next()
-			if !behind() {
-				return nil
-			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-patience.C:
-				return nil
-			case <-news:
-			}
-		}
-	})
-}
-
-// blame is how long others were held back for a stripe.
-func (c *chunkFetch) blame(stripe int) time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.blamed[stripe]
-}
-
-// stripeTaker holds what one peer sends against what is asked of it.
-type stripeTaker struct {
-	*chunkFetch
-	peer    Peer
-	stripe  int
-	minRate int64 // bytes per second; not above 0: any
-	window  time.Time
-	bytes   int64 // since then
-	begun   time.Time
-	// blamedBefore is how long others had waited for the stripe by begun.
-	blamedBefore time.Duration
-}
-
-// arrived counts a verified chunk and tells how far it is.
-func (t *stripeTaker) arrived(n int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	done := t.file.done()
-	t.sources = addSource(t.sources, t.peer, int64(n))
-	t.Store.fetched.Add(int64(n))
-	t.flight.update(func(s *flightState) { s.done, s.from, s.through = done, t.peer, nil })
-	t.Progress(done, t.peer)
-}
-
-// pace: a peer that is slow, or by which its stripe lags behind the others, is left
-// for another one.
-func (t *stripeTaker) pace(n int) error {
-	t.bytes += int64(n)
-	if elapsed := time.Since(t.window); elapsed >= t.StallTimeout {
-		if rate := float64(t.bytes) / elapsed.Seconds(); t.minRate > 0 && rate < float64(t.minRate) {
-			return fmt.Errorf("%w: %.0f bytes per second", errTooSlow, rate)
-		}
-		t.window, t.bytes = time.Now(), 0
-	}
-	if time.Since(t.begun) < lagPatience {
-		return nil
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	waited := t.blamed[t.stripe] - t.blamedBefore
-	t.begun, t.blamedBefore = time.Now(), t.blamed[t.stripe]
-	if waited < lagPatience/2 || t.moves[t.stripe] >= maxLagMoves {
-		return nil
-	}
-	t.moves[t.stripe]++
-	return fmt.Errorf("%w: others waited for it for %s", errTooSlow, waited.Round(time.Millisecond))
 }
 
 // checkChunks refuses chunks that no manifest can have signed.

@@ -35,6 +35,9 @@ type distributionResult struct {
 	Seconds     float64   // the median's
 	OneTransfer float64   // seconds
 	Ratio       float64
+	// NginxRatio is in multiples of one transfer by nginx: it has no TLS, no chunks and
+	// no checks to do.
+	NginxRatio  float64
 	SeedCopies  float64 `json:",omitempty"` // the most of any run
 	BusyCores   float64 `json:",omitempty"` // of this process, in the median run: near the machine's number, its CPU was the limit
 	TimesSlower float64 `json:",omitempty"` // than moult in the same run
@@ -53,7 +56,8 @@ func TestDistribution(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("MOULT_DISTRIBUTION_RUNS")); err == nil && n > 0 {
 		runs = n
 	}
-	only := os.Getenv("MOULT_DISTRIBUTION_ONLY") // programs, for a shorter look
+	// For a shorter look: which programs beside moult, and with how many hosts.
+	only, sizes := os.Getenv("MOULT_DISTRIBUTION_ONLY"), os.Getenv("MOULT_DISTRIBUTION_HOSTS")
 	var results []distributionResult
 	for _, c := range []struct {
 		hosts, mbit, mib   int
@@ -63,15 +67,20 @@ func TestDistribution(t *testing.T) {
 		{hosts: 16, mbit: 100, mib: 16, goal: 1.15, goalKilled: 1.6, goalNginx: 12, goalBit: 1},
 		{hosts: 64, mbit: 20, mib: 4, goal: 1.2, goalKilled: 1.6, goalNginx: 45, goalBit: 1},
 	} {
+		if sizes != "" && !slices.Contains(strings.Split(sizes, ","), strconv.Itoa(c.hosts)) {
+			continue
+		}
 		t.Run(fmt.Sprintf("%d hosts", c.hosts), func(t *testing.T) {
 			d := newDistribution(t, c.hosts, c.mbit, int64(c.mib)<<20)
+			nginxOne := d.nginx(1)
 			row := func(program, goal string, times []float64, one float64) distributionResult {
 				slices.Sort(times)
+				median := times[len(times)/2]
 				r := distributionResult{
 					Hosts: c.hosts, Mbit: c.mbit, MiB: c.mib, Program: program, Runs: times,
-					Seconds: times[len(times)/2], OneTransfer: one, Ratio: times[len(times)/2] / one, Goal: goal,
+					Seconds: median, OneTransfer: one, Ratio: median / one, NginxRatio: median / nginxOne, Goal: goal,
 				}
-				t.Logf("%-24s %8.2f s, one transfer %.2f s: %.2f × %v", program, r.Seconds, one, r.Ratio, times)
+				t.Logf("%-24s %8.2f s, one transfer %.2f s: %.2f ×, nginx's %.2f s: %.2f × %.2f", program, r.Seconds, one, r.Ratio, nginxOne, r.NginxRatio, times)
 				return r
 			}
 			var one, all, killed, busy []float64
@@ -92,15 +101,29 @@ func TestDistribution(t *testing.T) {
 			ours := row("moult", fmt.Sprintf("≤ %.2f ×, seed ≤ 1.2 copies", c.goal), all, transfer)
 			ours.SeedCopies, ours.BusyCores = copies, busy[len(busy)/2]
 			results = append(results, ours, row("moult, 10 % killed", fmt.Sprintf("≤ %.2f ×", c.goalKilled), killed, transfer))
+			if c.hosts >= rowSegments*rowHosts && c.hosts < 2*rowSegments*rowHosts {
+				times, seed := []float64{}, 0.0
+				for range runs {
+					seconds, copies := d.row()
+					times, seed = append(times, seconds), max(seed, copies)
+				}
+				r := row(fmt.Sprintf("moult, %d × %d hosts behind relays", rowSegments, rowHosts), "", times, transfer)
+				r.Hosts, r.SeedCopies = rowSegments*rowHosts, seed
+				results = append(results, r)
+			}
 			for _, other := range []struct {
 				program string
 				goal    float64
+				one     func() float64
 				run     func(hosts int) float64
-			}{{"nginx", c.goalNginx, d.nginx}, {"aria2 (BitTorrent)", c.goalBit, d.bittorrent}} {
+			}{
+				{"nginx", c.goalNginx, func() float64 { return nginxOne }, d.nginx},
+				{"aria2 (BitTorrent)", c.goalBit, func() float64 { return d.bittorrent(1) }, d.bittorrent},
+			} {
 				if only != "" && !strings.Contains(only, strings.Fields(other.program)[0]) {
 					continue
 				}
-				r := row(other.program, fmt.Sprintf("moult ≥ %.0f × faster", other.goal), []float64{other.run(c.hosts)}, other.run(1))
+				r := row(other.program, fmt.Sprintf("moult ≥ %.0f × faster", other.goal), []float64{other.run(c.hosts)}, other.one())
 				r.TimesSlower = r.Seconds / ours.Seconds
 				results = append(results, r)
 			}
@@ -126,7 +149,7 @@ func cpuSeconds(t *testing.T) float64 {
 
 func printDistribution(t *testing.T, results []distributionResult) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n| hosts | link | artifact | by | last has it | one transfer | ratio | seed sends | busy cores | moult is faster by | goal |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(&b, "\n| hosts | link | artifact | by | last has it | one transfer | ratio | to nginx's one | seed sends | busy cores | moult is faster by | goal |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range results {
 		copies, slower, busy := "", "", ""
 		if r.BusyCores > 0 {
@@ -138,8 +161,8 @@ func printDistribution(t *testing.T, results []distributionResult) {
 		if r.TimesSlower > 0 {
 			slower = fmt.Sprintf("%.1f ×", r.TimesSlower)
 		}
-		fmt.Fprintf(&b, "| %d | %d Mbit/s | %d MiB | %s | %.2f s | %.2f s | %.2f × | %s | %s | %s | %s |\n",
-			r.Hosts, r.Mbit, r.MiB, r.Program, r.Seconds, r.OneTransfer, r.Ratio, copies, busy, slower, r.Goal)
+		fmt.Fprintf(&b, "| %d | %d Mbit/s | %d MiB | %s | %.2f s | %.2f s | %.2f × | %.2f × | %s | %s | %s | %s |\n",
+			r.Hosts, r.Mbit, r.MiB, r.Program, r.Seconds, r.OneTransfer, r.Ratio, r.NginxRatio, copies, busy, slower, r.Goal)
 	}
 	t.Log(b.String())
 }
@@ -152,6 +175,7 @@ type distribution struct {
 	size   int64
 	chunks release.Chunks
 	creds  []identity.Credentials // by host
+	nodes  []*node                // of the last run
 	random *rand.Rand
 }
 
@@ -198,45 +222,76 @@ func (d *distribution) moult(hosts, kill int, after time.Duration) (seconds, cop
 		ids = append(ids, d.id(i+1))
 	}
 	trees := Trees(d.digest, ids)
-	nodes := make([]*node, hosts+1)
-	for i := range nodes {
-		nodes[i] = d.startNode(i, d.creds[i])
-		defer nodes[i].close()
-	}
-	seed := Peer{HostID: d.id(0), Addr: d.addr(0), Class: 1}
-	f, err := os.Open(d.file)
-	must(t, err)
-	_, err = nodes[0].store.Import(f, d.size, anything)
-	f.Close()
-	must(t, err)
-	runtime.GC() // nobody pays for what came before
+	nodes := d.startNodes(hosts)
+	seed := []Peer{{HostID: d.id(0), Addr: d.addr(0), Class: 1}}
 	killed := map[int]bool{}
 	for _, i := range d.random.Perm(hosts)[:kill] {
 		killed[i+1] = true
 	}
+	time.AfterFunc(after, func() {
+		for i := range killed {
+			go nodes[i].kill()
+		}
+	})
+	seconds = d.fetchAll(nodes, killed, func(i int) FetchRequest {
+		parents := d.peers(trees[d.id(i)])
+		return FetchRequest{Candidates: func() []Peer { return seed }, Parents: func() [][]Peer { return parents }}
+	})
+	return seconds, float64(nodes[0].served.Served()) / float64(d.size)
+}
+
+// startNodes starts so many hosts and the seed, which holds the artifact. They end with
+// the next ones or the test.
+func (d *distribution) startNodes(hosts int) []*node {
+	t := d.t
+	t.Helper()
+	for _, n := range d.nodes {
+		n.close()
+	}
+	d.nodes = nil
+	for i := range hosts + 1 {
+		d.nodes = append(d.nodes, d.startNode(i, d.creds[i]))
+		t.Cleanup(d.nodes[i].close)
+	}
+	f, err := os.Open(d.file)
+	must(t, err)
+	defer f.Close()
+	_, err = d.nodes[0].store.Import(f, d.size, anything)
+	must(t, err)
+	runtime.GC() // nobody pays for what came before
+	return d.nodes
+}
+
+// fetchAll has all hosts fetch at the same moment and returns the seconds until the
+// last of those has it that are not killed.
+func (d *distribution) fetchAll(nodes []*node, killed map[int]bool, request func(i int) FetchRequest) (seconds float64) {
+	t := d.t
+	t.Helper()
 	begun := time.Now()
-	ended := make([]time.Time, hosts+1)
+	ended, lines := make([]time.Time, len(nodes)), make([]timeline, len(nodes))
 	var all sync.WaitGroup
-	for i := 1; i <= hosts; i++ {
+	for i := 1; i < len(nodes); i++ {
+		lines[i].begun = begun
 		all.Go(func() {
-			at, sources, err := nodes[i].fetch(d.digest, d.size, d.chunks, seed, d.peers(trees[d.id(i)]))
+			req := request(i)
+			req.Digest, req.Size, req.Chunks, req.Progress = d.digest, d.size, d.chunks, lines[i].progress
+			at, sources, err := nodes[i].fetch(req)
 			if err != nil && !killed[i] {
 				t.Errorf("%s: %v (%v)", d.id(i), err, sources)
 			}
 			ended[i] = at
 		})
 	}
-	time.Sleep(time.Until(begun.Add(after)))
-	for i := range killed {
-		go nodes[i].kill()
-	}
 	all.Wait()
-	for i, at := range ended[1:] {
-		if !killed[i+1] {
-			seconds = max(seconds, at.Sub(begun).Seconds())
+	for i := 1; i < len(nodes); i++ {
+		if !killed[i] {
+			seconds = max(seconds, ended[i].Sub(begun).Seconds())
+		}
+		if os.Getenv("MOULT_DISTRIBUTION_TRACE") != "" {
+			t.Logf("%-8s %s%s", d.id(i), &lines[i], map[bool]string{true: " killed"}[killed[i]])
 		}
 	}
-	return seconds, float64(nodes[0].served.Served()) / float64(d.size)
+	return seconds
 }
 
 func (d *distribution) peers(trees [][]string) (parents [][]Peer) {

@@ -223,6 +223,7 @@ func (f *fetch) bring(ctx context.Context) ([]Source, error) {
 			return sources, err
 		}
 	}
+	f.flight.update(func(s *flightState) { s.whole = true })
 	return f.run(ctx)
 }
 

@@ -3,6 +3,7 @@ package artifact
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,6 +16,8 @@ const watchEvery = 500 * time.Millisecond
 type flight struct {
 	ended chan struct{} // closed when the partial file loses its owner
 
+	readers atomic.Int32 // streams that are served of what comes in
+
 	mu    sync.Mutex
 	state flightState
 	file  *chunkFile // set: what is verified of it is served
@@ -26,7 +29,8 @@ type flightState struct {
 	done    int64 // bytes here
 	from    Peer  // who sent the newest
 	pull    PullProgress
-	through []string // host ids of the relays that it waits for, the nearest first; none while bytes come in
+	through []string // host ids of the relays that it waits for, the nearest first; none while bytes come in from elsewhere
+	whole   bool     // it comes in as a whole
 	sources []Source // once it has succeeded
 }
 
@@ -97,6 +101,14 @@ func (s *Store) coming(digest string) (*flight, *chunkFile) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f, f.file
+}
+
+// isRead tells whether chunks are being served of an artifact that comes in.
+func (s *Store) isRead(digest string) bool {
+	s.mu.Lock()
+	f, ok := s.fetching[digest]
+	s.mu.Unlock()
+	return ok && f.readers.Load() > 0
 }
 
 // nextSource is closed when the next artifact can be served while it comes in.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,7 +17,6 @@ import (
 
 	"moult/mesh/identity"
 	"moult/mesh/nodeport"
-	"moult/updater/release"
 )
 
 // within runs f with new sockets belonging to a host.
@@ -52,6 +52,7 @@ type node struct {
 	store  *Store
 	port   *nodeport.Port
 	served *Server
+	puller atomic.Pointer[Puller] // of a relay
 	client *http.Client
 	ctx    context.Context
 	stop   context.CancelFunc
@@ -69,7 +70,14 @@ func (s *shaped) startNode(i int, creds identity.Credentials) *node {
 		return err
 	}))
 	n.served = Handler(n.store, DefaultLimits)
-	n.port.ServeHTTP(nodeport.Handlers{Peer: n.served})
+	api := http.NewServeMux()
+	api.Handle(pathPrefix, n.served)
+	api.HandleFunc("POST "+pathPrefix+"{digest}"+pullSuffix, func(w http.ResponseWriter, r *http.Request) {
+		if p := n.puller.Load(); p != nil {
+			p.ServeHTTP(w, r)
+		}
+	})
+	n.port.ServeHTTP(nodeport.Handlers{Peer: api})
 	// As nodeport.Client, but from the host's network.
 	n.client = &http.Client{Transport: &http.Transport{
 		DisableCompression: true,
@@ -94,12 +102,9 @@ func (s *shaped) startNode(i int, creds identity.Credentials) *node {
 }
 
 // fetch gets the artifact and returns when it was here.
-func (n *node) fetch(digest string, size int64, chunks release.Chunks, seed Peer, parents [][]Peer) (time.Time, []Source, error) {
-	sources, err := Fetch(n.ctx, FetchRequest{
-		Store: n.store, Digest: digest, Size: size, Chunks: chunks, HTTP: n.client,
-		Candidates: func() []Peer { return []Peer{seed} },
-		Parents:    func() [][]Peer { return parents },
-	})
+func (n *node) fetch(req FetchRequest) (time.Time, []Source, error) {
+	req.Store, req.HTTP = n.store, n.client
+	sources, err := Fetch(n.ctx, req)
 	return time.Now(), sources, err
 }
 
@@ -107,6 +112,9 @@ func (n *node) fetch(digest string, size int64, chunks release.Chunks, seed Peer
 // break, new ones are refused.
 func (n *node) kill() {
 	n.stop()
+	if p := n.puller.Load(); p != nil {
+		p.Close()
+	}
 	over, cancel := context.WithTimeout(context.Background(), 0)
 	defer cancel()
 	_ = n.port.Close(over) // it says that it had to cut connections off

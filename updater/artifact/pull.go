@@ -93,13 +93,15 @@ func (p *Pull) via() []string { return append(slices.Clone(p.Via), p.HostID) }
 type pullAsk struct {
 	Manifest  []byte   `json:"manifest"`
 	Signature []byte   `json:"signature"`
-	Via       []string `json:"via"` // host ids of those who wait, the asking one last
+	Via       []string `json:"via"`           // host ids of those who wait, the asking one last
+	Now       bool     `json:"now,omitempty"` // answer at once: the chunks are asked for next
 }
 
 // pullAnswer answers it, with 200 when the artifact is held and 202 while it is
 // being got.
 type pullAnswer struct {
 	Held    bool     `json:"held"`
+	Whole   bool     `json:"whole,omitempty"`   // it comes in as a whole: no chunks are given before the end
 	Done    int64    `json:"done"`              // bytes that the relay has
 	Size    int64    `json:"size"`              // of the artifact
 	Moved   int64    `json:"moved"`             // bytes on all links behind the relay, Done included
@@ -127,12 +129,22 @@ func (f *fetch) orderRelays() []Peer {
 	}
 	peers := f.trusted(f.Pull.Relays(f.Pull.via()))
 	slices.SortStableFunc(peers, func(a, b Peer) int {
-		return cmp.Or(
-			cmp.Compare(f.rank(a), f.rank(b)), cmp.Compare(a.Class, b.Class),
-			cmp.Compare(rendezvous(f.Digest, b), rendezvous(f.Digest, a)),
-		)
+		return cmp.Or(cmp.Compare(f.rank(a), f.rank(b)), compareRelays(f.Digest, a, b))
 	})
 	return peers
+}
+
+func compareRelays(digest string, a, b Peer) int {
+	return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(rendezvous(digest, b), rendezvous(digest, a)))
+}
+
+// FirstRelay is whom all hosts that reach these relays ask first for an artifact; the
+// zero Peer where there is none.
+func FirstRelay(digest string, relays []Peer) Peer {
+	if len(relays) == 0 {
+		return Peer{}
+	}
+	return slices.MinFunc(relays, func(a, b Peer) int { return compareRelays(digest, a, b) })
 }
 
 // rendezvous is a relay's weight for an artifact (highest random weight hashing,
@@ -164,7 +176,7 @@ func (f *fetch) awaitPull(ctx context.Context, p Peer) error {
 	pace := pullPace{fetch: f, movedAt: time.Now(), windowStart: time.Now()}
 	for {
 		asked := time.Now()
-		a, err := f.askRelay(ctx, &p, body)
+		a, err := f.askRelay(ctx, &p, body, f.learnName)
 		if err != nil {
 			return err
 		}
@@ -198,7 +210,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // askRelay asks once, in bounded time.
-func (f *fetch) askRelay(ctx context.Context, p *Peer, body []byte) (pullAnswer, error) {
+func (f *fetch) askRelay(ctx context.Context, p *Peer, body []byte, learn func(*http.Response, *Peer)) (pullAnswer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stall := time.AfterFunc(f.StallTimeout, func() { cancel(errStalled) })
@@ -213,7 +225,7 @@ func (f *fetch) askRelay(ctx context.Context, p *Peer, body []byte) (pullAnswer,
 		return pullAnswer{}, cause(ctx, err)
 	}
 	defer resp.Body.Close()
-	f.learnName(resp, p)
+	learn(resp, p)
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxPullAnswer))
 	if err != nil {
 		return pullAnswer{}, cause(ctx, err)

@@ -67,7 +67,8 @@ type PullerConfig struct {
 // Puller gets artifacts for hosts that reach nobody who holds them: POST
 // /artifact/<sha256>/pull. It fetches, verifies and keeps the artifact, which is
 // then served as any other; bytes that are not verified are served to nobody.
-// However many ask, an artifact is fetched once.
+// However many ask, an artifact is fetched once. Where it comes in by chunks, those that
+// are verified are served while the rest comes in.
 //
 // The body carries the release's manifest and its signature. Before a byte is
 // fetched the signature must be by a pinned release key and the manifest name the
@@ -76,7 +77,8 @@ type PullerConfig struct {
 // would be the ninth, so that no circle of relays waits for itself.
 //
 //	200  held: GET it
-//	202  being got; how far it is. The answer comes after a second, or with news
+//	202  being got; how far it is. The answer comes after a second, or with news; at
+//	     once with "now"
 //	400  the body does not parse, or names another host as the one that asks
 //	403  the manifest does not allow it
 //	404  this host is no relay
@@ -107,7 +109,7 @@ type Puller struct {
 type pull struct {
 	size   int64
 	chunks release.Chunks
-	unask  *time.Timer // ends it when nobody asks
+	unask  *time.Timer // ends it when nobody asks, or reads what comes in
 	ended  chan struct{}
 	err    error     // once ended
 	failed time.Time // once ended
@@ -215,7 +217,7 @@ func (p *Puller) serve(w http.ResponseWriter, r *http.Request) (pullAnswer, erro
 	if err != nil {
 		return pullAnswer{}, err
 	}
-	return p.await(r.Context(), work, digest)
+	return p.await(r.Context(), work, digest, ask.Now)
 }
 
 // read parses the body and refuses those who wait for themselves.
@@ -309,7 +311,16 @@ func (p *Puller) join(a release.Artifact, ask pullAsk) (*pull, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(p.ctx)
-	work := &pull{size: size, chunks: a.Chunks(), ended: make(chan struct{}), unask: time.AfterFunc(unaskedFor, cancel)}
+	work := &pull{size: size, chunks: a.Chunks(), ended: make(chan struct{})}
+	work.unask = time.AfterFunc(unaskedFor, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.cfg.Store.isRead(digest) {
+			work.unask.Reset(unaskedFor)
+			return
+		}
+		cancel()
+	})
 	p.pulls[digest] = work
 	p.runs.Go(func() {
 		defer cancel()
@@ -391,22 +402,29 @@ func patience(d time.Duration, waiting int) time.Duration {
 	return d
 }
 
-// await tells how far a pull is: at once when it ends, else after a while.
-func (p *Puller) await(ctx context.Context, work *pull, digest string) (pullAnswer, error) {
-	t := time.NewTimer(answerAfter)
+// await tells how far a pull is: at once when it ends or is asked for now, else after
+// a while.
+func (p *Puller) await(ctx context.Context, work *pull, digest string, now bool) (pullAnswer, error) {
+	patience := answerAfter
+	if now {
+		patience = 0
+	}
+	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
 	case <-work.ended:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	if !work.running() {
 		if work.err != nil {
 			return pullAnswer{}, refuse(http.StatusBadGateway, "%v", work.err)
 		}
 		return pullAnswer{Held: true, Done: work.size, Size: work.size, Moved: work.size}, nil
-	case <-t.C:
-	case <-ctx.Done():
 	}
 	s := p.cfg.Store.flying(digest)
 	s.done = min(s.done, work.size)
-	a := pullAnswer{Done: s.done, Size: work.size, Moved: s.moved(), Through: s.through, From: nameOf(s.from)}
+	a := pullAnswer{Done: s.done, Size: work.size, Moved: s.moved(), Through: s.through, Whole: s.whole, From: nameOf(s.from)}
 	if len(s.through) > 0 {
 		a.From = nameOf(s.pull.Relay)
 	}

@@ -27,7 +27,8 @@ type land struct {
 	bytes               []byte
 	digest              string
 	manifest, signature []byte
-	releaseKey          string // public
+	chunks              release.Chunks // none: the artifact goes as a whole
+	releaseKey          string         // public
 	secret              string
 
 	mu    sync.Mutex
@@ -68,11 +69,22 @@ func newLand(t *testing.T, size int) *land {
 	return l
 }
 
+// cutLand is a land whose artifact's chunks are signed.
+func cutLand(t *testing.T, size int) *land {
+	t.Helper()
+	l := newLand(t, size)
+	lister := release.NewChunkLister(release.MinChunkBytes)
+	_, _ = lister.Write(l.bytes)
+	l.chunks = lister.Chunks()
+	l.manifest, l.signature = l.sign(l.digest, int64(size), l.secret)
+	return l
+}
+
 func (l *land) sign(digest string, size int64, secret string) (manifest, signature []byte) {
 	l.t.Helper()
 	text, err := json.Marshal(release.Manifest{
 		Product: release.Product, Version: "2.0.0", Number: 2, Created: time.Now().UTC(),
-		Artifacts: []release.Artifact{{OS: "linux", Arch: "amd64", Size: size, SHA256: digest}},
+		Artifacts: []release.Artifact{{OS: "linux", Arch: "amd64", Size: size, SHA256: digest, ChunkSize: l.chunks.Size, ChunkList: l.chunks.List}},
 	})
 	must(l.t, err)
 	sig, err := release.Sign(secret, text)
@@ -279,7 +291,7 @@ func (l *land) questions(of string) (n int) {
 func (h *landHost) request() FetchRequest {
 	l := h.land
 	return FetchRequest{
-		Store: h.store, Digest: l.digest, Size: int64(len(l.bytes)), HTTP: h.client, StallTimeout: pullStall,
+		Store: h.store, Digest: l.digest, Size: int64(len(l.bytes)), Chunks: l.chunks, HTTP: h.client, StallTimeout: pullStall,
 		Candidates: func() []Peer { return l.holders(h.id, l.digest) },
 		Pull: &Pull{
 			HostID: h.id, Manifest: l.manifest, Signature: l.signature,

@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -19,10 +20,9 @@ import (
 const (
 	listSuffix   = "/chunks"
 	stripeSuffix = "/stripe"
-	// flightStreams is how many streams a host serves of an artifact that it is
-	// fetching itself: two to its own children, and two to those who lost a parent.
-	flightStreams        = 4
-	flightStreamsPerPeer = 2
+	// flightStreamsPerPeer is how many streams one peer gets of an artifact that is
+	// coming in: one a stripe.
+	flightStreamsPerPeer = Stripes
 	// unbegunPatience is how long who is named as a parent keeps a child waiting that
 	// asks before it has itself begun, and maxWaiting how many may wait so.
 	unbegunPatience = 2 * time.Second
@@ -35,17 +35,21 @@ const (
 )
 
 // stripeAsk is the query of GET /artifact/<sha256>/stripe: count of the chunks
-// first, first+of, first+2·of… With now, only from who has the first one already.
+// first, first+of, first+2·of… With now, only from who has the first one already. With
+// list, the chunk list comes before them.
 type stripeAsk struct {
 	chunk            int64 // bytes
 	first, of, count int
-	now              bool
+	now, list        bool
 }
 
 func (a stripeAsk) String() string {
 	q := fmt.Sprintf("chunk=%d&first=%d&of=%d&count=%d", a.chunk, a.first, a.of, a.count)
 	if a.now {
 		q += "&now=1"
+	}
+	if a.list {
+		q += "&list=1"
 	}
 	return q
 }
@@ -73,7 +77,7 @@ func parseStripe(q url.Values) (a stripeAsk, err error) {
 	if a.chunk, err = parseChunkSize(q); err != nil {
 		return a, err
 	}
-	a.now = q.Get("now") != ""
+	a.now, a.list = q.Get("now") != "", q.Get("list") != ""
 	switch maxCount := int(release.MaxArtifactBytes / a.chunk); {
 	case a.of < 1 || a.of > maxStripes:
 		return a, fmt.Errorf("of: it is %d; give 1 to %d", a.of, maxStripes)
@@ -93,6 +97,15 @@ func parseChunkSize(q url.Values) (int64, error) {
 
 // last is the last chunk that is asked for.
 func (a stripeAsk) last() int { return a.first + (a.count-1)*a.of }
+
+// bytes is how long the answer is, of an artifact of a size that has these chunks.
+func (a stripeAsk) bytes(size int64) int64 {
+	n := int64(a.count-1)*a.chunk + min(a.chunk, size-int64(a.last())*a.chunk)
+	if a.list {
+		n += (size + a.chunk - 1) / a.chunk * sha256.Size
+	}
+	return n
+}
 
 // chunkPath splits the path of a request for chunks.
 func chunkPath(path string) (digest, suffix string, ok bool) {
@@ -234,10 +247,8 @@ func (s *Server) serveList(w http.ResponseWriter, r *http.Request, digest string
 		return err
 	}
 	defer src.close()
-	var list []byte
-	if src.coming != nil {
-		list = src.coming.list
-	} else if list, err = s.lists.of(digest, src); err != nil {
+	list, err := s.lists.of(digest, src)
+	if err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
@@ -261,23 +272,34 @@ func (s *Server) serveStripe(w http.ResponseWriter, r *http.Request, digest stri
 		return fmt.Errorf("first, count: the artifact has no chunk %d", ask.last())
 	}
 	limits := s.current()
-	streams, perPeer := limits.Streams, limits.StreamsPerPeer
+	perPeer := limits.StreamsPerPeer
 	if src.coming != nil {
-		streams, perPeer = min(streams, flightStreams), min(perPeer, flightStreamsPerPeer)
+		perPeer = min(perPeer, flightStreamsPerPeer)
 		if ask.now && !src.coming.holds(ask.first) {
 			return ErrNotHeld
 		}
+		src.flight.readers.Add(1)
+		defer src.flight.readers.Add(-1)
 	}
 	peer := peerOf(r)
-	if !s.enter(peer, streams, perPeer) {
+	if !s.enter(peer, limits.Streams, perPeer) {
 		return errBusy
 	}
 	defer s.leave(peer)
+	var list []byte
+	if ask.list {
+		if list, err = s.lists.of(digest, src); err != nil {
+			return err
+		}
+	}
 	out := s.meter(w, r, src.size)
-	total := int64(ask.count-1)*ask.chunk + int64(src.length(ask.last()))
 	out.Header().Set("Content-Type", "application/octet-stream")
-	out.Header().Set("Content-Length", strconv.FormatInt(total, 10))
-	out.WriteHeader(http.StatusOK)
+	out.Header().Set("Content-Length", strconv.FormatInt(ask.bytes(src.size), 10))
+	out.ResponseWriter.WriteHeader(http.StatusOK)
+	if _, err := out.Write(list); err != nil {
+		return errBroken
+	}
+	out.status = http.StatusOK                  // from here on it counts as served
 	if err := out.control.Flush(); err != nil { // who asks learns that it has a parent
 		return errBroken
 	}
@@ -310,7 +332,11 @@ type keptList struct {
 	list   []byte
 }
 
+// of returns the chunk list of a source.
 func (l *lists) of(digest string, src *source) ([]byte, error) {
+	if src.coming != nil {
+		return src.coming.list, nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock() // one is computed at a time: it takes a core
 	for _, k := range l.kept {

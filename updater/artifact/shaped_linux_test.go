@@ -1,6 +1,7 @@
 package artifact
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,7 +11,8 @@ import (
 )
 
 // shaped is hosts in network namespaces, each with a link of the same rate in both
-// directions, through one switch. Host 0 is the seed.
+// directions, through one switch. Host 0 is the seed. TCP's congestion control is
+// cubic, Linux's default, for all programs, whatever the machine's is.
 type shaped struct {
 	t     *testing.T
 	name  string // prefix of the namespaces
@@ -25,7 +27,7 @@ const (
 	fastSegment = 32 << 10 // bytes, from fastMbit on
 	slowSegment = 16 << 10
 	fastMbit    = 50
-	linkQueue   = 128 << 10 // bytes
+	queueTime   = 50 // milliseconds that a full queue of a link takes
 	benchPort   = "7947"
 )
 
@@ -61,12 +63,14 @@ func newShaped(t *testing.T, hosts, mbit int) *shaped {
 		s.run("ip", "-n", ns, "link", "set", "h0", "up", "gso_max_size", fmt.Sprint(segment))
 		s.run("ip", "-n", ns, "link", "set", "lo", "up")
 		s.run("ip", "netns", "exec", ns, "sysctl", "-qw", fmt.Sprintf("net.ipv4.tcp_min_tso_segs=%d", segment/1500))
+		s.run("ip", "-n", ns, "route", "replace", "10.77.0.0/16", "dev", "h0", "proto", "kernel", "scope", "link", "src", s.ip(i),
+			"congctl", cmp.Or(os.Getenv("MOULT_DISTRIBUTION_CC"), "cubic"))
 		for ns, dev := range map[string]string{hub: port, ns: "h0"} {
 			rate := fmt.Sprintf("%dmbit", mbit)
 			s.run("tc", "-n", ns, "qdisc", "add", "dev", dev, "root", "handle", "1:", "htb", "default", "1")
 			s.run("tc", "-n", ns, "class", "add", "dev", dev, "parent", "1:", "classid", "1:1", "htb", "rate", rate, "ceil", rate,
 				"burst", fmt.Sprint(linkBurst), "cburst", fmt.Sprint(linkBurst))
-			s.run("tc", "-n", ns, "qdisc", "add", "dev", dev, "parent", "1:1", "bfifo", "limit", fmt.Sprint(linkQueue))
+			s.run("tc", "-n", ns, "qdisc", "add", "dev", dev, "parent", "1:1", "bfifo", "limit", fmt.Sprint(queueTime*mbit*1000/8))
 		}
 	}
 	s.introduce()

@@ -16,7 +16,7 @@ const (
 	MaxChunkBytes = 256 << 10
 	// chunksWanted: a host passes a chunk on when it has all of it, so each host in a
 	// row adds the time of one. With so many in an artifact that is little.
-	chunksWanted = 256
+	chunksWanted = 512
 )
 
 // Chunks is how a manifest authorises parts of an artifact, so that they can be

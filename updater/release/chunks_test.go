@@ -15,7 +15,7 @@ import (
 
 func TestChunkSizes(t *testing.T) {
 	for size, want := range map[int64]int64{
-		1: MinChunkBytes, 4 << 20: 16 << 10, 4<<20 + 1: 32 << 10, 16 << 20: 64 << 10, 64 << 20: 256 << 10, MaxArtifactBytes: 256 << 10,
+		1: MinChunkBytes, 8 << 20: 16 << 10, 8<<20 + 1: 32 << 10, 32 << 20: 64 << 10, 128 << 20: 256 << 10, MaxArtifactBytes: 256 << 10,
 	} {
 		if got := ChunkSizeFor(size); got != want || !ValidChunkSize(got) {
 			t.Errorf("%d bytes are cut into chunks of %d, want %d", size, got, want)
