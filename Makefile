@@ -29,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-distribution bench-failover bench-delta screenshots pictures docs man clean
+.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-distribution bench-failover bench-delta bench-convergence screenshots pictures docs man clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,7 @@ vet: ## go vet for each platform
 	GOOS=linux $(GO) vet ./...
 	GOOS=windows $(GO) vet ./...
 	GOOS=darwin $(GO) vet ./...
+	cd mesh/convergence && $(GO) vet ./...
 
 lint: vet $(GOBIN)/golangci-lint $(GOBIN)/gofumpt ## vet, golangci-lint, gofumpt, the import rules
 	$(GOBIN)/golangci-lint run ./...
@@ -128,6 +129,12 @@ bench-failover: ## from kill -9 of the leader to the next coordinator's first ac
 
 bench-delta: ## patches of moult itself beside bsdiff and zstd; a table, and build/bench-delta.json
 	MOULT_BENCH_DELTA=$(CURDIR)/build/bench-delta.json $(GO) test -count=1 -timeout 30m -run TestBenchDelta ./updater/delta -v
+
+CONVERGENCE = $(CURDIR)/build/bench-convergence
+bench-convergence: ## how soon servers know of changed records, beside memberlist's defaults and serf; three quarters of an hour
+	mkdir -p build && rm -f $(CONVERGENCE)-simulated.jsonl
+	MOULT_HOSTS=1000 MOULT_CONVERGENCE_SIMULATED=$(CONVERGENCE)-simulated.jsonl $(GO) test -count=1 -v -timeout 60m -run 'TestRosterConvergence/one_pool' ./mesh
+	cd mesh/convergence && MOULT_CONVERGENCE=$(CONVERGENCE).json MOULT_CONVERGENCE_SIMULATED=$(CONVERGENCE)-simulated.jsonl $(GO) test -count=1 -v -timeout 90m -run TestConvergence .
 
 screenshots: ## each page in light, dark and phone width, into build/screenshots
 	MOULT_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count=1 -run 'TestEveryPageIsAccessible' ./webui

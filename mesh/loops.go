@@ -57,6 +57,8 @@ func (n *Node) read(p *pool, msg []byte) {
 		n.results.answer(id, code)
 	case kindRecord:
 		n.takeGossip(p, body)
+	case kindRecords:
+		n.takeRecords(p, body)
 	case kindSighting:
 		n.takeHint(body)
 	case kindRing:
@@ -132,8 +134,11 @@ func (n *Node) startRelay(p *pool, body []byte) {
 }
 
 // takeGossip takes a record that was gossiped as a message, and gossips it on
-// while it is news.
+// while it is news. Most of what comes is known.
 func (n *Node) takeGossip(p *pool, raw []byte) {
+	if n.roster.has(raw) {
+		return
+	}
 	rec, err := DecodeRecord(raw)
 	if err != nil {
 		n.counters.malformedRecords.Add(1)
@@ -143,7 +148,7 @@ func (n *Node) takeGossip(p *pool, raw []byte) {
 	if err != nil || !news {
 		return
 	}
-	p.broadcast.add("record/"+rec.HostID, append([]byte{kindRecord}, rec.Raw...))
+	p.spread(rec)
 	if q, ok := p.livePeer(rec.HostID); ok {
 		n.observed(p, rec.HostID, true, q.Addr)
 	}
@@ -219,10 +224,16 @@ func (n *Node) takePeer(p *pool, q peer) (audience bool) {
 			return false // who cannot show the host's record does not stand for the host
 		}
 	case errors.Is(err, ErrStale):
-		n.counters.staleRecords.Add(1)
 		p.settled(q)
-		if known, ok := n.roster.signed(id); q.alive && ok && rec.Boot < known.Boot {
-			return false // an earlier start: gossip lags behind, or somebody kept its record
+		if !n.verifier.strict() {
+			p.lookAgain(q, hintGrace)
+		}
+		// Of the same start it is normal: memberlist's metadata follows the record.
+		if known, ok := n.roster.signed(id); ok && rec.Boot < known.Boot {
+			n.counters.staleRecords.Add(1)
+			if q.alive {
+				return false // gossip lags behind, or somebody kept the record
+			}
 		}
 	case err == nil:
 		p.settled(q)
@@ -237,15 +248,32 @@ func (n *Node) takePeer(p *pool, q peer) (audience bool) {
 		return false
 	}
 	n.observed(p, id, q.alive, q.node.Addr)
-	return q.alive && !old.alive && n.rank(id) < 2
+	if !q.alive || old.alive || n.rank(id) == rankMember {
+		return false
+	}
+	p.packet(id, recordPacket(n.Record())) // who has just come may be told by nobody else for long
+	return true
+}
+
+// takeRecords takes the records that an exchange handed over.
+func (n *Node) takeRecords(p *pool, body []byte) {
+	for rd := (&reader{b: body}); len(rd.b) > 0; {
+		raw := rd.bytes32(MaxRecord)
+		if rd.failed {
+			n.counters.malformedMessage.Add(1)
+			return
+		}
+		n.takeGossip(p, raw)
+	}
 }
 
 // changedPeers returns copies of the members that the roster has not taken yet.
 func (p *pool) changedPeers() (changed []peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
 	for _, q := range p.peers {
-		if q.dirty {
+		if q.dirty || !q.again.IsZero() && now.After(q.again) {
 			changed = append(changed, *q)
 		}
 	}
@@ -257,7 +285,16 @@ func (p *pool) settled(q peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if now := p.peers[q.node.Name]; now != nil && now.change == q.change {
-		now.dirty = false
+		now.dirty, now.again = false, time.Time{}
+	}
+}
+
+// lookAgain has the roster take q again later, unless it changed meanwhile.
+func (p *pool) lookAgain(q peer, after time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := p.peers[q.node.Name]; now != nil && now.change == q.change {
+		now.again = time.Now().Add(after)
 	}
 }
 

@@ -78,7 +78,7 @@ func (p *pool) leave(to string, msg []byte) (taken <-chan struct{}, drop func())
 	w.byte(kindRing)
 	w.text8(to)
 	w.text8(p.self)
-	p.broadcast.add("ring/"+to, w.b) // a packet straight there may not pass either
+	p.broadcast.add("ring/"+to, w.b, 0) // a packet straight there may not pass either
 	p.packet(to, w.b)
 	return m.taken, func() {
 		p.mu.Lock()
@@ -94,11 +94,18 @@ func (p *pool) packet(to string, msg []byte) {
 	}
 }
 
-// LocalState is memberlist asking, in a full exchange, for what to hand over.
+// LocalState is memberlist asking, in a full exchange, for what to hand over: mail,
+// and the records that its own state does not have.
 func (p *pool) LocalState(bool) []byte {
+	var w writer
+	if records := p.unannounced(); len(records) > 0 {
+		w.uint64(0)
+		w.text8("") // for whoever reads it; versions that do not, skip what is not for them
+		w.text8(p.self)
+		w.bytes32(records)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var w writer
 	for id, m := range p.mail.waiting {
 		w.uint64(id)
 		w.text8(m.to)
@@ -117,6 +124,10 @@ func (p *pool) MergeRemoteState(b []byte, _ bool) {
 		if rd.failed {
 			p.malformed()
 			return
+		}
+		if to == "" {
+			p.receive(p, msg)
+			continue
 		}
 		if to != p.self {
 			continue

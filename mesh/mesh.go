@@ -145,7 +145,7 @@ type Timing struct {
 
 // DefaultTiming is what production runs with.
 var DefaultTiming = Timing{
-	Gossip: 100 * time.Millisecond, PushPull: 10 * time.Second, Probe: time.Second,
+	Gossip: 50 * time.Millisecond, PushPull: 10 * time.Second, Probe: time.Second,
 	Reclaim: 30 * time.Second, Rejoin: 10 * time.Second, Exchange: 10 * time.Second,
 	Reach: 10 * time.Second, Renew: 15 * time.Second, Stream: 5 * time.Second,
 }

@@ -21,6 +21,8 @@ const (
 	tick = time.Second
 	// hintLifetime is how long a host that nobody can verify is remembered.
 	hintLifetime = 24 * time.Hour
+	// goodbyeRounds of gossip are waited for, at most, until the last record is told.
+	goodbyeRounds = 8
 	// closeTimeout bounds how long Close waits for handlers.
 	closeTimeout = 5 * time.Second
 )
@@ -135,14 +137,15 @@ func (n *Node) openPools() error {
 				n.counters.forged(hostID, ip)
 			},
 			malformed: func() { n.counters.malformedMessage.Add(1) }, mail: newMailbox(n.cfg.Boot),
-			announce: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{}, failed: map[string]time.Time{},
+			announce: make(chan struct{}, 1), announceNow: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{}, failed: map[string]time.Time{},
 		}
 		if n.cfg.FindSeeds != nil {
 			p.findSeeds = func(ctx context.Context) []string {
 				return n.cfg.FindSeeds(ctx, pc.Segment, n.whoKnows(pc.Segment))
 			}
 		}
-		p.broadcast = newBroadcastQueue(func() int { return len(p.livePeers()) })
+		p.known = n.roster.signed
+		p.broadcast = newBroadcastQueue(func() int { return int(p.live.Load()) })
 		if err := p.open(n.cfg, pc, n.logger.With("segment", pc.Segment)); err != nil {
 			return err
 		}
@@ -215,8 +218,8 @@ func (n *Node) SetHolds(digests []string) {
 	n.change(func(r *Record) { r.Holds = holds })
 }
 
-// change alters the own record and gossips it: as memberlist metadata, and as a
-// message of its own, because memberlist may lose one of many equal-sized ones.
+// change alters the own record and tells of it: the servers and relays of the own
+// pools straight, all others by gossip. memberlist's metadata follows later.
 func (n *Node) change(f func(*Record)) {
 	n.changing.Lock() // or the older of two records would be announced last
 	defer n.changing.Unlock()
@@ -227,8 +230,15 @@ func (n *Node) change(f func(*Record)) {
 	rec := n.Record()
 	n.roster.set(rec, n.pools[0].ownIP)
 	for _, p := range n.pools {
-		p.broadcast.add("record/"+rec.HostID, append([]byte{kindRecord}, rec.Raw...))
-		poke(p.announce)
+		for _, id := range n.audience(p) {
+			p.packet(id, recordPacket(rec))
+		}
+		p.spread(rec)
+		if rec.Leaving {
+			poke(p.announceNow)
+		} else {
+			poke(p.announce)
+		}
 	}
 }
 
@@ -355,7 +365,7 @@ func (n *Node) Leave(timeout time.Duration) error {
 	n.change(func(r *Record) { r.Leaving = true })
 	n.sayGoodbye(timeout / 2)
 	// memberlist's goodbye would displace the record that is still queued.
-	for range 5 {
+	for range goodbyeRounds {
 		if n.broadcastsPending() == 0 || !time.Now().Add(n.cfg.Timing.Gossip).Before(deadline) || !pause(n.stop, n.cfg.Timing.Gossip) {
 			break
 		}
@@ -380,7 +390,7 @@ func (n *Node) broadcastsPending() (pending int) {
 func (n *Node) sayGoodbye(timeout time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	msg := append([]byte{kindRecord}, n.Record().Raw...)
+	msg := recordPacket(n.Record())
 	var sent sync.WaitGroup
 	for _, p := range n.pools {
 		ids := p.livePeers()
@@ -392,15 +402,39 @@ func (n *Node) sayGoodbye(timeout time.Duration) {
 	sent.Wait()
 }
 
+// The ranks of members, by how much depends on their knowing.
+const (
+	rankServer = iota
+	rankRelay
+	rankMember
+)
+
 func (n *Node) rank(hostID string) int {
-	m, ok := n.roster.Member(hostID)
+	m, ok := n.roster.signed(hostID)
 	switch {
 	case ok && m.Role == string(identity.RoleServer):
-		return 0
+		return rankServer
 	case ok && m.Relay():
-		return 1
+		return rankRelay
 	}
-	return 2
+	return rankMember
+}
+
+// maxAudience bounds to how many members of a pool a changed record goes straight.
+const maxAudience = 8
+
+// audience returns whom a pool's members tell of changes before all others: its
+// servers, then its relays.
+func (n *Node) audience(p *pool) (ids []string) {
+	ranks := map[string]int{}
+	for _, id := range p.livePeers() {
+		if r := n.rank(id); r != rankMember {
+			ids = append(ids, id)
+			ranks[id] = r
+		}
+	}
+	slices.SortStableFunc(ids, func(a, b string) int { return ranks[a] - ranks[b] })
+	return ids[:min(len(ids), maxAudience)]
 }
 
 func (n *Node) stopped() bool {

@@ -169,7 +169,7 @@ func (n *Node) tellLoop(p *pool) {
 			if s.record.Relay() || s.record.Role == string(identity.RoleServer) {
 				w := writer{b: []byte{kindSighting}}
 				s.encode(&w)
-				p.broadcast.add("sighting/"+s.observer+"/"+s.segment+"/"+s.record.HostID, w.b)
+				p.broadcast.add("sighting/"+s.observer+"/"+s.segment+"/"+s.record.HostID, w.b, 0)
 			}
 		}
 	}

@@ -13,9 +13,11 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/time/rate"
 )
 
 // maxPeers bounds what a pool knows of members: of those that are gone the
@@ -45,7 +47,14 @@ type pool struct {
 	malformed func()                             // what a member handed over does not decode; never blocks
 	findSeeds func(ctx context.Context) []string // may be nil
 
-	announce chan struct{} // own record changed; capacity 1
+	known func(hostID string) (SignedRecord, bool) // the newest record of a host, in the roster
+
+	announce    chan struct{} // own record changed; capacity 1
+	announceNow chan struct{} // it is the last one; capacity 1
+
+	live      atomic.Int64           // members that are alive, this node not counted
+	announced atomic.Pointer[[]byte] // the record that memberlist was given last
+	hurry     *rate.Limiter          // of spreading without waiting for a round of gossip
 
 	mu      sync.Mutex
 	peers   map[string]*peer // by host id
@@ -60,9 +69,10 @@ type peer struct {
 	node    memberlist.Node // a copy; Meta is its own
 	alive   bool
 	since   time.Time
-	change  uint64 // counts the pool's changes
-	dirty   bool   // not yet taken over into the roster
-	counted bool   // its present record was already counted as refused
+	change  uint64    // counts the pool's changes
+	dirty   bool      // not yet taken over into the roster
+	again   time.Time // when the roster is to take it once more; zero: never
+	counted bool      // its present record was already counted as refused
 }
 
 // open starts the memberlist. The delegates are complete before it: memberlist
@@ -97,6 +107,7 @@ func (p *pool) open(cfg Config, pc PoolConfig, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	p.hurry = rate.NewLimiter(rate.Every(hurryEvery*p.timing.Gossip), hurryBurst)
 	bounded := newBoundedTransport(transport, p.timing.Stream, min(max(1, cfg.HostsPerAddress)*maxSourceStreams, maxStreams), allowed)
 	mc.Transport = bounded
 	if mc.AdvertiseAddr, mc.AdvertisePort, err = advertised(pc, bound); err != nil {
@@ -155,7 +166,11 @@ func (p *pool) setKeys(keys [][]byte) error {
 }
 
 // NodeMeta is memberlist asking for the node's record.
-func (p *pool) NodeMeta(int) []byte { return p.meta() }
+func (p *pool) NodeMeta(int) []byte {
+	raw := p.meta()
+	p.announced.Store(&raw)
+	return raw
+}
 
 // NotifyMsg is memberlist handing over a message, whose memory it keeps.
 func (p *pool) NotifyMsg(b []byte) { p.receive(p, bytes.Clone(b)) }
@@ -174,6 +189,9 @@ func (p *pool) NotifyAlive(n *memberlist.Node) error {
 	}
 	if p.removed(n.Name) {
 		return fmt.Errorf("%w: host %s was removed", ErrUnverified, n.Name)
+	}
+	if p.shows(n) {
+		return nil // as it did before: most of a full exchange is no news
 	}
 	rec, err := DecodeRecord(n.Meta)
 	if err == nil && rec.HostID != n.Name {
@@ -207,10 +225,25 @@ func (p *pool) note(n *memberlist.Node, alive bool) {
 	if _, known := p.peers[n.Name]; !known && len(p.peers) >= maxPeers {
 		delete(p.peers, p.oldestGone())
 	}
+	old := p.peers[n.Name]
+	switch was := old != nil && old.alive; {
+	case alive && !was:
+		p.live.Add(1)
+	case !alive && was:
+		p.live.Add(-1)
+	}
 	p.changes++
 	p.peers[n.Name] = &peer{node: node, alive: alive, since: time.Now(), change: p.changes, dirty: true}
 	p.mu.Unlock()
 	p.notify()
+}
+
+// shows tells whether a member that was let in shows the record that it showed then.
+func (p *pool) shows(n *memberlist.Node) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q, ok := p.peers[n.Name]
+	return ok && bytes.Equal(q.node.Meta, n.Meta)
 }
 
 // oldestGone returns the member that is gone for longest, "" when none is; the
@@ -398,19 +431,6 @@ func (p *pool) rejoin(stop <-chan struct{}) {
 		// Spread, so that the hosts of a restarted site don't all knock at once.
 		if !pause(stop, next*3/4+rand.N(next/4+1)) {
 			return
-		}
-	}
-}
-
-// announceLoop gossips the node's record whenever it changed.
-func (p *pool) announceLoop(stop <-chan struct{}) {
-	for {
-		select {
-		case <-stop:
-			return
-		case <-p.announce:
-			// It queues the record at once; the timeout ends only the wait for its sending.
-			_ = p.list.UpdateNode(p.timing.Gossip)
 		}
 	}
 }

@@ -47,6 +47,7 @@ const (
 	maxExtension  = 64
 	digestPrefix  = 8
 	recordVersion = 1
+	recordIDAt    = 2 // where the host id begins in the encoding
 	recordDomain  = "moult record v1\x00"
 )
 

@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"cmp"
+	"crypto/ed25519"
 	"net"
 	"slices"
 	"strconv"
@@ -65,6 +66,7 @@ type Roster struct {
 type host struct {
 	record    SignedRecord
 	verified  bool
+	key       ed25519.PublicKey // that record was verified with; nil: with none
 	sightings map[sightingKey]sighting
 	online    bool
 	liveness  Liveness
@@ -208,10 +210,11 @@ func (r *Roster) record(rec SignedRecord, how trust) (news bool, err error) {
 	if rec.HostID == r.self {
 		return false, nil // nobody tells this node what it runs
 	}
-	verified, err := r.verifier.check(rec)
+	key, err := r.verifier.check(rec, r.provenBy(rec))
 	if err != nil {
 		return false, err
 	}
+	verified := key != nil
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h, known := r.hosts[rec.HostID]
@@ -221,6 +224,7 @@ func (r *Roster) record(rec SignedRecord, how trust) (news bool, err error) {
 		}
 		h = r.host(rec)
 		r.take(h, rec, verified)
+		h.key = key
 		r.settle(h, true)
 		return true, nil
 	}
@@ -228,14 +232,37 @@ func (r *Roster) record(rec SignedRecord, how trust) (news bool, err error) {
 		return false, nil
 	}
 	// A hint can be forged: one with the highest boot number there is must not
-	// shut out what memberlist holds for the host's own word.
-	if !rec.newer(h.record.Record) && (verified || how != fromPool) {
+	// shut out for long what memberlist holds for the host's own word.
+	if !rec.newer(h.record.Record) && (verified || how != fromPool || r.now().Sub(h.proved) < hintGrace) {
 		return false, ErrStale
 	}
 	told := !rec.sameButSeq(h.record.Record)
 	r.take(h, rec, verified)
+	h.key = key
 	r.settle(h, told)
 	return true, nil
+}
+
+// has tells whether these bytes are the newest record of their host.
+func (r *Roster) has(raw []byte) bool {
+	rd := reader{b: raw}
+	rd.take(recordIDAt)
+	id := rd.take(rd.count(maxID))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h, ok := r.hosts[string(id)]
+	return ok && bytes.Equal(h.record.Raw, raw)
+}
+
+// provenBy returns the key that is known to have signed exactly this record; nil:
+// none is.
+func (r *Roster) provenBy(rec SignedRecord) ed25519.PublicKey {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h, ok := r.hosts[rec.HostID]; ok && bytes.Equal(h.record.Raw, rec.Raw) {
+		return h.key
+	}
+	return nil
 }
 
 // take puts a host's newest record in place.

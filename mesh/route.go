@@ -23,6 +23,7 @@ const (
 	kindRenewal  byte = 6 // a signed record, straight to a relay: a sign of life
 	kindRing     byte = 7 // receiver, sender: something is left to be fetched
 	kindTaken    byte = 8 // receiver, id 8: it was fetched
+	kindRecords  byte = 9 // signed records, each behind its length 4: what an exchange hands over
 )
 
 const (

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"fmt"
 	"net"
@@ -21,28 +22,29 @@ type recordVerifier struct {
 // removed tells whether the host is known to have been removed.
 func (v recordVerifier) removed(hostID string) bool { return v.denied != nil && v.denied(hostID) }
 
-// check returns whether the record is proven to be its host's. Without the
-// enrolment at hand a record is a hint: not verified, and no error.
-func (v recordVerifier) check(rec SignedRecord) (verified bool, err error) {
+// check returns the key by which the record is proven to be its host's. proven is
+// one that is known to have signed it; nil: none is. Without the enrolment at hand a
+// record is a hint: no key, and no error.
+func (v recordVerifier) check(rec SignedRecord, proven ed25519.PublicKey) (key ed25519.PublicKey, err error) {
 	if v.removed(rec.HostID) {
-		return false, fmt.Errorf("%w: host %s was removed", ErrUnverified, rec.HostID)
+		return nil, fmt.Errorf("%w: host %s was removed", ErrUnverified, rec.HostID)
 	}
 	if v.roleOf != nil {
 		if role, ok := v.roleOf(rec.HostID); ok && string(role) != rec.Role {
-			return false, fmt.Errorf("%w: host %s claims role %s, enrolled as %s", ErrUnverified, rec.HostID, rec.Role, role)
+			return nil, fmt.Errorf("%w: host %s claims role %s, enrolled as %s", ErrUnverified, rec.HostID, rec.Role, role)
 		}
 	}
 	if v.keyOf == nil {
-		return false, nil
+		return nil, nil
 	}
 	key, ok := v.keyOf(rec.HostID)
 	if !ok {
-		return false, fmt.Errorf("%w: host %s is not enrolled", ErrUnverified, rec.HostID)
+		return nil, fmt.Errorf("%w: host %s is not enrolled", ErrUnverified, rec.HostID)
 	}
-	if !rec.Verify(v.cluster, key) {
-		return false, fmt.Errorf("%w: host %s did not sign it", ErrUnverified, rec.HostID)
+	if (len(proven) == 0 || !bytes.Equal(key, proven)) && !rec.Verify(v.cluster, key) {
+		return nil, fmt.Errorf("%w: host %s did not sign it", ErrUnverified, rec.HostID)
 	}
-	return true, nil
+	return key, nil
 }
 
 // enrolled tells whether the host may still be in the roster as verified.

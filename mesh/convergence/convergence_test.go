@@ -1,0 +1,329 @@
+// Package convergence measures how long it takes until the servers of a pool, and
+// all its members, know of a change: of one member's record, and of all records at
+// once. moult's mesh, memberlist and serf do it on real sockets on loopback, one
+// after the other in one process, with records of the same bytes and through
+// transports that count alike. `make bench-convergence` runs it; docs/convergence.md
+// says what came of it.
+package convergence
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const (
+	reportVar = "MOULT_CONVERGENCE"           // where the report goes; unset: nothing is measured
+	sizesVar  = "MOULT_CONVERGENCE_SIZES"     // such as 100,200
+	onlyVar   = "MOULT_CONVERGENCE_ONLY"      // names of systems, separated by commas
+	simVar    = "MOULT_CONVERGENCE_SIMULATED" // rows of TestRosterConvergence of package mesh, JSON lines
+
+	servers    = 3                // the first members of a pool
+	oneRounds  = 11               // changes of one member each, of which the median counts
+	oneCap     = 30 * time.Second // for one of them
+	allCap     = 120 * time.Second
+	settleCap  = 10 * time.Minute // until all members know all members, before anything is measured
+	restFor    = 5 * time.Second
+	oneRest    = 1500 * time.Millisecond // after each: by then it has been told often enough
+	allRest    = 3 * time.Second
+	pollServer = time.Millisecond
+	pollAll    = 5 * time.Millisecond
+)
+
+// What moult is to reach, against memberlist's defaults in the same run.
+const (
+	maxOneRatio = 0.35 // time until the servers know one change, at each size
+	minAllRatio = 10   // times faster when all change, at 200 members
+	goalAllSize = 200
+)
+
+// system is one of those that are compared.
+type system struct {
+	name   string
+	rounds int // of changes of all members
+	start  func(t *testing.T, f *fleet, i int) member
+}
+
+// member is one member of a pool. change and knows are called from several
+// goroutines; a generation of 0 is what a member started with.
+type member interface {
+	address() string
+	join(addr string) error
+	members() int // that it holds for alive, itself included
+	change(generation int)
+	knows(other, generation int) bool
+	close()
+}
+
+// result is one row of the table. Times are in seconds; those that were not reached
+// are the cap.
+type result struct {
+	System     string  `json:"system"`
+	Members    int     `json:"members"`
+	Simulated  bool    `json:"simulated,omitempty"`
+	Bytes      int     `json:"record_bytes,omitempty"`
+	OneServers float64 `json:"one_change_servers_s"`
+	OneSlowest float64 `json:"one_change_servers_slowest_s"`
+	OneAll     float64 `json:"one_change_all_members_s"`
+	All        float64 `json:"all_at_once_servers_s"`
+	AllCapped  bool    `json:"all_at_once_capped,omitempty"`
+	AllSeen    int     `json:"all_at_once_seen_by_every_server"`
+	AllAll     float64 `json:"all_at_once_all_members_s"`
+	AllAllCap  bool    `json:"all_at_once_all_members_capped,omitempty"`
+	Rest       cost    `json:"at_rest"`
+	OneCost    float64 `json:"one_change_packets_per_member"`
+	AllCost    cost    `json:"all_at_once"`
+	RcvDrops   uint64  `json:"packets_dropped_by_full_sockets"`
+}
+
+// cost is what a phase takes: of the machine's cores how many, and of each member
+// how many packets and bytes, streams included, in a second.
+type cost struct {
+	Cores   float64 `json:"cores"`
+	Packets float64 `json:"packets_per_member_per_s"`
+	Bytes   float64 `json:"bytes_per_member_per_s"`
+}
+
+func TestConvergence(t *testing.T) {
+	report := os.Getenv(reportVar)
+	if report == "" {
+		t.Skip("many minutes; make bench-convergence runs it")
+	}
+	log.SetOutput(io.Discard) // serf's
+	sizes := []int{100, 200, 500}
+	if s := os.Getenv(sizesVar); s != "" {
+		sizes = nil
+		for _, f := range strings.Split(s, ",") {
+			n, err := strconv.Atoi(f)
+			must(t, err)
+			sizes = append(sizes, n)
+		}
+	}
+	only := os.Getenv(onlyVar)
+	var results []result
+	for _, n := range sizes {
+		for _, s := range []system{
+			{name: "moult", rounds: 3, start: startMoult},
+			{name: "memberlist", rounds: 1, start: startMemberlist},
+			{name: "serf", rounds: 1, start: startSerf},
+		} {
+			if only != "" && !slices.Contains(strings.Split(only, ","), s.name) {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s/%d", s.name, n), func(t *testing.T) { results = append(results, measure(t, s, n)) })
+			runtime.GC()
+		}
+	}
+	simulated, err := readSimulated(os.Getenv(simVar))
+	must(t, err)
+	results = append(results, simulated...)
+	fmt.Print(table(results))
+	b, err := json.MarshalIndent(map[string]any{"cores": runtime.NumCPU(), "go": runtime.Version(), "results": results}, "", "  ")
+	must(t, err)
+	must(t, os.MkdirAll(filepath.Dir(report), 0o755))
+	must(t, os.WriteFile(report, append(b, '\n'), 0o644))
+	for _, miss := range misses(results) {
+		t.Error(miss)
+	}
+}
+
+// measure starts a pool, lets it come to rest, and changes one member after the
+// other, then all of them.
+func measure(t *testing.T, s system, size int) result {
+	f := newFleet(t)
+	pool := startPool(t, s, f, size)
+	r := result{System: s.name, Members: size, Bytes: len(f.record(servers, 1))}
+	drops := socketDrops(t)
+	rest := f.traffic.begin()
+	time.Sleep(restFor)
+	r.Rest = rest.end(size)
+
+	generations := make([]int, size)
+	var one, oneAll []float64
+	var packets uint64
+	for range oneRounds {
+		i := servers + rand.IntN(size-servers)
+		generations[i]++
+		w := watch{pool: pool, hosts: []int{i}, generations: generations}
+		sent := f.traffic.packets.Load()
+		began := time.Now()
+		pool[i].change(generations[i])
+		byServers, byAll := w.run(began, oneCap)
+		one, oneAll = append(one, byServers.Seconds()), append(oneAll, byAll.Seconds())
+		time.Sleep(oneRest)
+		packets += f.traffic.packets.Load() - sent
+	}
+	slices.Sort(one)
+	slices.Sort(oneAll)
+	r.OneServers, r.OneSlowest, r.OneAll = median(one), one[len(one)-1], median(oneAll)
+	r.OneCost = float64(packets)/oneRounds/float64(size) - r.Rest.Packets*oneRest.Seconds()
+
+	every := make([]int, size)
+	var all, allAll []float64
+	for range s.rounds {
+		for i := range size {
+			every[i] = i
+			generations[i]++
+		}
+		w := watch{pool: pool, hosts: every, generations: generations}
+		spent := f.traffic.begin()
+		began := time.Now()
+		var changed sync.WaitGroup
+		for i, m := range pool {
+			changed.Go(func() { m.change(generations[i]) })
+		}
+		byServers, byAll := w.run(began, allCap)
+		r.AllCost = spent.end(size)
+		changed.Wait()
+		all, allAll = append(all, byServers.Seconds()), append(allAll, byAll.Seconds())
+		r.AllSeen = w.seenByServers()
+		time.Sleep(allRest)
+	}
+	slices.Sort(all)
+	slices.Sort(allAll)
+	r.All, r.AllAll = median(all), median(allAll)
+	r.AllCapped, r.AllAllCap = r.All >= allCap.Seconds(), r.AllAll >= allCap.Seconds()
+	r.RcvDrops = socketDrops(t) - drops
+	t.Logf("%+v", r)
+	return r
+}
+
+// startPool starts the servers, then the others, each of which joins by a server,
+// and waits until all know all.
+func startPool(t *testing.T, s system, f *fleet, size int) []member {
+	began := time.Now()
+	pool := make([]member, size)
+	for i := range size {
+		pool[i] = s.start(t, f, i)
+		if i > 0 {
+			joinPatiently(t, pool[i], pool[i%min(i, servers)].address())
+		}
+	}
+	t.Cleanup(func() {
+		var closed sync.WaitGroup
+		for _, m := range pool {
+			closed.Go(m.close)
+		}
+		closed.Wait()
+	})
+	for {
+		var left []int
+		for i, m := range pool {
+			if m.members() < size {
+				left = append(left, i)
+			}
+		}
+		if len(left) == 0 {
+			break
+		}
+		if time.Since(began) > settleCap {
+			t.Fatalf("after %v %d of %d members do not know all members", settleCap, len(left), size)
+		}
+		// What gossip lost at the start would be found by push/pull, in minutes.
+		for _, i := range left[:min(len(left), 32)] {
+			_ = pool[i].join(pool[rand.IntN(servers)].address()) // tried again as long as it is incomplete
+		}
+		time.Sleep(time.Second)
+	}
+	for last := f.traffic.packets.Load(); ; {
+		time.Sleep(2 * time.Second)
+		now := f.traffic.packets.Load()
+		if perMember := float64(now-last) / 2 / float64(size); perMember < 6 || time.Since(began) > settleCap {
+			t.Logf("%d members know each other and are quiet after %v", size, time.Since(began).Round(time.Second))
+			return pool
+		}
+		last = now
+	}
+}
+
+// joinPatiently joins a pool whose members are busy with each other.
+func joinPatiently(t *testing.T, m member, addr string) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		err := m.join(addr)
+		if err == nil {
+			return
+		}
+		if time.Since(began) > settleCap {
+			t.Fatal(err)
+		}
+	}
+}
+
+// watch looks at who knows the present generations of some hosts.
+type watch struct {
+	pool        []member
+	hosts       []int
+	generations []int
+	known       []int // by viewer: so many of hosts it knows, in their order
+}
+
+// run returns how long after began the servers, and all members, knew all; the limit
+// where they did not by then.
+func (w *watch) run(began time.Time, limit time.Duration) (byServers, byAll time.Duration) {
+	w.known = make([]int, len(w.pool))
+	for next := began; ; time.Sleep(pollServer) {
+		if byServers == 0 && w.know(w.pool[:servers]) {
+			byServers = time.Since(began)
+		}
+		if time.Now().After(next) {
+			if byServers != 0 && w.know(w.pool) {
+				return byServers, time.Since(began)
+			}
+			next = time.Now().Add(pollAll)
+		}
+		if time.Since(began) > limit {
+			if byServers == 0 {
+				byServers = limit
+			}
+			return byServers, limit
+		}
+	}
+}
+
+// know tells whether these first members of the pool know all. Who knew a host once
+// is not asked again.
+func (w *watch) know(viewers []member) bool {
+	all := true
+	for v, m := range viewers {
+		for w.known[v] < len(w.hosts) {
+			h := w.hosts[w.known[v]]
+			if !m.knows(h, w.generations[h]) {
+				all = false
+				break
+			}
+			w.known[v]++
+		}
+	}
+	return all
+}
+
+// seenByServers returns of how many hosts every server knows the change.
+func (w *watch) seenByServers() (n int) {
+	for _, h := range w.hosts {
+		if !slices.ContainsFunc(w.pool[:servers], func(m member) bool { return !m.knows(h, w.generations[h]) }) {
+			n++
+		}
+	}
+	return n
+}
+
+func median(sorted []float64) float64 { return sorted[len(sorted)/2] }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
