@@ -61,12 +61,12 @@ func (q *broadcastQueue) sorted() []*broadcast {
 
 // take returns what fits into limit bytes, each message at a cost of overhead.
 func (q *broadcastQueue) take(overhead, limit int) (msgs [][]byte) {
+	if q.pending() == 0 {
+		return nil // most of the time, and asked for many times a second
+	}
 	members := q.members()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.queue) == 0 {
-		return nil
-	}
 	times := retransmitMult * int(math.Ceil(math.Log10(float64(members+2))))
 	for _, b := range q.sorted() {
 		if cost := overhead + len(b.msg); cost <= limit {

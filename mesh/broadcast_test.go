@@ -44,3 +44,13 @@ func TestBroadcastsRespectTheLimitAndReplace(t *testing.T) {
 		t.Errorf("%d messages queued", n)
 	}
 }
+
+// A pool asks ten times a second, for each of three members, what there is to
+// gossip, and mostly there is nothing: that must cost nothing.
+func TestNothingToGossipCostsNothing(t *testing.T) {
+	asked := 0
+	q := newBroadcastQueue(func() int { asked++; return 200 })
+	if n := testing.AllocsPerRun(100, func() { q.take(3, 1400) }); n != 0 || asked != 0 {
+		t.Errorf("%v allocations; the members were counted %d times", n, asked)
+	}
+}
