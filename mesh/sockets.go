@@ -111,7 +111,7 @@ func (s *sockets) acceptStreams() {
 		select {
 		case s.streams <- conn:
 		case <-s.closing:
-			conn.Close()
+			_ = conn.Close()
 			return
 		}
 	}

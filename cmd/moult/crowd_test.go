@@ -43,7 +43,6 @@ func startCrowd(c *testCluster, members int) {
 // crowdMain is the process that startCrowd starts: DIR MEMBERS ADDRESS JOIN.
 func crowdMain() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	dir, address, join := os.Args[1], os.Args[3], os.Args[4]
 	members, err := strconv.Atoi(os.Args[2])
 	for i := 0; i < members && err == nil; i++ {
@@ -52,10 +51,12 @@ func crowdMain() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		stop()
 		os.Exit(1)
 	}
 	fmt.Println("up")
 	<-ctx.Done()
+	stop()
 }
 
 // joinCrowd enrols one host and has it be a member.

@@ -18,10 +18,8 @@ func main() {
 	members := flag.Int("members", 1, "members in this process")
 	join := flag.String("join", "", "address of a member to join")
 	flag.Parse()
-	if err := run(*members, *join); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, run(*members, *join)) // it ends only by an error
+	os.Exit(1)
 }
 
 func run(members int, join string) error {
