@@ -131,3 +131,13 @@ func TestBroadcastsPassOverMisfits(t *testing.T) {
 	}
 	t.Error("the small message waits behind those that do not fit")
 }
+
+// A pool asks ten times a second, for each of three members, what there is to
+// gossip, and mostly there is nothing: that must cost nothing.
+func TestNothingToGossipCostsNothing(t *testing.T) {
+	asked := 0
+	q := newBroadcastQueue(func() int { asked++; return 200 })
+	if n := testing.AllocsPerRun(100, func() { q.take(3, 1400) }); n != 0 || asked != 0 {
+		t.Errorf("%v allocations; the members were counted %d times", n, asked)
+	}
+}

@@ -14,11 +14,11 @@ const (
 	inboxBytes = 64 << 20
 )
 
-// handlers runs each topic's handler on goroutines of its own, behind bounded
-// queues: a slow handler delays its topic, never the mesh.
+// handlers runs each topic's handler behind bounded queues: a slow handler delays
+// its topic, never the mesh. A queue has a goroutine while something waits in it,
+// and no memory otherwise: a host has many topics and seldom a message.
 type handlers struct {
-	stop <-chan struct{}
-	wg   *sync.WaitGroup
+	wg *sync.WaitGroup
 
 	mu     sync.Mutex
 	closed bool
@@ -26,9 +26,15 @@ type handlers struct {
 	bytes  int
 }
 
+// topic is one topic's handler and what waits for it, under the lock of handlers.
 type topic struct {
 	handle func(from identity.Identity, payload []byte)
-	shards [handlerShards]chan delivery
+	shards [handlerShards]shard
+}
+
+type shard struct {
+	waiting []delivery // in the order in which they came
+	working bool
 }
 
 type delivery struct {
@@ -36,8 +42,8 @@ type delivery struct {
 	payload []byte
 }
 
-func newHandlers(stop <-chan struct{}, wg *sync.WaitGroup) *handlers {
-	return &handlers{stop: stop, wg: wg, topics: map[string]*topic{}}
+func newHandlers(wg *sync.WaitGroup) *handlers {
+	return &handlers{wg: wg, topics: map[string]*topic{}}
 }
 
 // handle sets the handler of a topic, or replaces it.
@@ -51,28 +57,33 @@ func (h *handlers) handle(name string, f func(from identity.Identity, payload []
 		t.handle = f
 		return
 	}
-	t := &topic{handle: f}
-	h.topics[name] = t
-	for i := range t.shards {
-		queue := make(chan delivery, handlerQueue)
-		t.shards[i] = queue
-		h.wg.Go(func() { h.work(t, queue) })
+	h.topics[name] = &topic{handle: f}
+}
+
+// work handles what waits in a queue until nothing does.
+func (h *handlers) work(t *topic, s *shard) {
+	for {
+		f, d, ok := h.next(t, s)
+		if !ok {
+			return
+		}
+		f(d.from, d.payload)
 	}
 }
 
-func (h *handlers) work(t *topic, queue <-chan delivery) {
-	for {
-		select {
-		case <-h.stop:
-			return
-		case d := <-queue:
-			h.mu.Lock()
-			h.bytes -= len(d.payload)
-			f := t.handle
-			h.mu.Unlock()
-			f(d.from, d.payload)
-		}
+// next takes what waits for longest; false: nothing does, or the node closes.
+func (h *handlers) next(t *topic, s *shard) (func(identity.Identity, []byte), delivery, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(s.waiting) == 0 || h.closed {
+		s.waiting, s.working = nil, false
+		return nil, delivery{}, false
 	}
+	d := s.waiting[0]
+	s.waiting[0] = delivery{} // its payload is the handler's alone
+	s.waiting = s.waiting[1:]
+	h.bytes -= len(d.payload)
+	return t.handle, d, true
 }
 
 // deliver queues a message. It returns false when nobody handles the topic or
@@ -86,16 +97,20 @@ func (h *handlers) deliver(name string, from identity.Identity, payload []byte) 
 	}
 	sum := fnv.New32a()
 	sum.Write([]byte(from.HostID))
-	select {
-	case t.shards[sum.Sum32()%handlerShards] <- delivery{from, payload}:
-		h.bytes += len(payload)
-		return true
-	default:
+	s := &t.shards[sum.Sum32()%handlerShards]
+	if len(s.waiting) >= handlerQueue {
 		return false
 	}
+	s.waiting = append(s.waiting, delivery{from, payload})
+	h.bytes += len(payload)
+	if !s.working {
+		s.working = true
+		h.wg.Go(func() { h.work(t, s) })
+	}
+	return true
 }
 
-// close refuses further messages; the workers end by stop.
+// close refuses further messages; the workers end with the one that they handle.
 func (h *handlers) close() {
 	h.mu.Lock()
 	h.closed = true

@@ -108,7 +108,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		stop:       make(chan struct{}),
 	}
 	n.cert.Store(&cfg.CertDER)
-	n.handlers = newHandlers(n.stop, &n.wg)
+	n.handlers = newHandlers(&n.wg)
 	rec := Record{
 		HostID: id.HostID, Boot: cfg.Boot, Role: string(id.Role), Version: cfg.Version,
 		Digest: strings.ToLower(cfg.Digest)[:2*digestPrefix], OS: cfg.OS, Arch: cfg.Arch, PeerPort: port, Phase: PhaseIdle,

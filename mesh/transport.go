@@ -43,15 +43,13 @@ func openTransport(factory TransportFactory, pc PoolConfig, logger *log.Logger) 
 	if port == 0 {
 		attempts = 10 // the free TCP port may be taken for UDP
 	}
-	var t *memberlist.NetTransport
 	for range attempts {
-		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{ip.String()}, BindPort: port, Logger: logger})
-		if err == nil {
-			return t, t.GetAutoBindPort(), nil
+		var s *sockets
+		if s, err = openSockets(ip, port, logger); err == nil {
+			return s, s.port(), nil
 		}
 	}
-	// memberlist flattens the error, so that its text is all there is.
-	if errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), "address already in use") || strings.Contains(err.Error(), "Only one usage of each socket address") {
+	if errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), "Only one usage of each socket address") {
 		return nil, 0, fmt.Errorf("gossip port %s is in use; stop what listens there, or choose another with --gossip", pc.Bind)
 	}
 	return nil, 0, fmt.Errorf("listen for gossip on %s: %w", pc.Bind, err)
@@ -222,7 +220,7 @@ func (t *boundedTransport) DialAddressTimeout(a memberlist.Address, timeout time
 }
 
 func (t *boundedTransport) dial(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	if _, ok := t.NodeAwareTransport.(*memberlist.NetTransport); !ok {
+	if _, ok := t.NodeAwareTransport.(*sockets); !ok {
 		return t.NodeAwareTransport.DialAddressTimeout(a, timeout)
 	}
 	dialer := net.Dialer{Timeout: timeout}

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -98,12 +99,14 @@ func newJoinToken(v fleet.View) (token, hash string, err error) {
 
 // plainAddress is a HOST:PORT that a shell takes as it is. Servers name their own
 // addresses, and this one is pasted into a root shell.
-var plainAddress = regexp.MustCompile(`^(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z.-]+):[0-9]{1,5}$`)
+var plainAddress = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z.-]+):[0-9]{1,5}$`)
+})
 
 // joinAddresses are where a new host can join: at the servers.
 func joinAddresses(v fleet.View) (addresses []string) {
 	for _, h := range v.Hosts() {
-		if h.Role == fleet.RoleServer && plainAddress.MatchString(h.PeerAddr) {
+		if h.Role == fleet.RoleServer && plainAddress().MatchString(h.PeerAddr) {
 			addresses = append(addresses, h.PeerAddr)
 		}
 	}
@@ -140,7 +143,7 @@ func (p picture) relayAddress(id, segment string, role fleet.HostRole) (string, 
 		return "", refuse(codeHostOffline, "relay: "+h.Name+" is offline; start it, or name another relay")
 	}
 	address := h.PeerAddrIn(segment)
-	if !plainAddress.MatchString(address) {
+	if !plainAddress().MatchString(address) {
 		return "", badRequest("relay: %s told no address in segment %s that can be dialed; start it with --also-segment %s=HOST:PORT", h.Name, segment, segment)
 	}
 	return address, nil

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"moult/consensus/fleet"
@@ -121,7 +122,9 @@ func (s serverAddress) Origin() string {
 
 // probeable is a HOST:PORT that a Content-Security-Policy can name as a source:
 // its grammar knows no IPv6 addresses.
-var probeable = regexp.MustCompile(`^[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?:[0-9]{1,5}$`)
+var probeable = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?:[0-9]{1,5}$`)
+})
 
 // maxOthers bounds how many servers a page names. A cluster has five at most.
 const maxOthers = 8
@@ -140,7 +143,7 @@ func otherServers(servers []*fleet.Host, own string) []serverAddress {
 				continue
 			}
 		}
-		if address := net.JoinHostPort(host, port); address != own && probeable.MatchString(address) {
+		if address := net.JoinHostPort(host, port); address != own && probeable().MatchString(address) {
 			out = append(out, serverAddress{h.Name, address, h.HTTPTLS})
 		}
 	}

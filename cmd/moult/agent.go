@@ -16,12 +16,14 @@ func thisBuild() nodekit.BuildInfo {
 	return nodekit.BuildInfo{Version: version, Number: n}
 }
 
+const agentCommandName = "agent"
+
 func newAgentCommand() *cobra.Command { return agentCommand(new(nodekit.AgentOptions)) }
 
 // agentCommand is the command that fills o.
 func agentCommand(o *nodekit.AgentOptions) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "agent",
+		Use:   agentCommandName,
 		Short: "Run an agent: it shows what this host runs, and updates it",
 		Long: `Run an agent. This process is a small supervisor; the agent runs as its child, so
 that a new binary can be tried and taken back. Joining needs a token from

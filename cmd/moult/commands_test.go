@@ -243,3 +243,23 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 }
+
+// An agent's process makes its own command alone, and that one is the same.
+func TestAgentMakesNoOtherCommand(t *testing.T) {
+	root := rootCommandFor([]string{"agent", "--name", "a1"})
+	if all := root.Commands(); len(all) != 1 || all[0].Name() != "agent" {
+		t.Fatalf("it makes %d commands", len(all))
+	}
+	own, _, err := root.Find([]string{"agent"})
+	must(t, err)
+	whole, _, err := newRootCommand().Find([]string{"agent"})
+	must(t, err)
+	if a, b := own.UsageString(), whole.UsageString(); a != b {
+		t.Errorf("its usage is\n%s\nas one of all it is\n%s", a, b)
+	}
+	for _, args := range [][]string{nil, {"--config", "x", "agent"}, {"help", "agent"}, {"hosts"}} {
+		if n := len(rootCommandFor(args).Commands()); n != len(newRootCommand().Commands()) {
+			t.Errorf("%q has %d commands", args, n)
+		}
+	}
+}

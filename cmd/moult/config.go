@@ -5,6 +5,7 @@ import (
 	"io"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -152,12 +153,14 @@ func roleCommand(role string) string {
 }
 
 // exampleOf is what the first line of an example says.
-var exampleOf = regexp.MustCompile(`^# moult (agent|server|hosts) --config`)
+var exampleOf = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^# moult (agent|server|hosts) --config`)
+})
 
 // likelyRole is the role that the file's first line names, else the one that knows
 // most of its keys; of equals the first.
 func likelyRole(file *settingsFile) string {
-	if m := exampleOf.FindStringSubmatch(file.lines[0]); m != nil {
+	if m := exampleOf().FindStringSubmatch(file.lines[0]); m != nil {
 		return strings.Replace(m[1], "hosts", roleClient, 1)
 	}
 	best, most := roleAgent, -1

@@ -17,7 +17,7 @@ import (
 // run executes one command line and returns its exit code: stdout is data,
 // stderr is progress and errors.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	root := newRootCommand()
+	root := rootCommandFor(args)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
@@ -87,7 +87,35 @@ func tellError(cmd *cobra.Command, stderr io.Writer, priority string, err error)
 	_ = enc.Encode(map[string]any{"error": map[string]string{"code": code, "message": err.Error()}}) // nobody reads it if this errs
 }
 
+// rootCommandFor returns the root with what a command line needs of it. An agent and
+// its supervisor run for months: they do without the other commands, and the half
+// megabyte that these take in each of them.
+func rootCommandFor(args []string) *cobra.Command {
+	if len(args) == 0 || args[0] != agentCommandName {
+		return newRootCommand()
+	}
+	root := newBareRootCommand()
+	root.AddCommand(newAgentCommand())
+	explainArguments(root)
+	return root
+}
+
 func newRootCommand() *cobra.Command {
+	root := newBareRootCommand()
+	root.AddCommand(
+		newVersionCommand(), newSBOMCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
+		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
+		newHostsCommand(), newHostCommand(), newGossipCommand(), newCACommand(), newFleetCommand(), newJobCommand(),
+		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(), newConfigCommand(),
+		newInstallCommand(), newUninstallCommand(),
+	)
+	root.AddCommand(serviceCommands()...)
+	explainArguments(root)
+	completeFromCluster(root)
+	return root
+}
+
+func newBareRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "moult",
 		Short: "Keep a fleet of agents up to date, from peer to peer",
@@ -123,16 +151,6 @@ doctor: something failed); 2 of status: no server answers; 70 a bug in moult;
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(
-		newVersionCommand(), newSBOMCommand(), newDevCommand(), newServerCommand(), newAgentCommand(),
-		newTokenCommand(), newKeyCommand(), newReleaseCommand(),
-		newHostsCommand(), newHostCommand(), newGossipCommand(), newCACommand(), newFleetCommand(), newJobCommand(),
-		newAlertsCommand(), newServersCommand(), newUserCommand(), newStatusCommand(), newDoctorCommand(), newConfigCommand(),
-		newInstallCommand(), newUninstallCommand(),
-	)
-	root.AddCommand(serviceCommands()...)
-	explainArguments(root)
-	completeFromCluster(root)
 	return root
 }
 

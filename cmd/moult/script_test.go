@@ -71,7 +71,7 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", strconv.Itoa(sideBySide)); err != nil { // before the command line is read
 		panic(err)
 	}
-	testscript.Main(cleaningM{m}, map[string]func(){"moult": main})
+	testscript.Main(cleaningM{m}, map[string]func(){"moult": main, crowdCommand: crowdMain})
 }
 
 type cleaningM struct{ m *testing.M }

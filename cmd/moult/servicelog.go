@@ -111,7 +111,9 @@ func (e *eventLines) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-var logLevel = regexp.MustCompile(`^(?:time=\S+ )?level=(DEBUG|INFO|WARN|ERROR) (.*)$`)
+var logLevel = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:time=\S+ )?level=(DEBUG|INFO|WARN|ERROR) (.*)$`)
+})
 
 // eventOf tells whether a line of output is an event, of which level, and how it
 // reads without the time, which the event log has itself.
@@ -126,7 +128,7 @@ func eventOf(line string) (level slog.Level, text string, ok bool) {
 		}
 		return record.Level, line, isEvent(record.Level, record.Component)
 	}
-	if m := logLevel.FindStringSubmatch(line); m != nil {
+	if m := logLevel().FindStringSubmatch(line); m != nil {
 		if err := level.UnmarshalText([]byte(m[1])); err != nil {
 			return 0, "", false
 		}

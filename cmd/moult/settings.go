@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -83,7 +84,7 @@ func settingsPath(cmd *cobra.Command) (path string, known []string) {
 	if path, _ = cmd.Flags().GetString("config"); path != "" {
 		return path, flagNames(cmd)
 	}
-	return os.Getenv("MOULT_CONFIG"), allFlagNames(cmd.Root())
+	return os.Getenv("MOULT_CONFIG"), allFlagNames(newRootCommand())
 }
 
 func originOf(f *pflag.Flag, file *settingsFile) settingOrigin {
@@ -159,17 +160,19 @@ func parts(err error) []error {
 	return out
 }
 
-var namedFlag = regexp.MustCompile(`--([a-z0-9][a-z0-9-]*)`)
+var namedFlag = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`--([a-z0-9][a-z0-9-]*)`)
+})
 
 // blame notes an error at the setting in the file that it names first.
 func (f *settingsFile) blame(flags *pflag.FlagSet, err error) bool {
 	text := err.Error()
-	for _, m := range namedFlag.FindAllStringSubmatch(text, -1) {
+	for _, m := range namedFlag().FindAllStringSubmatch(text, -1) {
 		s, ok := f.find(keyOf(m[1]))
 		if !ok || !s.applied {
 			continue
 		}
-		inFile := namedFlag.ReplaceAllStringFunc(text, func(name string) string {
+		inFile := namedFlag().ReplaceAllStringFunc(text, func(name string) string {
 			if flags.Lookup(name[2:]) == nil {
 				return name
 			}

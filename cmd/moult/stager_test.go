@@ -147,7 +147,7 @@ func TestTheFeederOfASegmentHasNoParentsInIt(t *testing.T) {
 	f.apply(fleet.ReleaseStaged{Version: "B"})
 	parents := func() map[string][][]string {
 		by := map[string][][]string{}
-		for _, o := range stagePlan(f.state.View(), f.members) {
+		for _, o := range stagePlan(f.state.View(), f.members, noPatch) {
 			by[o.host.ID] = o.parents
 		}
 		return by

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/metrics"
 
 	"moult/mesh"
 	"moult/mesh/identity"
@@ -23,6 +25,9 @@ type NodeSelf struct {
 	Version string      `json:"version"`
 	Phase   string      `json:"phase"`
 	Survey  mesh.Survey `json:"survey"`
+
+	Goroutines int    `json:"goroutines"`
+	HeapBytes  uint64 `json:"heap_bytes"` // that are in use or wait to be collected
 }
 
 // RunningFile says in the data directory where the node that runs on it, or ran
@@ -67,10 +72,20 @@ func SelfEndpoint(node *mesh.Node, self, version string) http.HandlerFunc {
 			http.Error(w, "only this host may ask", http.StatusForbidden)
 			return
 		}
-		answer := NodeSelf{Version: version, Phase: string(node.Record().Phase), Survey: node.Survey(r.Context())}
+		answer := NodeSelf{
+			Version: version, Phase: string(node.Record().Phase), Survey: node.Survey(r.Context()),
+			Goroutines: runtime.NumGoroutine(), HeapBytes: heapBytes(),
+		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(answer) // the caller is gone if this errs
 	}
+}
+
+// heapBytes is what the heap's objects take.
+func heapBytes() uint64 {
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
 }
 
 // ClientOfSelf talks to this host, and to nobody else.

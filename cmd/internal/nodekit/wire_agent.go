@@ -25,7 +25,11 @@ const leaveTimeout = 2 * time.Second
 
 // RunAgent is the supervisor, or in its child the agent itself.
 func RunAgent(ctx context.Context, o AgentOptions, stdout, stderr io.Writer) error {
-	if link, ok := updater.Supervised(); ok {
+	link, supervised := updater.Supervised()
+	if !supervised || o.Work == nil { // beside a program's own work the heap is that one's affair
+		KeepHeapSmall()
+	}
+	if supervised {
 		return runSupervisedAgent(ctx, o, link, stderr)
 	}
 	logger := NewLogger(o.NodeOptions, stderr).With("host", o.Name)
@@ -66,6 +70,7 @@ func RunAgent(ctx context.Context, o AgentOptions, stdout, stderr io.Writer) err
 	}
 	supervisor := o.Trial.Supervisor(o.Data, active, stderr, logger, service)
 	supervisor.Restart = o.Restart
+	go ComeToRest(ctx, logger)
 	return updater.RunSupervisor(ctx, supervisor)
 }
 
@@ -165,6 +170,9 @@ func runSupervisedAgent(ctx context.Context, o AgentOptions, link *updater.Super
 	tasks.Go(func() { follower.WatchCAs(ctx) })
 	shows := &Shower{Instance: NewInstance(), Peer: o.PeerAdv, Current: current, Ways: ways, denied: follower.TakeDenied, Logger: logger.With("component", "check-in")}
 	tasks.Go(func() { shows.run(ctx) })
+	if o.Work == nil {
+		tasks.Go(func() { ComeToRest(ctx, logger) })
+	}
 	tasks.Go(func() { ProveHealth(ctx, link, me, logger, o.well(node)) })
 	tasks.Go(func() { HeedSupervisor(ctx, link, stop, logger) })
 	running := RunningNode{Role: creds.Role, Peer: o.PeerAdv, Gossip: o.GossipAdv, Binary: o.Trial.Binary, InstallTo: install.Place(o.Trial.Place)}
