@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -83,6 +84,7 @@ func TestRelaysVerifyWhatTheyPassOn(t *testing.T) {
 		if sent.Add(1) == 1 {
 			l.origin("good", 0, "core")
 		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(list)+len(flipped)))
 		_, _ = w.Write(append(list, flipped...))
 	}
 	l.host("relay", 1, "core", "end")
@@ -92,8 +94,8 @@ func TestRelaysVerifyWhatTheyPassOn(t *testing.T) {
 	if got := a.mustFetch(req); got["relay"] != int64(len(l.bytes)) {
 		t.Errorf("sources %v", got)
 	}
-	if sent.Load() != 1 {
-		t.Errorf("the bad one was asked %d times", sent.Load())
+	if sent.Load() != 1 || l.over("relay", "bad") < 7*release.MinChunkBytes {
+		t.Errorf("the bad one was asked %d times and sent %d bytes", sent.Load(), l.over("relay", "bad"))
 	}
 	l.mustCarry("a", "relay", 1)
 }
