@@ -112,7 +112,7 @@ func encode(ctx context.Context, old, new []byte, p *plan) ([]byte, error) {
 // known is a truth: the new file itself.
 type known []byte
 
-func (k known) upTo(int) []byte { return k }
+func (k known) upTo(int) ([]byte, int) { return k, 0 }
 
 // encoder gathers the streams of a group.
 type encoder struct {
