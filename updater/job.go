@@ -213,6 +213,7 @@ func (u *Updater) pull(o order.Order) *artifact.Pull {
 	told := pullTold{}
 	return &artifact.Pull{
 		HostID: u.cfg.HostID, Manifest: o.Manifest, Signature: o.Signature, Relays: u.cfg.Relays,
+		Old: u.cfg.Digest, Patched: u.patchesThroughRelays(u.note),
 		Progress: func(p artifact.PullProgress) {
 			u.mu.Lock()
 			u.status.pulled = max(u.status.pulled, p.Moved)

@@ -44,7 +44,7 @@ func (u *Updater) patched(ctx context.Context, off offer, note func(string)) ([]
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err == nil:
-		note(fmt.Sprintf("took it as a patch of %d bytes of what runs here", source.Bytes))
+		note(tookPatch(source))
 		return []artifact.Source{source}, nil
 	case !errors.Is(err, patch.ErrNotHeld): // nobody having one is no news
 		note(fmt.Sprintf("the whole artifact is needed: %v", err))
@@ -58,6 +58,26 @@ func (u *Updater) askForPatch(ctx context.Context, off offer) (artifact.Source, 
 		Artifacts: u.cfg.Store, Patches: u.cfg.Patches, Old: u.cfg.Digest, New: off.Digest, Size: off.Size,
 		Candidates: u.cfg.Candidates(off.Digest), HTTP: u.cfg.HTTP, Limiter: u.cfg.Limiter,
 	})
+}
+
+// patchesThroughRelays says how a patch comes from a relay that had to get it
+// first; nil: none does.
+func (u *Updater) patchesThroughRelays(note func(string)) artifact.FetchPatch {
+	if u.cfg.Patches == nil {
+		return nil
+	}
+	fetch := patch.Fetcher(u.cfg.Store, u.cfg.Patches, u.cfg.HTTP, u.cfg.Limiter)
+	return func(ctx context.Context, want artifact.PatchWanted) (artifact.Source, error) {
+		source, err := fetch(ctx, want)
+		if err == nil {
+			note(tookPatch(source))
+		}
+		return source, err
+	}
+}
+
+func tookPatch(from artifact.Source) string {
+	return fmt.Sprintf("took it as a patch of %d bytes of what runs here", from.Bytes)
 }
 
 // pause tells whether ctx outlived it.

@@ -154,7 +154,10 @@ func (u *Updater) pullQuietly(o order.Order) *artifact.Pull {
 	if u.cfg.Relays == nil {
 		return nil
 	}
-	return &artifact.Pull{HostID: u.cfg.HostID, Manifest: o.Manifest, Signature: o.Signature, Relays: u.cfg.Relays}
+	return &artifact.Pull{
+		HostID: u.cfg.HostID, Manifest: o.Manifest, Signature: o.Signature, Relays: u.cfg.Relays,
+		Old: u.cfg.Digest, Patched: u.patchesThroughRelays(func(s string) { u.slog.Info("staging: "+s, "version", o.Version) }),
+	}
 }
 
 // dropStaged deletes a release's artifact, unless it runs here, is on trial or is of

@@ -204,6 +204,7 @@ type fetch struct {
 	best    int64 // the most bytes that were here since the last ones proved bad
 	sources []Source
 	resumed bool // the file holds bytes of an earlier Fetch, of unknown origin
+	patched bool // the store has it, and the file is of no use
 
 	names   map[string]string // of peers, from their certificates
 	banned  map[string]bool   // served bad bytes; asked no more
@@ -254,6 +255,8 @@ func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
 	for idle, busy := 0, 0; idle < f.Rounds; {
 		r := f.round(ctx, busy%busyRounds == busyRounds-1)
 		switch {
+		case r.err == nil && f.patched:
+			return f.sources, f.partial.discard()
 		case r.err == nil:
 			return f.sources, f.Store.adopt(f.partial.file, f.Digest)
 		case ctx.Err() != nil:

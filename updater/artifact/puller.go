@@ -57,6 +57,8 @@ type PullerConfig struct {
 	// were got for others stay. A server keeps what the releases name instead.
 	Prune   bool
 	Limiter *rate.Limiter // may be nil
+	// Patched is as in Pull; may be nil.
+	Patched FetchPatch
 	// StallTimeout is as in FetchRequest, for pulls that a host asks for that waits
 	// for itself only; each host that waits behind it takes a quarter of it off, so
 	// that who is nearest to the trouble finds another way first.
@@ -72,6 +74,11 @@ type PullerConfig struct {
 // The body carries the release's manifest and its signature. Before a byte is
 // fetched the signature must be by a pinned release key and the manifest name the
 // digest: nobody makes a relay get anything else, nor more of it than was signed.
+// It may name what the first host that waits would patch. A relay that holds that,
+// too, gets the artifact as a patch of it where somebody has one, which verifies
+// the patch by what it makes, and serves the patch on. Nothing else is got for
+// that name, and it is kept under the limits of patches.
+//
 // It carries also who waits for it; who is among them refuses, and so does who
 // would be the ninth, so that no circle of relays waits for itself.
 //
@@ -107,7 +114,8 @@ type Puller struct {
 type pull struct {
 	size   int64
 	chunks release.Chunks
-	unask  *time.Timer // ends it when nobody asks
+	unask  *time.Timer  // ends it when nobody asks
+	patch  atomic.Int64 // bytes of patches that came in
 	ended  chan struct{}
 	err    error     // once ended
 	failed time.Time // once ended
@@ -235,6 +243,9 @@ func (p *Puller) read(w http.ResponseWriter, r *http.Request) (pullAsk, error) {
 	if id := nodeport.PeerFrom(r.Context()).HostID; id != "" && ask.Via[len(ask.Via)-1] != id {
 		return ask, refuse(http.StatusBadRequest, "via: it ends with %.64q, but host %s asks", ask.Via[len(ask.Via)-1], id)
 	}
+	if ask.Old != "" && !ValidDigest(ask.Old) {
+		return ask, refuse(http.StatusBadRequest, "old: %.80q is no sha256", ask.Old)
+	}
 	if slices.Contains(ask.Via, p.cfg.HostID) {
 		return ask, refuse(http.StatusLoopDetected, "this host waits for the artifact itself; ask another relay")
 	}
@@ -352,15 +363,62 @@ func (s *Store) partialSize(digest string) int64 {
 func (p *Puller) run(ctx context.Context, work *pull, digest string, ask pullAsk) {
 	logger := p.cfg.Logger.With("digest", digest)
 	logger.Info("getting an artifact for another host", "host", ask.Via[len(ask.Via)-1], "bytes", work.size)
-	sources, err := Fetch(ctx, FetchRequest{
+	sources, err := p.patched(ctx, work, digest, ask)
+	if err == nil {
+		p.ended(work, digest, sources, nil)
+		return
+	}
+	sources, err = Fetch(ctx, FetchRequest{
 		Store: p.cfg.Store, Digest: digest, Size: work.size, Chunks: work.chunks, HTTP: p.cfg.HTTP, Limiter: p.cfg.Limiter,
 		Candidates: func() []Peer { return p.cfg.Candidates(digest) },
-		Pull:       &Pull{HostID: p.cfg.HostID, Manifest: ask.Manifest, Signature: ask.Signature, Via: ask.Via, Relays: p.cfg.Relays},
+		Pull: &Pull{
+			HostID: p.cfg.HostID, Manifest: ask.Manifest, Signature: ask.Signature, Via: ask.Via, Relays: p.cfg.Relays,
+			Old: ask.Old, Patched: p.cfg.Patched,
+		},
 		SetAside: func(peer Peer, why error) {
 			logger.Warn("peer is asked no more for the artifact", "peer", peer.HostID, "error", why)
 		},
 		StallTimeout: patience(p.cfg.StallTimeout, len(ask.Via)), Rounds: pullRounds, Brief: true,
 	})
+	p.ended(work, digest, sources, err)
+}
+
+var errNoPatch = errors.New("there is no patch to be had")
+
+// patched gets the artifact as the patch that the first host in the row would
+// take. It leaves off when nothing comes in, before those who wait lose patience.
+func (p *Puller) patched(ctx context.Context, work *pull, digest string, ask pullAsk) ([]Source, error) {
+	from := p.cfg.Candidates(digest)
+	if p.cfg.Patched == nil || ask.Old == "" || ask.Old == digest || len(from) == 0 {
+		return nil, errNoPatch
+	}
+	old, _, err := p.cfg.Store.Open(ask.Old)
+	if err != nil {
+		return nil, err
+	}
+	old.Close()
+	// A patch has half of the artifact's bytes at most, and is there until it is tried.
+	if checkSpace(p.cfg.Store.dir, work.size+work.size/2+pullReserve) != nil {
+		return nil, errNoPatch
+	}
+	limit := patience(p.cfg.StallTimeout, len(ask.Via)) / 2
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	idle := time.AfterFunc(limit, cancel)
+	defer idle.Stop()
+	source, err := p.cfg.Patched(ctx, PatchWanted{
+		Old: ask.Old, New: digest, Size: work.size, From: from,
+		Progress: func(n int64) {
+			idle.Reset(limit)
+			work.patch.Add(n)
+		},
+	})
+	return []Source{source}, err
+}
+
+// ended takes down how a pull did.
+func (p *Puller) ended(work *pull, digest string, sources []Source, err error) {
+	logger := p.cfg.Logger.With("digest", digest)
 	work.unask.Stop()
 	if err != nil {
 		logger.Warn("artifact not got for another host", "error", err)
@@ -402,7 +460,7 @@ func (p *Puller) await(ctx context.Context, work *pull, digest string) (pullAnsw
 	}
 	s := p.cfg.Store.flying(digest)
 	s.done = min(s.done, work.size)
-	a := pullAnswer{Done: s.done, Size: work.size, Moved: s.moved(), Through: s.through, From: nameOf(s.from)}
+	a := pullAnswer{Done: s.done, Size: work.size, Moved: work.patch.Load() + s.moved(), Through: s.through, From: nameOf(s.from)}
 	if len(s.through) > 0 {
 		a.From = nameOf(s.pull.Relay)
 	}
