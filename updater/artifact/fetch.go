@@ -175,16 +175,19 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 	case !errors.Is(err, ErrNotHeld) && !errors.Is(err, ErrDamaged):
 		return nil, err
 	}
-	f := &fetch{
-		FetchRequest: req, flight: own,
-		names: map[string]string{}, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{},
-		pulled: map[string]int64{},
-	}
-	sources, err := f.bring(ctx)
+	sources, err := newFetch(req, own).bring(ctx)
 	if err == nil {
 		own.update(func(s *flightState) { s.sources = sources })
 	}
 	return sources, err
+}
+
+func newFetch(req FetchRequest, own *flight) *fetch {
+	return &fetch{
+		FetchRequest: req, flight: own,
+		names: map[string]string{}, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{},
+		pulled: map[string]int64{},
+	}
 }
 
 // tell passes on what has come of another's fetch of the artifact.
@@ -204,7 +207,6 @@ type fetch struct {
 	best    int64 // the most bytes that were here since the last ones proved bad
 	sources []Source
 	resumed bool // the file holds bytes of an earlier Fetch, of unknown origin
-	patched bool // the store has it, and the file is of no use
 
 	names   map[string]string // of peers, from their certificates
 	banned  map[string]bool   // served bad bytes; asked no more
@@ -255,8 +257,6 @@ func (f *fetch) run(ctx context.Context) (_ []Source, err error) {
 	for idle, busy := 0, 0; idle < f.Rounds; {
 		r := f.round(ctx, busy%busyRounds == busyRounds-1)
 		switch {
-		case r.err == nil && f.patched:
-			return f.sources, f.partial.discard()
 		case r.err == nil:
 			return f.sources, f.Store.adopt(f.partial.file, f.Digest)
 		case ctx.Err() != nil:

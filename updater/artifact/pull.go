@@ -63,23 +63,11 @@ type Pull struct {
 	// Progress is told how far a relay is. Called as FetchRequest.Progress is. May
 	// be nil.
 	Progress func(PullProgress)
-	// Old is the sha256 of what is to be patched: a relay that holds it, too, gets the
-	// artifact as a patch of it where it can. Patched takes it over from a relay the
-	// same way. May be empty and nil.
-	Old     string
+	// Old is the sha256 of what the first host in the row would patch: a relay that
+	// holds it, too, gets the artifact as a patch of it where it can. May be empty.
+	Old string
+	// Patched takes it over as a patch; for FetchPatched. May be nil.
 	Patched FetchPatch
-}
-
-// FetchPatch gets an artifact into the store as a patch of another one that is in
-// it. On an error nothing has changed, and the whole is to be fetched.
-type FetchPatch func(context.Context, PatchWanted) (Source, error)
-
-// PatchWanted says which patch, and from whom.
-type PatchWanted struct {
-	Old, New string // sha256
-	Size     int64  // of the new artifact, as it was signed
-	From     []Peer
-	Progress func(n int64) // told of each n bytes that came in
 }
 
 // PullProgress is how far a relay is in getting an artifact for this host.
@@ -166,35 +154,11 @@ func (f *fetch) pullThrough(ctx context.Context, p Peer) error {
 	if err := f.awaitPull(ctx, p); err != nil {
 		return err
 	}
-	if f.patchFrom(ctx, p) {
-		return nil
-	}
 	err := f.take(ctx, p, relayAttempts)
 	if errors.Is(err, errBusy) {
 		return errServing
 	}
 	return err
-}
-
-// patchFrom tells whether the artifact is in the store now, as a patch that the
-// relay had. Most have none that fits: then the whole is taken.
-func (f *fetch) patchFrom(ctx context.Context, p Peer) bool {
-	if f.Pull.Patched == nil || f.Pull.Old == "" {
-		return false
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	idle := time.AfterFunc(f.StallTimeout, cancel)
-	defer idle.Stop()
-	source, err := f.Pull.Patched(ctx, PatchWanted{
-		Old: f.Pull.Old, New: f.Digest, Size: f.Size, From: []Peer{p},
-		Progress: func(int64) { idle.Reset(f.StallTimeout) },
-	})
-	if err != nil {
-		return false
-	}
-	f.sources, f.patched = []Source{source}, true
-	return true
 }
 
 // awaitPull asks a relay for the artifact, again and again, until it has it.

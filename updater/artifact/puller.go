@@ -363,12 +363,7 @@ func (s *Store) partialSize(digest string) int64 {
 func (p *Puller) run(ctx context.Context, work *pull, digest string, ask pullAsk) {
 	logger := p.cfg.Logger.With("digest", digest)
 	logger.Info("getting an artifact for another host", "host", ask.Via[len(ask.Via)-1], "bytes", work.size)
-	sources, err := p.patched(ctx, work, digest, ask)
-	if err == nil {
-		p.ended(work, digest, sources, nil)
-		return
-	}
-	sources, err = Fetch(ctx, FetchRequest{
+	req := FetchRequest{
 		Store: p.cfg.Store, Digest: digest, Size: work.size, Chunks: work.chunks, HTTP: p.cfg.HTTP, Limiter: p.cfg.Limiter,
 		Candidates: func() []Peer { return p.cfg.Candidates(digest) },
 		Pull: &Pull{
@@ -379,46 +374,11 @@ func (p *Puller) run(ctx context.Context, work *pull, digest string, ask pullAsk
 			logger.Warn("peer is asked no more for the artifact", "peer", peer.HostID, "error", why)
 		},
 		StallTimeout: patience(p.cfg.StallTimeout, len(ask.Via)), Rounds: pullRounds, Brief: true,
-	})
-	p.ended(work, digest, sources, err)
-}
-
-var errNoPatch = errors.New("there is no patch to be had")
-
-// patched gets the artifact as the patch that the first host in the row would
-// take. It leaves off when nothing comes in, before those who wait lose patience.
-func (p *Puller) patched(ctx context.Context, work *pull, digest string, ask pullAsk) ([]Source, error) {
-	from := p.cfg.Candidates(digest)
-	if p.cfg.Patched == nil || ask.Old == "" || ask.Old == digest || len(from) == 0 {
-		return nil, errNoPatch
 	}
-	old, _, err := p.cfg.Store.Open(ask.Old)
+	sources, err := p.patched(ctx, work, req)
 	if err != nil {
-		return nil, err
+		sources, err = Fetch(ctx, req)
 	}
-	old.Close()
-	// A patch has half of the artifact's bytes at most, and is there until it is tried.
-	if checkSpace(p.cfg.Store.dir, work.size+work.size/2+pullReserve) != nil {
-		return nil, errNoPatch
-	}
-	limit := patience(p.cfg.StallTimeout, len(ask.Via)) / 2
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	idle := time.AfterFunc(limit, cancel)
-	defer idle.Stop()
-	source, err := p.cfg.Patched(ctx, PatchWanted{
-		Old: ask.Old, New: digest, Size: work.size, From: from,
-		Progress: func(n int64) {
-			idle.Reset(limit)
-			work.patch.Add(n)
-		},
-	})
-	return []Source{source}, err
-}
-
-// ended takes down how a pull did.
-func (p *Puller) ended(work *pull, digest string, sources []Source, err error) {
-	logger := p.cfg.Logger.With("digest", digest)
 	work.unask.Stop()
 	if err != nil {
 		logger.Warn("artifact not got for another host", "error", err)

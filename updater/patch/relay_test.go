@@ -185,17 +185,22 @@ func (c *chain) over(link int) int64 {
 	return c.moved[link]
 }
 
-// fetch fetches as a host behind relays does.
+// fetch fetches as a host behind relays does: as a patch, else the whole.
 func (c *chain) fetch() ([]artifact.Source, error) {
 	h, next := c.hosts[0], c.links[0]
-	return artifact.Fetch(c.t.Context(), artifact.FetchRequest{
+	req := artifact.FetchRequest{
 		Store: h.artifacts, Digest: digest(c.new), Size: int64(len(c.new)), HTTP: next.client, StallTimeout: 4 * time.Second, Rounds: 1,
 		Candidates: func() []artifact.Peer { return c.candidates(0)("") },
 		Pull: &artifact.Pull{
 			HostID: id(0), Manifest: c.manifest, Signature: c.signature, Relays: c.relays(0),
 			Old: digest(c.old), Patched: Fetcher(h.artifacts, h.patches, next.client, nil),
 		},
-	})
+	}
+	sources, err := artifact.FetchPatched(c.t.Context(), req)
+	if errors.Is(err, artifact.ErrNoPatch) {
+		sources, err = artifact.Fetch(c.t.Context(), req)
+	}
+	return sources, err
 }
 
 // A patch goes through relays that hold what is patched, over each link; who does
