@@ -164,7 +164,8 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 	job := u.status.job
 	u.status.total, u.status.sources = off.Size, map[string]fleet.Source{}
 	u.mu.Unlock()
-	sources, err := u.patched(ctx, off, u.note)
+	pull := u.pull(o)
+	sources, err := u.patched(ctx, off, pull, u.note)
 	if err != nil {
 		return "", err
 	}
@@ -172,7 +173,7 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 		sources, err = artifact.Fetch(ctx, artifact.FetchRequest{
 			Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, Chunks: off.Chunks, HTTP: u.cfg.HTTP,
 			Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
-			Pull:       u.pull(o), Limiter: u.cfg.Limiter,
+			Pull:       pull, Limiter: u.cfg.Limiter,
 			Progress: func(done int64, from artifact.Peer) { u.progress(job, off.Size, done, from) },
 			SetAside: func(p artifact.Peer, why error) {
 				u.note(fmt.Sprintf("%s is asked no more for the artifact: %v", nameOf(p), why))
@@ -215,6 +216,7 @@ func (u *Updater) pull(o order.Order) *artifact.Pull {
 	told := pullTold{}
 	return &artifact.Pull{
 		HostID: u.cfg.HostID, Manifest: o.Manifest, Signature: o.Signature, Relays: u.cfg.Relays,
+		Old: u.cfg.Digest, Patched: u.patches(),
 		Progress: func(p artifact.PullProgress) {
 			u.mu.Lock()
 			u.status.pulled = max(u.status.pulled, p.Moved)

@@ -4,6 +4,8 @@ package updater
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -94,5 +96,48 @@ func TestJobTakesAPatch(t *testing.T) {
 				t.Error("a good patch is kept to be served on, and no other")
 			}
 		})
+	}
+}
+
+// Behind a relay, which says that it has got the artifact, the patch comes from
+// there; the relay was told what this host runs.
+func TestJobTakesAPatchThroughARelay(t *testing.T) {
+	h := newHost(t)
+	var err error
+	h.cfg.Patches, err = patch.OpenStore(filepath.Join(h.data, "patches"))
+	must(t, err)
+	binary := saysVersion("1.1.0") + strings.Repeat("# the same line\n", 500)
+	p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, binary)
+	old, err := os.ReadFile(h.cfg.Installed)
+	must(t, err)
+	made, _, err := patch.Make(t.Context(), old, []byte(binary))
+	must(t, err)
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, patch.Name(h.cfg.Digest, p.digest)), made, 0o600))
+	held, err := patch.OpenStore(dir)
+	must(t, err)
+	mux := http.NewServeMux()
+	mux.Handle("/patch/", patch.Handler(held, 0, nil))
+	mux.HandleFunc("POST /artifact/{digest}/pull", func(w http.ResponseWriter, r *http.Request) {
+		var ask struct{ Old string }
+		if err := json.NewDecoder(r.Body).Decode(&ask); err != nil || ask.Old != h.cfg.Digest || r.PathValue("digest") != p.digest {
+			t.Errorf("the relay is asked for %.12s as a patch of %.12s: %v", r.PathValue("digest"), ask.Old, err)
+		}
+		fmt.Fprintf(w, `{"held":true,"done":%d,"size":%d,"moved":%d}`, len(binary), len(binary), len(binary))
+	})
+	relay := httptest.NewTLSServer(mux)
+	t.Cleanup(relay.Close)
+	h.cfg.Candidates = func(string) []artifact.Peer { return nil }
+	h.cfg.Relays = func([]string) []artifact.Peer {
+		return []artifact.Peer{{HostID: "relay-1", Name: "dmz-relay", Role: "agent", Addr: relay.Listener.Addr().String()}}
+	}
+	stop := h.run()
+	h.ordered("job-1", "1.1.0", p, PhaseRestarting)
+	_ = stop()
+	if r := h.lastReport(); len(r.Sources) != 1 || r.Sources[0].HostID != "relay-1" || r.Sources[0].Bytes != int64(len(made)) || r.Done != r.Total {
+		t.Errorf("report is %+v, want %d bytes from the relay", r, len(made))
+	}
+	if log := strings.Join(h.lines(), "\n"); !strings.Contains(log, "took it as a patch of") {
+		t.Errorf("the log tells of no patch:\n%s", log)
 	}
 }

@@ -134,7 +134,7 @@ func (u *Updater) fetchAhead(ctx context.Context, o order.Order, off offer) erro
 		return fmt.Errorf("%d MB are free in %s, staging %d MB leaves at least %d MB free; free some space", free/1e6, u.cfg.DataDir, off.Size/1e6, stageReserve/1_000_000)
 	}
 	u.slog.Info("staging a release", "version", off.Version, "bytes", off.Size, "digest", off.Digest)
-	sources, err := u.patched(ctx, off, func(s string) { u.slog.Info("staging: "+s, "version", off.Version) })
+	sources, err := u.patched(ctx, off, u.pullQuietly(o), func(s string) { u.slog.Info("staging: "+s, "version", off.Version) })
 	if err != nil {
 		return err
 	}
@@ -195,7 +195,10 @@ func (u *Updater) pullQuietly(o order.Order) *artifact.Pull {
 	if u.cfg.Relays == nil {
 		return nil
 	}
-	return &artifact.Pull{HostID: u.cfg.HostID, Manifest: o.Manifest, Signature: o.Signature, Relays: u.cfg.Relays}
+	return &artifact.Pull{
+		HostID: u.cfg.HostID, Manifest: o.Manifest, Signature: o.Signature, Relays: u.cfg.Relays,
+		Old: u.cfg.Digest, Patched: u.patches(),
+	}
 }
 
 // dropStaged deletes a release's artifact, unless it runs here, is on trial or is of

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -14,15 +13,13 @@ import (
 
 	"moult/cmd/internal/nodekit"
 	"moult/updater/delta"
+	"moult/updater/patch"
 	"moult/updater/release"
 )
 
 // patchesDir is where a release directory has its patches, each named
 // OLDSHA256-NEWSHA256.
 const patchesDir = "patches"
-
-// patchWorth: a patch that is not smaller than this part of the file is not kept.
-const patchWorth = 2
 
 // patchSource is an older binary that hosts may run.
 type patchSource struct {
@@ -82,7 +79,7 @@ type madePatch struct {
 // makePatches writes the patches of a release that was made in dir. A patch that
 // is not worth its while is left out, and told of.
 func makePatches(ctx context.Context, dir string, m release.Manifest, sources []patchSource, progress io.Writer) ([]madePatch, error) {
-	var made []madePatch
+	var out []madePatch
 	for _, s := range sources {
 		i := slices.IndexFunc(m.Artifacts, func(a release.Artifact) bool { return a.OS == s.platform.OS && a.Arch == s.platform.Arch })
 		if i < 0 {
@@ -92,36 +89,29 @@ func makePatches(ctx context.Context, dir string, m release.Manifest, sources []
 		newPath := release.Dir{Path: dir, Parsed: m}.ArtifactPath(a)
 		fmt.Fprintf(progress, "making a patch for %s from %s\n", s.platform, s.path)
 		begin := time.Now()
-		patch, h, err := makePatch(ctx, s.path, newPath)
+		made, h, err := makePatch(ctx, s.path, newPath)
 		switch {
-		case errors.Is(err, delta.ErrTooDifferent), errors.Is(err, delta.ErrTooLarge):
+		case errors.Is(err, patch.ErrNotWorth), errors.Is(err, delta.ErrTooDifferent), errors.Is(err, delta.ErrTooLarge):
 			fmt.Fprintf(progress, "no patch for %s from %s: %v\n", s.platform, s.path, err)
 			continue
 		case err != nil:
 			return nil, fmt.Errorf("make patch from %s: %w", s.path, err)
-		case h.OldDigest == a.SHA256:
-			fmt.Fprintf(progress, "no patch for %s from %s: it is the same file\n", s.platform, s.path)
-			continue
-		case int64(len(patch)) > a.Size/patchWorth:
-			fmt.Fprintf(progress, "no patch for %s from %s: it would have %s, the whole file has %s\n", s.platform, s.path, nodekit.ByteCount(int64(len(patch))), nodekit.ByteCount(a.Size))
-			continue
-		case slices.ContainsFunc(made, func(p madePatch) bool { return p.From == h.OldDigest && p.To == h.NewDigest }):
+		case slices.ContainsFunc(out, func(p madePatch) bool { return p.From == h.OldDigest && p.To == h.NewDigest }):
 			continue // named twice
 		}
-		path := filepath.Join(dir, patchesDir, h.OldDigest+"-"+h.NewDigest)
+		path := filepath.Join(dir, patchesDir, patch.Name(h.OldDigest, h.NewDigest))
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, err
 		}
-		if err := os.WriteFile(path, patch, 0o644); err != nil {
+		if err := os.WriteFile(path, made, 0o644); err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(progress, "%s  patch from %.12s…, %s for %s, made in %.1f s\n", s.platform, h.OldDigest, nodekit.ByteCount(int64(len(patch))), nodekit.ByteCount(a.Size), time.Since(begin).Seconds())
-		made = append(made, madePatch{s.platform.String(), h.OldDigest, h.NewDigest, int64(len(patch)), a.Size, path})
+		fmt.Fprintf(progress, "%s  patch from %.12s…, %s for %s, made in %.1f s\n", s.platform, h.OldDigest, nodekit.ByteCount(int64(len(made))), nodekit.ByteCount(a.Size), time.Since(begin).Seconds())
+		out = append(out, madePatch{s.platform.String(), h.OldDigest, h.NewDigest, int64(len(made)), a.Size, path})
 	}
-	return made, nil
+	return out, nil
 }
 
-// makePatch makes a patch and, before anybody relies on it, applies it.
 func makePatch(ctx context.Context, oldPath, newPath string) ([]byte, delta.Header, error) {
 	old, err := readBinary(oldPath)
 	if err != nil {
@@ -131,22 +121,7 @@ func makePatch(ctx context.Context, oldPath, newPath string) ([]byte, delta.Head
 	if err != nil {
 		return nil, delta.Header{}, err
 	}
-	var patch, again bytes.Buffer
-	if err := delta.Make(ctx, old, new, &patch); err != nil {
-		return nil, delta.Header{}, err
-	}
-	h, err := delta.ReadHeader(bytes.NewReader(patch.Bytes()))
-	if err != nil {
-		return nil, delta.Header{}, err
-	}
-	want := delta.Target{OldDigest: h.OldDigest, NewDigest: h.NewDigest, Length: h.NewLength}
-	if err := delta.Apply(ctx, bytes.NewReader(old), bytes.NewReader(patch.Bytes()), want, &again); err != nil {
-		return nil, delta.Header{}, fmt.Errorf("try the patch: %w", err)
-	}
-	if !bytes.Equal(again.Bytes(), new) {
-		return nil, delta.Header{}, errors.New("try the patch: it makes another file; make the release without --from, and report this")
-	}
-	return patch.Bytes(), h, nil
+	return patch.Make(ctx, old, new)
 }
 
 func readBinary(path string) ([]byte, error) {

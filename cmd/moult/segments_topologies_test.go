@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -102,11 +103,17 @@ type relayLink struct {
 	before  int64 // bytes that had come in
 }
 
-// rollOut starts the update of hosts in this order. Servers, and the hosts that
-// the story leaves alone, have to stay up in the servers' eyes.
+// rollOut publishes version B and starts the update of hosts in this order.
 func (n *segmentedNet) rollOut(order, alone []string) *rollout {
 	n.t.Helper()
 	n.publish(versionB, binary(n.t, versionB))
+	return n.rollOutPublished(order, alone)
+}
+
+// rollOutPublished starts it. Servers, and the hosts that the story leaves alone,
+// have to stay up in the servers' eyes.
+func (n *segmentedNet) rollOutPublished(order, alone []string) *rollout {
+	n.t.Helper()
 	r := &rollout{segmentedNet: n}
 	for _, h := range n.order {
 		for _, s := range h.segments {
@@ -464,4 +471,43 @@ func (n *segmentedNet) throttle(l *relayLink) {
 	n.t.Helper()
 	port := fmt.Sprintf("p%d-%d", n.segmentNumber(l.segment), l.relay.number)
 	n.ip("netns", "exec", n.prefix+"switch", "tc", "qdisc", "add", "dev", port, "root", "tbf", "rate", "80kbit", "burst", "3000", "limit", "6000")
+}
+
+// Where the fleet runs a release, the next one goes to a segment behind a relay as
+// a patch: over the relay's link, and on to hosts.
+func TestSegmentsPatchThroughARelay(t *testing.T) {
+	onlyLong(t)
+	n, relays, names := dmz(t, 1, 2, nil, nil, nil)
+	n.publish(versionA, binary(t, versionA))
+	n.publish(versionB, binary(t, versionB))
+	patches := func(host string) []string {
+		made, err := filepath.Glob(filepath.Join(n.dir, host, "data", "patches", "*-*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.DeleteFunc(made, func(path string) bool { return strings.HasPrefix(filepath.Base(path), "unverified-") })
+	}
+	n.await(2*time.Minute, "the leader to have made a patch", func() error {
+		for _, s := range n.servers() {
+			if len(patches(s.name)) > 0 {
+				return nil
+			}
+		}
+		return errors.New("there is none")
+	})
+	r := n.rollOutPublished(names, nil)
+	r.completes(3 * time.Minute)
+	for _, l := range r.links {
+		if part := r.came(l); part > 0.2 {
+			t.Errorf("%.3f artifacts came to %s from segment %s, where a patch was to be had", part, l.relay.name, l.segment)
+		}
+	}
+	for _, name := range names {
+		if len(patches(name)) == 0 {
+			t.Errorf("%s took no patch", name)
+		}
+	}
+	if len(patches(relays[0].name)) != 1 {
+		t.Errorf("the relay has %d patches", len(patches(relays[0].name)))
+	}
 }

@@ -176,16 +176,19 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 	case !errors.Is(err, ErrNotHeld) && !errors.Is(err, ErrDamaged):
 		return nil, err
 	}
-	f := &fetch{
-		FetchRequest: req, flight: own,
-		names: map[string]string{}, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{},
-		pulled: map[string]int64{},
-	}
-	sources, err := f.bring(ctx)
+	sources, err := newFetch(req, own).bring(ctx)
 	if err == nil {
 		own.update(func(s *flightState) { s.sources = sources })
 	}
 	return sources, err
+}
+
+func newFetch(req FetchRequest, own *flight) *fetch {
+	return &fetch{
+		FetchRequest: req, flight: own,
+		names: map[string]string{}, banned: map[string]bool{}, slow: map[string]bool{}, suspect: map[string]bool{},
+		pulled: map[string]int64{},
+	}
 }
 
 // tell passes on what has come of another's fetch of the artifact.

@@ -63,6 +63,11 @@ type Pull struct {
 	// Progress is told how far a relay is. Called as FetchRequest.Progress is. May
 	// be nil.
 	Progress func(PullProgress)
+	// Old is the sha256 of what the first host in the row would patch: a relay that
+	// holds it, too, gets the artifact as a patch of it where it can. May be empty.
+	Old string
+	// Patched takes it over as a patch; for FetchPatched. May be nil.
+	Patched FetchPatch
 }
 
 // PullProgress is how far a relay is in getting an artifact for this host.
@@ -95,6 +100,7 @@ type pullAsk struct {
 	Signature []byte   `json:"signature"`
 	Via       []string `json:"via"`           // host ids of those who wait, the asking one last
 	Now       bool     `json:"now,omitempty"` // answer at once: the chunks are asked for next
+	Old       string   `json:"old,omitempty"` // sha256 of what the first of them would patch
 }
 
 // pullAnswer answers it, with 200 when the artifact is held and 202 while it is
@@ -169,7 +175,7 @@ func (f *fetch) pullThrough(ctx context.Context, p Peer) error {
 
 // awaitPull asks a relay for the artifact, again and again, until it has it.
 func (f *fetch) awaitPull(ctx context.Context, p Peer) error {
-	body, err := json.Marshal(pullAsk{Manifest: f.Pull.Manifest, Signature: f.Pull.Signature, Via: f.Pull.via()})
+	body, err := json.Marshal(pullAsk{Manifest: f.Pull.Manifest, Signature: f.Pull.Signature, Via: f.Pull.via(), Old: f.Pull.Old})
 	if err != nil {
 		return err
 	}

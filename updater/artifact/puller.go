@@ -57,6 +57,8 @@ type PullerConfig struct {
 	// were got for others stay. A server keeps what the releases name instead.
 	Prune   bool
 	Limiter *rate.Limiter // may be nil
+	// Patched is as in Pull; may be nil.
+	Patched FetchPatch
 	// StallTimeout is as in FetchRequest, for pulls that a host asks for that waits
 	// for itself only; each host that waits behind it takes a quarter of it off, so
 	// that who is nearest to the trouble finds another way first.
@@ -73,6 +75,11 @@ type PullerConfig struct {
 // The body carries the release's manifest and its signature. Before a byte is
 // fetched the signature must be by a pinned release key and the manifest name the
 // digest: nobody makes a relay get anything else, nor more of it than was signed.
+// It may name what the first host that waits would patch. A relay that holds that,
+// too, gets the artifact as a patch of it where somebody has one, which verifies
+// the patch by what it makes, and serves the patch on. Nothing else is got for
+// that name, and it is kept under the limits of patches.
+//
 // It carries also who waits for it; who is among them refuses, and so does who
 // would be the ninth, so that no circle of relays waits for itself.
 //
@@ -109,7 +116,8 @@ type Puller struct {
 type pull struct {
 	size   int64
 	chunks release.Chunks
-	unask  *time.Timer // ends it when nobody asks, or reads what comes in
+	unask  *time.Timer  // ends it when nobody asks, or reads what comes in
+	patch  atomic.Int64 // bytes of patches that came in
 	ended  chan struct{}
 	err    error     // once ended
 	failed time.Time // once ended
@@ -236,6 +244,9 @@ func (p *Puller) read(w http.ResponseWriter, r *http.Request) (pullAsk, error) {
 	// Identity comes from the certificate.
 	if id := nodeport.PeerFrom(r.Context()).HostID; id != "" && ask.Via[len(ask.Via)-1] != id {
 		return ask, refuse(http.StatusBadRequest, "via: it ends with %.64q, but host %s asks", ask.Via[len(ask.Via)-1], id)
+	}
+	if ask.Old != "" && !ValidDigest(ask.Old) {
+		return ask, refuse(http.StatusBadRequest, "old: %.80q is no sha256", ask.Old)
 	}
 	if slices.Contains(ask.Via, p.cfg.HostID) {
 		return ask, refuse(http.StatusLoopDetected, "this host waits for the artifact itself; ask another relay")
@@ -367,15 +378,22 @@ func (s *Store) partialSize(digest string) int64 {
 func (p *Puller) run(ctx context.Context, work *pull, digest string, ask pullAsk) {
 	logger := p.cfg.Logger.With("digest", digest)
 	logger.Info("getting an artifact for another host", "host", ask.Via[len(ask.Via)-1], "bytes", work.size)
-	sources, err := Fetch(ctx, FetchRequest{
+	req := FetchRequest{
 		Store: p.cfg.Store, Digest: digest, Size: work.size, Chunks: work.chunks, HTTP: p.cfg.HTTP, Limiter: p.cfg.Limiter,
 		Candidates: func() []Peer { return p.cfg.Candidates(digest) },
-		Pull:       &Pull{HostID: p.cfg.HostID, Manifest: ask.Manifest, Signature: ask.Signature, Via: ask.Via, Relays: p.cfg.Relays},
+		Pull: &Pull{
+			HostID: p.cfg.HostID, Manifest: ask.Manifest, Signature: ask.Signature, Via: ask.Via, Relays: p.cfg.Relays,
+			Old: ask.Old, Patched: p.cfg.Patched,
+		},
 		SetAside: func(peer Peer, why error) {
 			logger.Warn("peer is asked no more for the artifact", "peer", peer.HostID, "error", why)
 		},
 		StallTimeout: patience(p.cfg.StallTimeout, len(ask.Via)), Rounds: pullRounds, Brief: true,
-	})
+	}
+	sources, err := p.patched(ctx, work, req)
+	if err != nil {
+		sources, err = Fetch(ctx, req)
+	}
 	work.unask.Stop()
 	if err != nil {
 		logger.Warn("artifact not got for another host", "error", err)
@@ -424,7 +442,10 @@ func (p *Puller) await(ctx context.Context, work *pull, digest string, now bool)
 	}
 	s := p.cfg.Store.flying(digest)
 	s.done = min(s.done, work.size)
-	a := pullAnswer{Done: s.done, Size: work.size, Moved: s.moved(), Through: s.through, Whole: s.whole, From: nameOf(s.from)}
+	a := pullAnswer{
+		Done: s.done, Size: work.size, Moved: work.patch.Load() + s.moved(),
+		Through: s.through, Whole: s.whole, From: nameOf(s.from),
+	}
 	if len(s.through) > 0 {
 		a.From = nameOf(s.pull.Relay)
 	}

@@ -49,11 +49,16 @@ func Apply(ctx context.Context, old io.ReaderAt, patch io.Reader, want Target, o
 	if err != nil {
 		return err
 	}
-	a := &applier{in: in, old: old, ops: plan.ops}
+	a := &applier{in: in, old: window{r: old, end: h.OldLength}, ops: plan.ops}
 	if a.predictor, err = newPredictor(plan, old, h.OldLength); err != nil {
 		return err
 	}
-	if err := a.run(ctx, out); err != nil {
+	a.out = newOutput(out)
+	err = a.run(ctx)
+	if unwritten := a.out.close(); err == nil {
+		err = unwritten
+	}
+	if err != nil {
 		return err
 	}
 	return in.end()
@@ -63,36 +68,37 @@ func Apply(ctx context.Context, old io.ReaderAt, patch io.Reader, want Target, o
 // corrected is right, if the patch is.
 type applier struct {
 	in        *unpacker
-	old       io.ReaderAt
+	old       window
+	out       *output
 	ops       []op
 	predictor *predictor
 
 	runs, fixes, extra []byte // what is left of the group
 	bufs               [3][]byte
 	right, wrong       uint64 // bytes of the copies that are right, and then wrong
-	buf                [chunkLen]byte
-	chunk              []byte // of buf
+	chunk              []byte // of the output
 	done               int    // bytes of the chunk that are corrected
 	err                error
 }
 
-func (a *applier) run(ctx context.Context, out io.Writer) error {
+func (a *applier) run(ctx context.Context) error {
 	for _, o := range a.ops {
 		for at := int64(0); at < o.copy; at += chunkLen {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			a.chunk, a.done = a.buf[:min(chunkLen, o.copy-at)], 0
-			if n, err := a.old.ReadAt(a.chunk, o.old+at); n < len(a.chunk) {
-				return fmt.Errorf("read old file: %w", err)
+			var err error
+			if a.chunk, err = a.out.room(int(min(chunkLen, o.copy-at))); err != nil {
+				return err
 			}
+			if err := a.old.into(a.chunk, o.old+at); err != nil {
+				return err
+			}
+			a.done = 0
 			a.predictor.chunk(a.chunk, o.old+at, o.new+at, a)
 			a.upTo(len(a.chunk))
 			if a.err != nil {
 				return a.err
-			}
-			if _, err := out.Write(a.chunk); err != nil {
-				return err
 			}
 		}
 		for left := o.extra; left > 0; {
@@ -108,9 +114,11 @@ func (a *applier) run(ctx context.Context, out io.Writer) error {
 			if n == 0 {
 				return malformed("a group lacks bytes of the new file")
 			}
-			if _, err := out.Write(a.extra[:n]); err != nil {
+			to, err := a.out.room(int(n))
+			if err != nil {
 				return err
 			}
+			copy(to, a.extra)
 			a.extra = a.extra[n:]
 			left -= n
 		}
@@ -122,7 +130,7 @@ func (a *applier) run(ctx context.Context, out io.Writer) error {
 }
 
 // upTo corrects the bytes of the chunk before n.
-func (a *applier) upTo(n int) []byte {
+func (a *applier) upTo(n int) (chunk []byte, sure int) {
 	for a.done < n && a.err == nil {
 		switch left := uint64(n - a.done); {
 		case a.right > 0:
@@ -133,7 +141,7 @@ func (a *applier) upTo(n int) []byte {
 			take := min(left, a.wrong)
 			if take > uint64(len(a.fixes)) {
 				a.err = malformed("a group lacks corrections")
-				return a.chunk
+				return a.chunk, 0
 			}
 			for i, d := range a.fixes[:take] {
 				a.chunk[a.done+i] += d
@@ -145,7 +153,7 @@ func (a *applier) upTo(n int) []byte {
 			a.err = a.record()
 		}
 	}
-	return a.chunk
+	return a.chunk, a.done + int(min(a.right, chunkLen))
 }
 
 // record reads how many bytes are right and how many then wrong.

@@ -49,7 +49,7 @@ func (w *walk) page(i int, insn uint32) bool {
 	pages := uint32(to>>12 - (w.new+at)>>12)
 	binary.LittleEndian.PutUint32(w.guess[i:], insn&^0x60ffffe0|pages&3<<29|pages>>2&0x7ffff<<5)
 	second = w.put32(i+4, second&^0x003ffc00|uint32(to&0xfff>>shift)<<10)
-	insn = binary.LittleEndian.Uint32(w.t.upTo(w.at)[i:])
+	insn = binary.LittleEndian.Uint32(w.truth()[i:])
 	if s, ok := low12(second, insn&31); ok && insn&0x9f000000 == 0x90000000 {
 		w.p.learn(target, adrp(w.new+at, insn)+uint64(second>>10&0xfff)<<s)
 	}

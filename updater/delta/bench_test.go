@@ -1,3 +1,5 @@
+//go:build linux
+
 package delta
 
 import (
@@ -14,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -25,7 +28,8 @@ const (
 	maxMakeRatio   = 0.4
 	maxApplyRatio  = 0.6
 	minWholeRatio  = 18 // zstd -19 of the whole file over the patch, for a small edit
-	benchRuns      = 3  // of which the medians count
+	benchRuns      = 3  // of making, of which the medians count
+	applyRuns      = 11 // of applying, which takes a hundredth of that
 	moduleRoot     = "../.."
 	smallEdit      = "small edit"
 	dependencyBump = "dependency bump"
@@ -37,14 +41,18 @@ type benchResult struct {
 	Length       int     `json:"length"`
 	Zstd         int64   `json:"zstd_19_bytes"`
 	Bsdiff       int64   `json:"bsdiff_bytes"`
-	Plain        int     `json:"without_prediction_bytes"`
-	Patch        int     `json:"patch_bytes"`
+	Plain        int64   `json:"without_prediction_bytes"`
+	Patch        int64   `json:"patch_bytes"`
 	BytesRatio   float64 `json:"bytes_ratio"`
 	WholeRatio   float64 `json:"zstd_19_over_patch"`
 	BsdiffMake   float64 `json:"bsdiff_seconds"`
 	Make         float64 `json:"make_seconds"`
 	MakeRatio    float64 `json:"make_ratio"`
+	BsdiffMemory int64   `json:"bsdiff_peak_bytes"`
+	MakeMemory   int64   `json:"make_peak_bytes"`
+	MemoryRatio  float64 `json:"make_peak_ratio"`
 	BspatchApply float64 `json:"bspatch_seconds"`
+	Unhashed     float64 `json:"apply_without_sha256_seconds"`
 	Apply        float64 `json:"apply_seconds"`
 	ApplyRatio   float64 `json:"apply_ratio"`
 }
@@ -103,20 +111,71 @@ func TestBenchDelta(t *testing.T) {
 
 func printResults(t *testing.T, results []benchResult) {
 	var out bytes.Buffer
-	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "change\tzstd -19\tbsdiff\twithout prediction\tpatch\tpatch/bsdiff\tzstd/patch\tmake\tof bsdiff's\tapply\tof bspatch's\t")
-	for _, r := range results {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%.3f\t%.0f\t%.2f s\t%.2f\t%.3f s\t%.2f\t\n",
-			r.Change, r.Zstd, r.Bsdiff, r.Plain, r.Patch, r.BytesRatio, r.WholeRatio, r.Make, r.MakeRatio, r.Apply, r.ApplyRatio)
+	table := func(head string, row func(r benchResult) []any) {
+		w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
+		fmt.Fprintln(w, head)
+		for _, r := range results {
+			fmt.Fprintf(w, strings.Repeat("%v\t", strings.Count(head, "\t"))+"\n", append([]any{r.Change}, row(r)...)...)
+		}
+		w.Flush()
+		out.WriteByte('\n')
 	}
-	w.Flush()
-	fmt.Printf("%s(to be: patch/bsdiff ≤ %.1f, zstd/patch ≥ %d for the small edit, making ≤ %.1f of bsdiff's time, applying ≤ %.1f of bspatch's)\n",
+	table("bytes\tzstd -19\tbsdiff\twithout prediction\tpatch\tpatch/bsdiff\tzstd/patch\t", func(r benchResult) []any {
+		return []any{r.Zstd, r.Bsdiff, r.Plain, r.Patch, fmt.Sprintf("%.3f", r.BytesRatio), fmt.Sprintf("%.0f", r.WholeRatio)}
+	})
+	table("making\tbsdiff\tpatch\tof its time\tbsdiff's peak\tpeak\tof its memory\t", func(r benchResult) []any {
+		return []any{inSeconds(r.BsdiffMake), inSeconds(r.Make), ratio(r.MakeRatio), inMiB(r.BsdiffMemory), inMiB(r.MakeMemory), ratio(r.MemoryRatio)}
+	})
+	table("applying\tbspatch\tapply\tof its time\tapply, sha256\tof its time\t", func(r benchResult) []any {
+		return []any{inSeconds(r.BspatchApply), inSeconds(r.Unhashed), ratio(r.Unhashed / r.BspatchApply), inSeconds(r.Apply), ratio(r.ApplyRatio)}
+	})
+	fmt.Printf("%s(to be: patch/bsdiff ≤ %.1f, zstd/patch ≥ %d for the small edit, making ≤ %.1f of bsdiff's time, applying with sha256 ≤ %.1f of bspatch's, which has none)\n",
 		out.String(), maxBytesRatio, minWholeRatio, maxMakeRatio, maxApplyRatio)
 }
 
-// measure makes and applies the patch, in turns with the programs. Applying
-// reads and writes files, and hashes what it wrote, which bspatch does not do.
+func inSeconds(v float64) string { return fmt.Sprintf("%.3f s", v) }
+func inMiB(n int64) string       { return fmt.Sprintf("%d MiB", n>>20) }
+func ratio(v float64) string     { return fmt.Sprintf("%.2f", v) }
+
+// measure makes and applies the patch, in turns with the programs. Making is a
+// process that reads and writes files, as bsdiff is. Applying reads and writes
+// files, and hashes what it wrote, which bspatch does not do.
 func measure(t *testing.T, change, oldPath, newPath string) benchResult {
+	t.Helper()
+	want, size := benchTarget(t, oldPath, newPath)
+	r := benchResult{Change: change, Length: size}
+	run(t, "zstd", "-19", "-q", "-f", "-k", newPath, "-o", newPath+".zst")
+	r.Zstd = length(t, newPath+".zst")
+	var bsdiff, mine []float64
+	for range benchRuns {
+		took, peak := run(t, "bsdiff", oldPath, newPath, newPath+".bsdiff")
+		bsdiff, r.BsdiffMemory = append(bsdiff, took), max(r.BsdiffMemory, peak)
+		took, peak = benchMake(t, oldPath, newPath, newPath+".patch", predicted)
+		mine, r.MakeMemory = append(mine, took), max(r.MakeMemory, peak)
+	}
+	benchMake(t, oldPath, newPath, newPath+".plain", plainly)
+	patch, err := os.ReadFile(newPath + ".patch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bspatch, unhashed, hashed []float64
+	for range applyRuns {
+		took, _ := run(t, "bspatch", oldPath, newPath+".out", newPath+".bsdiff")
+		bspatch = append(bspatch, took)
+		unhashed = append(unhashed, seconds(func() { applyFile(t, oldPath, patch, want, newPath+".out", false) }))
+		hashed = append(hashed, seconds(func() { applyFile(t, oldPath, patch, want, newPath+".out", true) }))
+	}
+	r.Bsdiff, r.Patch, r.Plain = length(t, newPath+".bsdiff"), length(t, newPath+".patch"), length(t, newPath+".plain")
+	r.BsdiffMake, r.Make = median(bsdiff), median(mine)
+	r.BspatchApply, r.Unhashed, r.Apply = median(bspatch), median(unhashed), median(hashed)
+	r.BytesRatio = float64(r.Patch) / float64(r.Bsdiff)
+	r.WholeRatio = float64(r.Zstd) / float64(r.Patch)
+	r.MakeRatio, r.ApplyRatio = r.Make/r.BsdiffMake, r.Apply/r.BspatchApply
+	r.MemoryRatio = float64(r.MakeMemory) / float64(r.BsdiffMemory)
+	return r
+}
+
+func benchTarget(t *testing.T, oldPath, newPath string) (want Target, size int) {
 	t.Helper()
 	old, err := os.ReadFile(oldPath)
 	if err != nil {
@@ -126,35 +185,57 @@ func measure(t *testing.T, change, oldPath, newPath string) benchResult {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := benchResult{Change: change, Length: len(new)}
-	run(t, "zstd", "-19", "-q", "-f", "-k", newPath, "-o", newPath+".zst")
-	r.Zstd = length(t, newPath+".zst")
-	var patch []byte
-	var bsdiff, mine, bspatch, apply []float64
-	for range benchRuns {
-		bsdiff = append(bsdiff, run(t, "bsdiff", oldPath, newPath, newPath+".bsdiff"))
-		mine = append(mine, seconds(func() { patch = mustMake(t, old, new) }))
-		bspatch = append(bspatch, run(t, "bspatch", oldPath, newPath+".out", newPath+".bsdiff"))
-		apply = append(apply, seconds(func() { applyFile(t, oldPath, patch, targetOf(old, new), newPath+".out") }))
-	}
-	r.Bsdiff, r.Patch = length(t, newPath+".bsdiff"), len(patch)
-	r.BsdiffMake, r.Make, r.BspatchApply, r.Apply = median(bsdiff), median(mine), median(bspatch), median(apply)
-	ops, err := match(t.Context(), old, new)
-	if err != nil {
-		t.Fatal(err)
-	}
-	plain, err := encode(t.Context(), old, new, &plan{ops: ops})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Plain = len(plain)
-	r.BytesRatio = float64(r.Patch) / float64(r.Bsdiff)
-	r.WholeRatio = float64(r.Zstd) / float64(r.Patch)
-	r.MakeRatio, r.ApplyRatio = r.Make/r.BsdiffMake, r.Apply/r.BspatchApply
-	return r
+	return targetOf(old, new), len(new)
 }
 
-func applyFile(t *testing.T, oldPath string, patch []byte, want Target, newPath string) {
+const (
+	benchMakeEnv = "MOULT_BENCH_DELTA_MAKE" // OLD:NEW:PATCH:HOW
+	predicted    = "predicted"
+	plainly      = "plainly"
+)
+
+// benchMake makes a patch in a process of its own. What a process takes at most
+// counts from what its parent had when it began: so this one stays small.
+func benchMake(t *testing.T, old, new, patch, how string) (took float64, peak int64) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := strings.Join([]string{old, new, patch, how}, ":")
+	return run(t, "env", benchMakeEnv+"="+files, self, "-test.run=^TestBenchMake$")
+}
+
+// TestBenchMake is that process.
+func TestBenchMake(t *testing.T) {
+	args := strings.Split(os.Getenv(benchMakeEnv), ":")
+	if len(args) != 4 {
+		t.Skip("a part of TestBenchDelta")
+	}
+	old, err := os.ReadFile(args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	new, err := os.ReadFile(args[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var patch []byte
+	if args[3] == plainly {
+		ops, err := match(t.Context(), old, new)
+		if err != nil {
+			t.Fatal(err)
+		}
+		patch = mustEncode(t, old, new, &plan{ops: ops})
+	} else {
+		patch = mustMake(t, old, new)
+	}
+	if err := os.WriteFile(args[2], patch, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func applyFile(t *testing.T, oldPath string, patch []byte, want Target, newPath string, hash bool) {
 	t.Helper()
 	old, err := os.Open(oldPath)
 	if err != nil {
@@ -167,10 +248,14 @@ func applyFile(t *testing.T, oldPath string, patch []byte, want Target, newPath 
 	}
 	defer out.Close()
 	sum := sha256.New()
-	if err := Apply(t.Context(), old, bytes.NewReader(patch), want, io.MultiWriter(out, sum)); err != nil {
+	var to io.Writer = out
+	if hash {
+		to = io.MultiWriter(out, sum)
+	}
+	if err := Apply(t.Context(), old, bytes.NewReader(patch), want, to); err != nil {
 		t.Fatal(err)
 	}
-	if hex.EncodeToString(sum.Sum(nil)) != want.NewDigest {
+	if hash && hex.EncodeToString(sum.Sum(nil)) != want.NewDigest {
 		t.Fatal("the patch makes another file")
 	}
 }
@@ -186,13 +271,17 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-func run(t *testing.T, name string, args ...string) float64 {
+// run runs a program, and returns how long it took and how much memory it had at
+// most, in bytes.
+func run(t *testing.T, name string, args ...string) (took float64, peak int64) {
 	t.Helper()
-	return seconds(func() {
-		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+	cmd := exec.Command(name, args...)
+	took = seconds(func() {
+		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", name, err, out)
 		}
 	})
+	return took, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
 }
 
 func length(t *testing.T, path string) int64 {

@@ -32,6 +32,10 @@ const (
 	// says. Ordinary patches of a 22 MB binary need 8 MB.
 	MaxApplyMemory = 64 << 20
 
+	// makeBase and makePerByte are in MakeMemory.
+	makeBase    = 64 << 20
+	makePerByte = 4
+
 	maxOps      = 1 << 18
 	maxPlanLen  = 6 << 20   // bytes of the plan, before compression
 	maxGroupLen = 1 << 20   // bytes of each stream of a group, before compression
@@ -55,6 +59,12 @@ var (
 	// ErrTooDifferent: the files have too little in common for a patch.
 	ErrTooDifferent = errors.New("the files are too different for a patch")
 )
+
+// MakeMemory is what Make holds at most for files of these lengths, in bytes, both
+// files included: the sorted suffixes of the old one; later the compressor, and
+// what the patch has before compression, of which there is little where a patch
+// is of use.
+func MakeMemory(old, new int64) int64 { return makeBase + makePerByte*old + old + new }
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))

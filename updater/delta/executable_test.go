@@ -46,10 +46,7 @@ func TestRealExecutables(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			plain, err := encode(context.Background(), old, new, &plan{ops: ops})
-			if err != nil {
-				t.Fatal(err)
-			}
+			plain := mustEncode(t, old, new, &plan{ops: ops})
 			patch := mustMake(t, old, new)
 			t.Logf("%d bytes for an executable of %d; without prediction %d", len(patch), len(new), len(plain))
 			signature := 0

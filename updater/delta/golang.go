@@ -2,7 +2,6 @@ package delta
 
 import (
 	"encoding/binary"
-	"fmt"
 	"io"
 	"math"
 	"slices"
@@ -73,25 +72,6 @@ func (x *goFuncIndex) read(regions []region, old io.ReaderAt) error {
 		last = begin
 	}
 	return nil
-}
-
-// window reads forward through a file.
-type window struct {
-	r     io.ReaderAt
-	end   int64
-	begin int64
-	b     []byte
-	buf   [16 << 10]byte
-}
-
-func (w *window) read(at int64, n int) ([]byte, error) {
-	if at < w.begin || at+int64(n) > w.begin+int64(len(w.b)) {
-		w.begin, w.b = at, w.buf[:min(int64(len(w.buf)), w.end-at)]
-		if got, err := w.r.ReadAt(w.b, at); got < len(w.b) {
-			return nil, fmt.Errorf("read old file: %w", err)
-		}
-	}
-	return w.b[at-w.begin:][:n], nil
 }
 
 // offset predicts a uint32 that counts from a base.

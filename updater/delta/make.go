@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -15,9 +16,8 @@ import (
 // Make writes a patch that makes new of old. The same files give the same patch,
 // for one version of the compressor.
 //
-// It holds 9 bytes for each byte of old besides both files, and about the patch's
-// length before compression: some 220 MB for a binary of 22 MB. Sorting the
-// suffixes of old, about a second for 20 MB, does not end early when ctx does.
+// It holds MakeMemory at most, both files included. Sorting the suffixes of old,
+// about a second for 20 MB, does not end early when ctx does.
 //
 // Errors: ErrTooLarge, ErrTooDifferent, ctx's, and those of out.
 func Make(ctx context.Context, old, new []byte, out io.Writer) error {
@@ -28,12 +28,18 @@ func Make(ctx context.Context, old, new []byte, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	best, err := encode(ctx, old, new, &plan{ops: ops})
+	runtime.GC() // what the compressor takes does not come on top of the sorted suffixes
+	z, err := newCompressor()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = z.Close() }()
+	best, err := encode(ctx, z, old, new, &plan{ops: ops})
 	if err != nil {
 		return err
 	}
 	if l := describe(old, new); len(l.regions) > 0 {
-		predicted, err := encode(ctx, old, new, &plan{layout: l, ops: ops})
+		predicted, err := encode(ctx, z, old, new, &plan{layout: l, ops: ops})
 		if err != nil {
 			return err
 		}
@@ -67,15 +73,11 @@ func digest(b []byte) string {
 }
 
 // encode returns a patch but for its header.
-func encode(ctx context.Context, old, new []byte, p *plan) ([]byte, error) {
+func encode(ctx context.Context, z *zstd.Encoder, old, new []byte, p *plan) ([]byte, error) {
 	if len(p.ops) > maxOps {
 		return nil, fmt.Errorf("%w: %d pieces, and at most %d are possible", ErrTooDifferent, len(p.ops), maxOps)
 	}
-	w, err := newPacker()
-	if err != nil {
-		return nil, err
-	}
-	defer w.close()
+	w := &packer{zstd: z}
 	raw := p.marshal()
 	if len(raw) > maxPlanLen {
 		return nil, fmt.Errorf("%w: a plan of %d bytes, and at most %d are possible", ErrTooDifferent, len(raw), maxPlanLen)
@@ -112,7 +114,7 @@ func encode(ctx context.Context, old, new []byte, p *plan) ([]byte, error) {
 // known is a truth: the new file itself.
 type known []byte
 
-func (k known) upTo(int) []byte { return k }
+func (k known) upTo(int) ([]byte, int) { return k, 0 }
 
 // encoder gathers the streams of a group.
 type encoder struct {
@@ -174,13 +176,10 @@ type packer struct {
 	b    []byte
 }
 
-func newPacker() (*packer, error) {
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
+func newCompressor() (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
 		zstd.WithWindowSize(maxGroupLen), zstd.WithEncoderCRC(true))
-	return &packer{zstd: z}, err
 }
-
-func (w *packer) close() { _ = w.zstd.Close() }
 
 func (w *packer) put(part []byte) {
 	w.b = binary.AppendUvarint(w.b, uint64(len(part)))

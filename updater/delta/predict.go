@@ -135,6 +135,10 @@ func (p *predictor) moved(addr uint64) uint64 {
 	if k := &p.places[hash(addr)]; k.key == addr {
 		return addr + k.moved
 	}
+	return p.unseen(addr)
+}
+
+func (p *predictor) unseen(addr uint64) uint64 {
 	if to, ok := p.copied(addr); ok {
 		return to
 	}
@@ -213,8 +217,9 @@ func hash(v uint64) uint64 { return v * 0x9e3779b97f4a7c15 >> (64 - placeBits) }
 // truth gives the bytes that the new file has.
 type truth interface {
 	// upTo makes sure that of the chunk the bytes before n are right, and returns
-	// the chunk. What is right may not be guessed at again.
-	upTo(n int) []byte
+	// the chunk. What is right may not be guessed at again. Those before sure will be
+	// as they are guessed: about them it need not be asked.
+	upTo(n int) (chunk []byte, sure int)
 }
 
 // chunk predicts one piece of a copy, at most chunkLen bytes: guess holds the
@@ -264,6 +269,7 @@ type walk struct {
 	b        []byte // the old bytes, up to the end of the region
 	guess    []byte
 	at       int    // how far it is
+	sure     int    // guesses before it are right
 	off      int64  // of b[0] in the old file
 	old, new uint64 // addresses of b[0]
 }
@@ -271,62 +277,20 @@ type walk struct {
 // put32 makes a guess and returns the truth.
 func (w *walk) put32(i int, v uint32) uint32 {
 	binary.LittleEndian.PutUint32(w.guess[i:], v)
-	w.at = i + 4
-	return binary.LittleEndian.Uint32(w.t.upTo(w.at)[i:])
+	if w.at = i + 4; w.at <= w.sure {
+		return v
+	}
+	return binary.LittleEndian.Uint32(w.truth()[i:])
 }
 
-// rel32 predicts the displacement at b[i:i+4], which counts from behind it.
-func (w *walk) rel32(i int) bool {
-	end := uint64(i + 4)
-	target := w.old + end + extend(binary.LittleEndian.Uint32(w.b[i:]))
-	if !w.p.mapped(target) {
-		return false
+// truth returns the chunk, right up to where the walk is.
+func (w *walk) truth() (chunk []byte) {
+	if w.at <= w.sure {
+		return w.guess
 	}
-	actual := w.put32(i, uint32(w.p.moved(target)-w.new-end))
-	w.p.learn(target, w.new+end+extend(actual))
-	return true
+	chunk, w.sure = w.t.upTo(w.at)
+	return chunk
 }
-
-func extend(v uint32) uint64 { return uint64(int64(int32(v))) }
-
-// amd64 finds displacements by the opcode or the operand before them, without
-// decoding instructions: a false one costs a few bytes.
-func (w *walk) amd64() {
-	b := w.b
-	for i := w.at; i+6 <= len(b); {
-		switch c := b[i]; {
-		case c == 0xe8 || c == 0xe9:
-			if w.rel32(i + 1) {
-				i += 5
-				continue
-			}
-		case c == 0x0f && b[i+1]&0xf0 == 0x80:
-			if w.rel32(i + 2) {
-				i += 6
-				continue
-			}
-		case c&0xc7 == 0x05 && i > 0 && ripOpcode[b[i-1]]:
-			if w.rel32(i + 1) {
-				i += 5
-				continue
-			}
-		}
-		i++
-	}
-}
-
-// ripOpcode are the opcodes, or their last bytes, that may have a RIP-relative
-// operand.
-var ripOpcode = func() (t [256]bool) {
-	for _, c := range []byte{
-		0x01, 0x03, 0x09, 0x0b, 0x21, 0x23, 0x29, 0x2b, 0x31, 0x33, 0x38, 0x39, 0x3a, 0x3b, 0x63, 0x69, 0x6b,
-		0x80, 0x81, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8a, 0x8b, 0x8d, 0xc6, 0xc7, 0xf6, 0xf7, 0xff,
-		0x10, 0x11, 0x28, 0x29, 0x6f, 0x7f, 0xb6, 0xb7, 0xbe, 0xbf, 0xc1, 0xb0, 0xb1, 0x2a, 0x2e, 0x2f, 0x51, 0x54, 0x57, 0x58, 0x59, 0x5c, 0x5e, 0x6e, 0x7e, 0xd6, 0xef, 0xfe,
-	} {
-		t[c] = true
-	}
-	return t
-}()
 
 func (w *walk) pointers() {
 	for i := w.at + int(-(uint64(w.at)+w.old)&7); i+8 <= len(w.b); i += 8 {
@@ -341,6 +305,6 @@ func (w *walk) pointer(i int) bool {
 	}
 	binary.LittleEndian.PutUint64(w.guess[i:], w.p.moved(v))
 	w.at = i + 8
-	w.p.learn(v, binary.LittleEndian.Uint64(w.t.upTo(w.at)[i:]))
+	w.p.learn(v, binary.LittleEndian.Uint64(w.truth()[i:]))
 	return true
 }

@@ -3,8 +3,9 @@ package delta
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"index/suffixarray"
+	"reflect"
+	"unsafe"
 )
 
 // suffixes finds the longest match of any bytes in a text. Safe for concurrent
@@ -17,21 +18,14 @@ type suffixes struct {
 	first [1<<16 + 1]int32
 }
 
-// newSuffixes sorts the suffixes of text. It holds 9 bytes for each byte of text
-// while it does, besides the text, and keeps 4. The text is no longer than
-// MaxFileLen.
+// newSuffixes sorts the suffixes of text. It holds 4 bytes for each byte of text,
+// besides the text. The text is no longer than MaxFileLen.
 func newSuffixes(text []byte) (*suffixes, error) {
 	s := &suffixes{text: text}
-	// The package searches for all matches of a given length only; what it wrote
-	// down is the one way to its array.
-	r := &orderReader{text: len(text), order: make([]int32, 0, len(text))}
-	if err := suffixarray.New(text).Write(r); err != nil {
-		return nil, fmt.Errorf("sort the suffixes of the old file: %w", err)
+	var err error
+	if s.order, err = orderOf(suffixarray.New(text), len(text)); err != nil {
+		return nil, err
 	}
-	if len(r.order) != len(text) {
-		return nil, errors.New("sort the suffixes of the old file: index/suffixarray has changed what it writes")
-	}
-	s.order = r.order
 	for i := range len(text) {
 		s.first[s.prefix(i)+1]++
 	}
@@ -100,39 +94,18 @@ func common(a, b []byte) int {
 	return i
 }
 
-// orderReader takes the array from what suffixarray.Index.Write writes: the
-// length, in the space of the longest varint; the text; then blocks, each of its
-// size in that space and its part of the array, as varints. It is one call of
-// Write for each of these.
-type orderReader struct {
-	text  int
-	calls int
-	order []int32
+// orderOf takes the array out of an index of n bytes. The package itself only
+// searches for all matches of a given length; what it writes down would be a
+// second array beside the first.
+func orderOf(index *suffixarray.Index, n int) ([]int32, error) {
+	field := reflect.ValueOf(index).Elem().FieldByName("sa")
+	if field.IsValid() && field.Kind() == reflect.Struct {
+		field = field.FieldByName("int32")
+	}
+	if !field.IsValid() || field.Type() != reflect.TypeFor[[]int32]() || field.Len() != n {
+		return nil, errOrder
+	}
+	return unsafe.Slice((*int32)(field.UnsafePointer()), n), nil
 }
 
-var errOrder = errors.New("index/suffixarray has changed what it writes")
-
-func (r *orderReader) Write(b []byte) (int, error) {
-	r.calls++
-	switch {
-	case r.calls == 1:
-		n, w := binary.Varint(b)
-		if w <= 0 || n != int64(r.text) {
-			return 0, errOrder
-		}
-		return len(b), nil
-	case r.calls == 2 && len(b) == r.text:
-		return len(b), nil
-	case r.calls == 2 || len(b) < binary.MaxVarintLen64:
-		return 0, errOrder
-	}
-	for p := binary.MaxVarintLen64; p < len(b); {
-		v, w := binary.Uvarint(b[p:])
-		if w <= 0 || v >= uint64(r.text) {
-			return 0, errOrder
-		}
-		r.order = append(r.order, int32(v))
-		p += w
-	}
-	return len(b), nil
-}
+var errOrder = errors.New("sort the suffixes of the old file: index/suffixarray of this Go version is laid out in another way")

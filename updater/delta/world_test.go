@@ -79,11 +79,21 @@ func assemble(t testing.TB, old, new []byte, p *plan) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body, err := encode(context.Background(), old, new, p)
+	return append(header, mustEncode(t, old, new, p)...)
+}
+
+func mustEncode(t testing.TB, old, new []byte, p *plan) []byte {
+	t.Helper()
+	z, err := newCompressor()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append(header, body...)
+	defer z.Close()
+	patch, err := encode(context.Background(), z, old, new, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return patch
 }
 
 // streams returns what a patch holds, decompressed: the plan, then the streams

@@ -45,6 +45,7 @@ type Request struct {
 	HTTP       *http.Client  // reaches https://ADDR/patch/NAME; knows whom to believe
 	Limiter    *rate.Limiter // of what is read; may be nil
 	Stall      time.Duration // 0: DefaultStall
+	Progress   func(n int64) // told of each n bytes that came in; may be nil
 }
 
 // Fetch gets the new artifact into the store as a patch of the old one, and
@@ -69,7 +70,7 @@ func Fetch(ctx context.Context, req Request) (artifact.Source, error) {
 	peers := slices.Clone(req.Candidates)
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
 	slices.SortStableFunc(peers, func(a, b artifact.Peer) int { return cmp.Compare(a.Class, b.Class) })
-	last, tried := errors.New("nobody who may have it is online"), 0
+	last, tried := fmt.Errorf("%w: nobody who may have it is online", ErrNotHeld), 0
 	var busy error
 	asked := map[int]int{} // by class
 	for _, p := range peers {
@@ -140,7 +141,7 @@ func (r *Request) from(ctx context.Context, p *artifact.Peer, old io.ReaderAt) (
 	default:
 		return 0, false, fmt.Errorf("it answers %s", resp.Status)
 	}
-	in := &incoming{ctx: ctx, r: resp.Body, left: max(r.Size/worthPart, minLimit) + 1, limiter: r.Limiter, heard: func() { stall.Reset(r.Stall) }}
+	in := &incoming{ctx: ctx, r: resp.Body, left: max(r.Size/worthPart, minLimit) + 1, limiter: r.Limiter, heard: func() { stall.Reset(r.Stall) }, progress: r.Progress}
 	keep, err := r.temporary(in)
 	if err != nil {
 		return 0, false, err
@@ -187,12 +188,13 @@ func (r *Request) rebuild(ctx context.Context, patch io.Reader, old io.ReaderAt)
 
 // incoming is what a peer sends, within bounds.
 type incoming struct {
-	ctx     context.Context
-	r       io.Reader
-	n       int64
-	left    int64 // one more than it may send
-	limiter *rate.Limiter
-	heard   func()
+	ctx      context.Context
+	r        io.Reader
+	n        int64
+	left     int64 // one more than it may send
+	limiter  *rate.Limiter
+	heard    func()
+	progress func(n int64)
 }
 
 func (i *incoming) Read(b []byte) (int, error) {
@@ -212,6 +214,9 @@ func (i *incoming) Read(b []byte) (int, error) {
 	i.left -= int64(n)
 	if n > 0 {
 		i.heard()
+		if i.progress != nil {
+			i.progress(int64(n))
+		}
 	}
 	return n, err
 }

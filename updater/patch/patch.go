@@ -38,8 +38,10 @@ import (
 // Limits.
 const (
 	// MaxMakeLen is the longest artifact that a server makes patches of, in bytes:
-	// it takes ten times that much memory.
+	// it takes six times that much memory, and 64 MiB.
 	MaxMakeLen = 64 << 20
+	// makeSpare is what has to stay free of memory while one is made, in bytes.
+	makeSpare = 64 << 20
 	// MaxHeld is how many bytes of patches a node keeps; the oldest make room.
 	MaxHeld = 256 << 20
 	// worthPart: a patch that is not smaller than the artifact by this factor is
@@ -58,6 +60,8 @@ var (
 	ErrNotHeld = errors.New("the patch is not held here")
 	// ErrNotWorth: a patch would not save enough.
 	ErrNotWorth = errors.New("the patch is not worth its while")
+	// ErrNoMemory: to make a patch would take more memory than is free.
+	ErrNoMemory = errors.New("there is not enough memory free to make a patch")
 	// ErrNoPatch: no peer gave a patch that is good. The whole artifact is needed.
 	ErrNoPatch = errors.New("no peer gave a patch")
 )
@@ -68,7 +72,7 @@ func Make(ctx context.Context, old, new []byte) ([]byte, delta.Header, error) {
 	if bytes.Equal(old, new) {
 		return nil, delta.Header{}, fmt.Errorf("%w: it is the same file", ErrNotWorth)
 	}
-	var made, again bytes.Buffer
+	var made bytes.Buffer
 	if err := delta.Make(ctx, old, new, &made); err != nil {
 		return nil, delta.Header{}, err
 	}
@@ -80,13 +84,27 @@ func Make(ctx context.Context, old, new []byte) ([]byte, delta.Header, error) {
 		return nil, delta.Header{}, err
 	}
 	want := delta.Target{OldDigest: h.OldDigest, NewDigest: h.NewDigest, Length: int64(len(new))}
-	if err := delta.Apply(ctx, bytes.NewReader(old), bytes.NewReader(made.Bytes()), want, &again); err != nil {
+	again := &expected{new}
+	if err := delta.Apply(ctx, bytes.NewReader(old), bytes.NewReader(made.Bytes()), want, again); err != nil {
 		return nil, delta.Header{}, fmt.Errorf("try the patch: %w", err)
 	}
-	if !bytes.Equal(again.Bytes(), new) {
-		return nil, delta.Header{}, errors.New("try the patch: it makes another file; go without it, and report this")
+	if len(again.rest) > 0 {
+		return nil, delta.Header{}, fmt.Errorf("try the patch: %w", errOtherFile)
 	}
 	return made.Bytes(), h, nil
+}
+
+var errOtherFile = errors.New("it makes another file; go without it, and report this")
+
+// expected takes no other bytes than those that are left of a file.
+type expected struct{ rest []byte }
+
+func (e *expected) Write(b []byte) (int, error) {
+	if !bytes.HasPrefix(e.rest, b) {
+		return 0, errOtherFile
+	}
+	e.rest = e.rest[len(b):]
+	return len(b), nil
 }
 
 // Name is what a patch is called, in directories and in URLs.
@@ -101,8 +119,9 @@ func validName(name string) bool {
 // process.
 type Store struct {
 	dir    string
-	making sync.Mutex // held while a patch is made: each takes much memory
-	mu     sync.Mutex // held while the directory is pruned
+	free   func() int64 // bytes of memory
+	making sync.Mutex   // held while a patch is made: each takes much memory
+	mu     sync.Mutex   // held while the directory is pruned
 }
 
 // OpenStore opens or makes the directory, and sweeps what a stopped process left.
@@ -117,7 +136,7 @@ func OpenStore(dir string) (*Store, error) {
 	for _, path := range leftovers {
 		os.Remove(path)
 	}
-	return &Store{dir: dir}, nil
+	return &Store{dir: dir, free: freeMemory}, nil
 }
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
@@ -142,21 +161,34 @@ func (s *Store) open(name string) (*os.File, error) {
 }
 
 // Make makes the patch between two artifacts that the store has, if it is not
-// held yet: one at a time, since each takes ten times the artifact's memory,
-// which it gives back. Errors: artifact.ErrNotHeld, delta.ErrTooLarge, ErrNotWorth,
-// delta.ErrTooDifferent.
+// held yet: one at a time, since each takes memory of six times the artifact's
+// length, which it gives back. Errors: artifact.ErrNotHeld, delta.ErrTooLarge,
+// ErrNoMemory, ErrNotWorth, delta.ErrTooDifferent.
 func (s *Store) Make(ctx context.Context, artifacts *artifact.Store, old, new string) error {
 	s.making.Lock()
 	defer s.making.Unlock()
 	if s.Has(old, new) {
 		return nil
 	}
-	defer debug.FreeOSMemory()
-	a, err := readArtifact(artifacts, old)
+	from, err := openArtifact(artifacts, old)
 	if err != nil {
 		return err
 	}
-	b, err := readArtifact(artifacts, new)
+	defer from.Close()
+	to, err := openArtifact(artifacts, new)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if need, free := delta.MakeMemory(from.size, to.size)+makeSpare, s.free(); need > free {
+		return fmt.Errorf("%w: %d MiB of %d", ErrNoMemory, free>>20, need>>20)
+	}
+	defer debug.FreeOSMemory()
+	a, err := from.read()
+	if err != nil {
+		return err
+	}
+	b, err := to.read()
 	if err != nil {
 		return err
 	}
@@ -173,18 +205,29 @@ func (s *Store) Make(ctx context.Context, artifacts *artifact.Store, old, new st
 	return s.Prune(nil)
 }
 
-func readArtifact(artifacts *artifact.Store, digest string) ([]byte, error) {
+// opened is an artifact that a patch is made of.
+type opened struct {
+	*os.File
+	digest string
+	size   int64
+}
+
+func openArtifact(artifacts *artifact.Store, digest string) (opened, error) {
 	f, size, err := artifacts.Open(digest)
 	if err != nil {
-		return nil, fmt.Errorf("open artifact %.12s…: %w", digest, err)
+		return opened{}, fmt.Errorf("open artifact %.12s…: %w", digest, err)
 	}
-	defer f.Close()
 	if size > MaxMakeLen {
-		return nil, fmt.Errorf("%w: %.12s… has %d bytes, patches are made up to %d", delta.ErrTooLarge, digest, size, MaxMakeLen)
+		f.Close()
+		return opened{}, fmt.Errorf("%w: %.12s… has %d bytes, patches are made up to %d", delta.ErrTooLarge, digest, size, MaxMakeLen)
 	}
-	b := make([]byte, size)
-	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, fmt.Errorf("read artifact %.12s…: %w", digest, err)
+	return opened{f, digest, size}, nil
+}
+
+func (o opened) read() ([]byte, error) {
+	b := make([]byte, o.size)
+	if _, err := io.ReadFull(o.File, b); err != nil {
+		return nil, fmt.Errorf("read artifact %.12s…: %w", o.digest, err)
 	}
 	return b, nil
 }

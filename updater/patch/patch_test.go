@@ -279,6 +279,21 @@ func TestMakeIsWorthWhile(t *testing.T) {
 	}
 }
 
+// Where memory is short no patch is made, and nothing is read.
+func TestMakeNeedsMemory(t *testing.T) {
+	old, new := versions()
+	h := newHost(t, old, new)
+	need := delta.MakeMemory(int64(len(old)), int64(len(new))) + makeSpare
+	h.patches.free = func() int64 { return need - 1 }
+	if err := h.patches.Make(t.Context(), h.artifacts, digest(old), digest(new)); !errors.Is(err, ErrNoMemory) || h.patches.Has(digest(old), digest(new)) {
+		t.Errorf("with too little memory: %v", err)
+	}
+	h.patches.free = func() int64 { return need }
+	if err := h.patches.Make(t.Context(), h.artifacts, digest(old), digest(new)); err != nil {
+		t.Errorf("with just enough: %v", err)
+	}
+}
+
 func TestStoreKeepsWithinBounds(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "unverified-123"), nil, 0o600); err != nil {

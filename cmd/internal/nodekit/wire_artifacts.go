@@ -59,7 +59,8 @@ func (a *artifactSide) Puller(keys func() release.KeySet, prune bool, logger *sl
 		HostID: a.Peers.selfID, Store: a.Store, HTTP: a.Client, Limiter: a.Limiter, Prune: prune,
 		ReleaseKeys: keys,
 		Candidates:  a.Peers.Holders, Relays: a.Peers.relays, Active: a.Peers.active,
-		Logger: logger.With("component", "puller"),
+		Patched: patch.Fetcher(a.Store, a.Patches, a.Client, a.Limiter),
+		Logger:  logger.With("component", "puller"),
 	})
 }
 
