@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
@@ -133,5 +134,31 @@ func TestLiveTableShowsNoControlCharacters(t *testing.T) {
 	u.TargetVersion, u.Hosts[0].Name, u.Hosts[0].FailedReason = "\x1b[2J", "\x1b]0;x\a", "a\x1b[31mb"
 	if text := strings.Join((&liveWatch{}).table(u, nil, 80, 24), "\n"); strings.ContainsAny(text, "\x1b\a") {
 		t.Errorf("%q", text)
+	}
+}
+
+// Status and watch tell how far each host to come is with the release.
+func TestStagingInWords(t *testing.T) {
+	u := turns(4, -1)
+	u.Hosts[0].Staged = true
+	for i, state := range []string{"fetching", "awaits_patch", "failed"} {
+		s := &u.Hosts[i+1].Staging
+		if err := json.Unmarshal([]byte(fmt.Sprintf(`{"state":%q,"done":30,"total":120,"reason":"no room"}`, state)), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range []string{"yes", "25 %", "awaits a patch", "no: no room"} {
+		if got := u.Hosts[i].stagingWords(); got != want {
+			t.Errorf("%s: %q", want, got)
+		}
+	}
+	if got := (apiTurn{}).stagingWords(); got != "" {
+		t.Errorf("of a host that said nothing: %q", got)
+	}
+	text := escapes.ReplaceAllString(strings.Join((&liveWatch{}).table(u, nil, 100, 20), "\n"), "")
+	for _, want := range []string{"staged: 1 of 4", "pending    staged", "staging: 25 %", "staging: awaits a patch", "staging: no: no room"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the table lacks %q:\n%s", want, text)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"sync"
+	"time"
 
 	"moult/consensus/coordinator"
 	"moult/consensus/fleet"
@@ -21,7 +22,9 @@ type observer struct {
 	mu      sync.Mutex
 	reports map[string]updater.Report // the newest about a job, by host id
 	keeps   map[string]kept           // by host id
-	changed chan struct{}             // closed at the next change, then replaced
+	// progress is when a change of keeps was told of last.
+	progress time.Time
+	changed  chan struct{} // closed at the next change, then replaced
 }
 
 // kept is what a host said last of what it keeps of releases, and stages.
@@ -82,11 +85,23 @@ func (o *observer) storeKept(hostID string, r updater.Report, hosts []fleet.Host
 	before := o.keeps[hostID]
 	o.keeps[hostID] = now
 	dropRemoved(o.keeps, hosts)
+	news := now != before
+	before.staging.Done = now.staging.Done
+	if now == before && time.Since(o.progress) < progressPause {
+		news = false
+	}
+	if news {
+		o.progress = time.Now()
+	}
 	o.mu.Unlock()
-	if now != before {
+	if news {
 		o.notify()
 	}
 }
+
+// progressPause is between two times that nothing but the progress of staging is news:
+// a whole fleet stages at once.
+const progressPause = time.Second
 
 func dropRemoved[T any](of map[string]T, hosts []fleet.Host) {
 	if len(of) <= len(hosts) {

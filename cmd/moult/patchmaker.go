@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -104,8 +103,11 @@ func (m *patchMaker) makeAll(ctx context.Context) {
 }
 
 func (m *patchMaker) wanted(v fleet.View) []wantedPatch {
-	members := m.members()
-	return patchesWanted(v.Releases(), activeUpdate(v), func(digest string) bool { return runBy(members, digest) })
+	running := map[string]bool{}
+	for _, member := range m.members() {
+		running[member.Digest] = true
+	}
+	return patchesWanted(v.Releases(), activeUpdate(v), func(digest string) bool { return running[recorded(digest)] })
 }
 
 // missing tells whether a patch is still to be made.
@@ -120,17 +122,22 @@ func (m *patchMaker) missing(w wantedPatch) bool {
 // being made, or comes next, and there is time.
 func (m *patchMaker) awaited(now time.Time) func(running, to string) bool {
 	type pair struct{ running, to string }
-	waits := map[pair]bool{}
-	for _, w := range m.wanted(m.state.View()) {
-		if m.missing(w) && m.inTime(w, now) {
-			waits[pair{w.from[:min(len(w.from), digestPrefixLen)], w.to}] = true
+	waits := sync.OnceValue(func() map[pair]bool { // at rest nobody asks
+		waits := map[pair]bool{}
+		for _, w := range m.wanted(m.state.View()) {
+			if m.missing(w) && m.inTime(w, now) {
+				waits[pair{recorded(w.from), w.to}] = true
+			}
 		}
-	}
-	return func(running, to string) bool { return waits[pair{running, to}] }
+		return waits
+	})
+	return func(running, to string) bool { return waits()[pair{running, to}] }
 }
 
-// digestPrefixLen is how much of a digest a host's record says.
-const digestPrefixLen = 16
+// recordedDigits is how much of a digest a host's record says.
+const recordedDigits = 16
+
+func recorded(digest string) string { return digest[:min(len(digest), recordedDigits)] }
 
 func (m *patchMaker) inTime(w wantedPatch, now time.Time) bool {
 	m.mu.Lock()
@@ -183,14 +190,4 @@ func patchesWanted(releases []fleet.Release, update string, runs func(digest str
 		}
 	}
 	return wanted
-}
-
-// runBy tells whether an agent's record says that it runs a binary.
-func runBy(members []mesh.Member, digest string) bool {
-	for _, m := range members {
-		if m.Digest != "" && strings.HasPrefix(digest, m.Digest) {
-			return true
-		}
-	}
-	return false
 }

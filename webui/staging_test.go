@@ -1,0 +1,66 @@
+package webui
+
+import (
+	"fmt"
+	"testing"
+
+	"moult/consensus/fleet"
+)
+
+// Before its turn each host's row tells how far it is with the release, and the first
+// one's what the first turn waits for; by API and on the page.
+func TestFleetUpdateTellsOfStaging(t *testing.T) {
+	w := StartWorld(t)
+	ids := map[string]string{}
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		ids[name] = w.MustEnrol(name, "1.0.0", true)
+	}
+	w.MustRelease("2.0.0", 2)
+	rel, _ := w.state.View().Release("2.0.0")
+	digest := rel.Artifacts[0].SHA256
+	stage := func(name string, s Staging, holds ...string) {
+		w.roster.set(ids[name], Observation{Online: true, Version: "1.0.0", Phase: "idle", LastSeen: w.clock.Now(), Staging: s, Holds: holds, KeptBytes: 1_500_000})
+	}
+	stage("a", Staging{Digest: digest, State: "fetching", Done: 2_000_000, Total: 8_000_000})
+	stage("b", Staging{Digest: digest, State: "awaits_patch", Total: 8_000_000})
+	stage("c", Staging{Digest: digest, State: "failed", Total: 8_000_000, Error: "the disk is full"})
+	stage("d", Staging{Digest: digest, State: "staged", Done: 8_000_000, Total: 8_000_000}, digest[:16])
+	stage("e", Staging{Digest: "0123", State: "fetching", Done: 1, Total: 8_000_000}) // another release
+	id := w.Admin("POST", "/api/fleet/update", "").OK()["fleet_update_id"].(string)
+
+	u := w.Admin("GET", "/api/fleet-updates/"+id, "").OK()
+	want := map[string]string{
+		"a": "false map[done:2e+06 reason: state:fetching total:8e+06]", "b": "false map[done:0 reason: state:awaits_patch total:8e+06]",
+		"c": "false map[done:0 reason:the disk is full state:failed total:8e+06]", "d": "true <nil>", "e": "false <nil>",
+	}
+	for _, turn := range u["hosts"].([]any) {
+		row := turn.(map[string]any)
+		if got := fmt.Sprint(row["staged"], " ", row["staging"]); got != want[row["name"].(string)] {
+			t.Errorf("%s: %s", row["name"], got)
+		}
+	}
+	if got := u["waiting_for"]; got != "a is to have the release first: 2.0 MB of 8.0 MB staged" {
+		t.Errorf("it waits for %q", got)
+	}
+	w.Admin("GET", fleetPath, "").Shows("1 of 5 hosts still to come has the release staged", "2.0 MB of 8.0 MB staged",
+		"awaits a patch that is being made", "not staged: the disk is full", "Waiting: a is to have the release first")
+	if got := w.Admin("GET", "/api/hosts/"+ids["a"], "").OK()["kept_bytes"]; got != 1.5e6 {
+		t.Errorf("it keeps %v bytes", got)
+	}
+	w.Admin("GET", "/hosts/"+ids["a"], "").Shows("Keeps of releases 1.5 MB")
+	w.Admin("GET", "/metrics", "").Shows("moult_hosts_kept_bytes 7.5e+06", "moult_fleet_update_hosts_staged 1")
+
+	stage("a", Staging{Digest: digest, State: "failed", Total: 8_000_000, Error: "no"})
+	waits := func(what, want string) {
+		t.Helper()
+		if got := w.Admin("GET", "/api/fleet-updates/"+id, "").OK()["waiting_for"]; got != want {
+			t.Errorf("%s: it waits for %q", what, got)
+		}
+	}
+	waits("the first cannot", "")
+	stage("a", Staging{Digest: digest, State: "awaits_patch"})
+	waits("the first awaits a patch", "a is to have the release first: awaits a patch that is being made")
+	w.MustPropose("coordinator", fleet.JobDispatched{JobID: "j1", HostID: ids["a"], FleetUpdateID: id, FromVersion: "1.0.0", Boot: 1})
+	w.MustPropose("coordinator", fleet.JobFinished{JobID: "j1", Status: fleet.JobSucceeded})
+	waits("later turns", "")
+}
