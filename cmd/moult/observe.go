@@ -18,9 +18,10 @@ import (
 type observer struct {
 	roster *mesh.Roster
 
-	mu      sync.Mutex
-	reports map[string]updater.Report // by host id
-	changed chan struct{}             // closed at the next change, then replaced
+	mu       sync.Mutex
+	reports  map[string]updater.Report // by host id
+	prunedAt any                       // version of the hosts when reports were last held against them
+	changed  chan struct{}             // closed at the next change, then replaced
 }
 
 func newObserver(roster *mesh.Roster) *observer {
@@ -54,22 +55,22 @@ func (o *observer) Changed() <-chan struct{} {
 	return o.changed
 }
 
-// store keeps a host's newest report, and drops those of hosts that were removed
-// when there are more reports than hosts.
-func (o *observer) store(hostID string, r updater.Report, hosts []fleet.Host) {
+// store keeps a host's newest report. When the hosts have changed it drops the
+// reports of those that were removed.
+func (o *observer) store(hostID string, r updater.Report, v fleet.View) {
 	r.Record, r.Lines = nil, nil
 	o.mu.Lock()
 	o.reports[hostID] = r
-	if len(o.reports) > len(hosts) {
-		gone := maps.Clone(o.reports)
-		for _, h := range hosts {
-			delete(gone, h.ID)
-		}
-		for id := range gone {
-			delete(o.reports, id)
+	if version := v.HostsVersion(); o.prunedAt != version {
+		o.prunedAt = version
+		for id := range o.reports {
+			if _, enrolled := v.Host(id); !enrolled {
+				delete(o.reports, id)
+			}
 		}
 	}
 	o.mu.Unlock()
+	o.roster.Touch(hostID)
 	o.notify()
 }
 
@@ -79,25 +80,34 @@ func (o *observer) snapshot() map[string]updater.Report {
 	return maps.Clone(o.reports)
 }
 
-// Observations returns what the coordinator judges by.
-func (o *observer) Observations() map[string]coordinator.Observation {
-	reports := o.snapshot()
-	out := map[string]coordinator.Observation{}
-	for _, m := range o.roster.Members() {
-		ob := coordinator.Observation{
-			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
-			Server: m.Role == string(identity.RoleServer), Segments: m.Segments,
-			Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
-			Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen,
-		}
-		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
-			ob.Done, ob.Total, ob.Pulled = r.Done, r.Total, r.Pulled
-			ob.Error, ob.LastOutput = r.Error, r.LastOutput
-			ob.Sources = r.Sources
-		}
-		out[m.HostID] = ob
+// Observations returns what the coordinator judges by, of the hosts that changed
+// since a version of the roster.
+func (o *observer) Observations(since uint64) (changed map[string]coordinator.Observation, now uint64, whole bool) {
+	members, now, whole := o.roster.Since(since) // before the reports: they are touched after these are stored
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	changed = make(map[string]coordinator.Observation, len(members))
+	for _, m := range members {
+		changed[m.HostID] = observation(m, o.reports[m.HostID])
 	}
-	return out
+	return changed, now, whole
+}
+
+// observation joins a host's record with its last report, if that is about the same
+// job.
+func observation(m mesh.Member, r updater.Report) coordinator.Observation {
+	ob := coordinator.Observation{
+		Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
+		Server: m.Role == string(identity.RoleServer), Segments: m.Segments,
+		Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
+		Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen,
+	}
+	if r.JobID == m.JobID {
+		ob.Done, ob.Total, ob.Pulled = r.Done, r.Total, r.Pulled
+		ob.Error, ob.LastOutput = r.Error, r.LastOutput
+		ob.Sources = r.Sources
+	}
+	return ob
 }
 
 // observed returns what the UI shows.

@@ -52,7 +52,7 @@ func (in *reportInbox) handle(from identity.Identity, payload []byte) {
 	r.Sources = namedSources(v, r.Sources)
 	r.RunsFrom = fleet.ClipLine(r.RunsFrom)
 	lines, first := r.Lines, r.First
-	in.observer.store(from.HostID, r, v.Hosts())
+	in.observer.store(from.HostID, r, v)
 	if len(lines) == 0 || !in.raft.IsLeader() {
 		return
 	}
