@@ -26,6 +26,9 @@ const (
 	stageResend = 15 * time.Second
 	stageTries  = 4
 	stageSlow   = 10 * time.Minute
+	// stageRest is how many times as long as a round took the next one waits, up to
+	// stageEvery: a round looks at all hosts, and a fleet update changes the state often.
+	stageRest = 9
 	// stageBatch is how many orders are sent in a round.
 	stageBatch = 256
 )
@@ -66,7 +69,15 @@ func (s *stager) run(ctx context.Context) {
 	ticker := time.NewTicker(stageEvery)
 	defer ticker.Stop()
 	for {
+		begin := time.Now()
 		s.round(ctx)
+		rest := time.NewTimer(min(stageRest*time.Since(begin), stageEvery))
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return
+		case <-rest.C:
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -181,14 +192,14 @@ func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Mem
 			groups[g] = append(groups[g], h.ID)
 		}
 	}
-	trees := map[group]map[string][][]string{}
-	for g, ids := range groups {
-		trees[g] = artifact.Trees(g.digest, ids)
-	}
+	trees := map[group]map[string][][]string{} // of those where somebody lacks it
 	for _, h := range hosts {
 		g, ok := of(h)
 		if !ok || online[h.ID].HasArtifact(g.digest) {
 			continue
+		}
+		if trees[g] == nil {
+			trees[g] = artifact.Trees(g.digest, groups[g])
 		}
 		orders = append(orders, stageOrder{
 			host: h, rel: r, action: order.ActionStage, digest: g.digest, index: r.StageIndex, parents: trees[g][h.ID],
