@@ -29,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-distribution bench-failover bench-delta bench-idle size bench-convergence screenshots pictures docs man clean
+.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-distribution bench-failover bench-delta bench-scale bench-idle size bench-convergence screenshots pictures docs man clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -141,6 +141,9 @@ bench-idle: ## what a host at rest takes, alone and in a pool of 200, beside oth
 
 size: ## what each dependency adds to the binary
 	MOULT_BENCH_SIZE=$(CURDIR)/build/size.json $(GO) test -count=1 -run 'TestBinarySizes$$' ./cmd/moult -v
+
+bench-scale: ## what ten thousand hosts cost a server, beside a thousand; a table, and build/bench-scale.json; minutes
+	MOULT_SCALE=$(CURDIR)/build/bench-scale.json $(GO) test -count=1 -v -timeout 60m -run 'TestScale$$' ./cmd/moult
 
 screenshots: ## each page in light, dark and phone width, into build/screenshots
 	MOULT_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count=1 -run 'TestEveryPageIsAccessible' ./webui

@@ -89,10 +89,10 @@ func (s *site) coordinate(server *server) {
 }
 
 // Observations implements coordinator.Roster.
-func (s *site) Observations() map[string]coordinator.Observation {
+func (s *site) Observations(uint64) (map[string]coordinator.Observation, uint64, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return maps.Clone(s.seen)
+	return maps.Clone(s.seen), 1, true
 }
 
 // Changed implements coordinator.Roster.

@@ -201,7 +201,8 @@ func TestLeaderChangeAtEachStepOfADispatch(t *testing.T) {
 }
 
 func (s *stepSite) cycle(t *testing.T, i int, step, loss string) {
-	for host := range s.Observations() {
+	seen, _, _ := s.Observations(0)
+	for host := range seen {
 		s.observe(host, func(o *coordinator.Observation) { o.Version, o.Digest, o.JobID, o.Phase = "A", "", "", "idle" })
 	}
 	s.site.mu.Lock()

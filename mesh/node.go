@@ -92,7 +92,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	id := cfg.Identity
-	verifier := recordVerifier{cluster: id.Cluster, keyOf: cfg.KeyOf, roleOf: cfg.RoleOf, denied: cfg.Denied}
+	verifier := cfg.recordVerifier()
 	n := &Node{
 		cfg: cfg, logger: cfg.Logger, verifier: verifier,
 		envelopes:  envelopeVerifier{cluster: id.Cluster, certs: cfg.Verifier, records: verifier},

@@ -7,7 +7,6 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"time"
 
 	"moult/mesh/identity"
 )
@@ -256,6 +255,19 @@ func (n *Node) takeHint(b []byte) {
 	n.takeReport(s)
 }
 
+// report takes a relay's report of a host, and tells whether it was new here. A
+// stale record is no error: the host may have been quicker than its relay.
+func (r *Roster) report(s report) (news bool, err error) {
+	if _, err := r.record(s.record, fromGossip); errors.Is(err, ErrUnverified) {
+		return false, err
+	}
+	seen := sighting{
+		alive: s.alive, ip: s.ip, boot: s.boot, version: s.version,
+		expires: r.now().Add(r.timing.sightingLife()),
+	}
+	return r.see(s.record.HostID, sightingKey{s.segment, s.observer}, seen), nil
+}
+
 // takeReport puts a report into the roster. It returns whether it was new here.
 func (n *Node) takeReport(s report) bool {
 	self := n.cfg.Identity.HostID
@@ -266,17 +278,11 @@ func (n *Node) takeReport(s report) bool {
 		n.counters.malformedRecords.Add(1)
 		return false
 	}
-	_, err := n.roster.record(s.record, fromGossip)
+	news, err := n.roster.report(s)
 	if errors.Is(err, ErrUnverified) {
 		n.countForged(s.record.HostID, nil)
-		return false
 	}
-	// A stale record is normal here: the host may have been quicker than its relay.
-	seen := sighting{
-		alive: s.alive, ip: s.ip, boot: s.boot, version: s.version,
-		expires: time.Now().Add(n.cfg.Timing.sightingLife()),
-	}
-	return n.roster.see(s.record.HostID, sightingKey{s.segment, s.observer}, seen)
+	return news
 }
 
 func (n *Node) inSegment(segment string) bool {

@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"cmp"
+	"container/list"
 	"crypto/ed25519"
 	"net"
 	"slices"
@@ -60,6 +61,9 @@ type Roster struct {
 	hosts   map[string]*host
 	relays  map[string]*host // those of them that are relays
 	changed chan struct{}    // closed at the next change, then replaced
+	version uint64           // counts the changes
+	recent  *list.List       // of *host, the one that changed last at the back
+	dropped uint64           // the version at which a host was dropped last
 }
 
 // host is one entry of the roster, under the roster's lock.
@@ -73,6 +77,8 @@ type host struct {
 	since     time.Time
 	lastSeen  time.Time
 	proved    time.Time // when the newest record came: it is the host's own word that it lives
+	version   uint64    // of the roster when the host changed last
+	place     *list.Element
 }
 
 // sightingKey says who saw the host, and in which segment.
@@ -95,7 +101,7 @@ type sighting struct {
 func newRoster(self string, segments []string, timing Timing, v recordVerifier) *Roster {
 	return &Roster{
 		self: self, segments: segments, timing: timing, verifier: v, now: time.Now,
-		hosts: map[string]*host{}, relays: map[string]*host{}, changed: make(chan struct{}),
+		hosts: map[string]*host{}, relays: map[string]*host{}, changed: make(chan struct{}), recent: list.New(),
 	}
 }
 
@@ -128,6 +134,41 @@ func (r *Roster) Members() []Member {
 	}
 	slices.SortFunc(all, func(a, b Member) int { return cmp.Compare(a.HostID, b.HostID) })
 	return all
+}
+
+// Since returns the members that changed after a version of the roster, and its
+// version now, so that who follows ten thousand hosts looks only at those. With
+// whole it is all of them: asked with 0, or because some were dropped since then.
+// What changes with the clock alone, LastSeen of a host that is online, is no change.
+func (r *Roster) Since(version uint64) (changed []Member, now uint64, whole bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	whole = version == 0 || version < r.dropped
+	for e := r.recent.Back(); e != nil; e = e.Prev() {
+		h := e.Value.(*host)
+		if !whole && h.version <= version {
+			break
+		}
+		changed = append(changed, r.member(h))
+	}
+	return changed, r.version, whole
+}
+
+// Touch has Since count a host as changed: of what else is known of it, something is
+// another now. Whoever knows that tells those who wait for it; Changed does not.
+func (r *Roster) Touch(hostID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h, ok := r.hosts[hostID]; ok {
+		r.mark(h)
+	}
+}
+
+// mark notes that a host has changed.
+func (r *Roster) mark(h *host) {
+	r.version++
+	h.version = r.version
+	r.recent.MoveToBack(h.place)
 }
 
 // Servers returns the servers that are online, by host id.
@@ -278,6 +319,7 @@ func (r *Roster) host(rec SignedRecord) *host {
 	h, ok := r.hosts[rec.HostID]
 	if !ok {
 		h = &host{sightings: map[sightingKey]sighting{}, liveness: Offline, since: r.now()}
+		h.place = r.recent.PushBack(h)
 		r.hosts[rec.HostID] = h
 	}
 	return h
@@ -364,10 +406,14 @@ func (r *Roster) settle(h *host, changed bool) {
 	}
 	if was != h.online && h.record.Relay() { // who sees a segment, and who does not, is another now
 		for _, other := range r.hosts {
-			r.label(other, now)
+			if r.label(other, now) {
+				r.mark(other)
+				changed = true
+			}
 		}
 	}
 	if changed {
+		r.mark(h)
 		r.notify()
 	}
 }
@@ -440,6 +486,7 @@ func (r *Roster) expire(hintLifetime time.Duration) {
 			continue
 		}
 		if r.label(h, now) {
+			r.mark(h)
 			r.notify()
 		}
 		gone := h.verified && !r.verifier.enrolled(id) || !h.verified && now.Sub(h.since) > hintLifetime
@@ -450,7 +497,10 @@ func (r *Roster) expire(hintLifetime time.Duration) {
 }
 
 func (r *Roster) drop(id string) {
+	r.recent.Remove(r.hosts[id].place)
 	delete(r.hosts, id)
 	delete(r.relays, id)
+	r.version++
+	r.dropped = r.version
 	r.notify()
 }

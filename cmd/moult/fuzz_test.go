@@ -12,6 +12,7 @@ import (
 
 	"moult/cmd/internal/nodekit"
 	"moult/consensus/fleet"
+	"moult/mesh"
 	"moult/mesh/identity"
 	"moult/updater"
 	"moult/updater/release"
@@ -59,8 +60,8 @@ func FuzzHostMessages(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var report updater.Report
 		if json.Unmarshal(b, &report) == nil {
-			o := newObserver(nil)
-			o.store("a", report, []fleet.Host{{ID: "a"}})
+			o := newObserver(mesh.NewFedRoster(mesh.Config{}).Roster)
+			o.store("a", report, fleet.New().View())
 			for i := range report.Lines {
 				report.Lines[i].Line = fleet.ClipLine(report.Lines[i].Line)
 			}

@@ -19,9 +19,10 @@ import (
 type observer struct {
 	roster *mesh.Roster
 
-	mu      sync.Mutex
-	reports map[string]updater.Report // the newest about a job, by host id
-	keeps   map[string]kept           // by host id
+	mu       sync.Mutex
+	reports  map[string]updater.Report // the newest about a job, by host id
+	keeps    map[string]kept           // by host id
+	prunedAt any                       // version of the hosts when both were last held against them
 	// progress is when a change of keeps was told of last.
 	progress time.Time
 	changed  chan struct{} // closed at the next change, then replaced
@@ -64,36 +65,38 @@ func (o *observer) Changed() <-chan struct{} {
 	return o.changed
 }
 
-// store keeps a host's newest report, and drops those of hosts that were removed
-// when there are more reports than hosts.
-func (o *observer) store(hostID string, r updater.Report, hosts []fleet.Host) {
+// store keeps a host's newest report about a job.
+func (o *observer) store(hostID string, r updater.Report, v fleet.View) {
 	r.Record, r.Lines = nil, nil
 	o.mu.Lock()
 	o.reports[hostID] = r
-	dropRemoved(o.reports, hosts)
+	o.prune(v)
 	o.mu.Unlock()
+	o.roster.Touch(hostID)
 	o.notify()
 }
 
-// storeKept keeps what a host says of what it keeps, as store does.
-func (o *observer) storeKept(hostID string, r updater.Report, hosts []fleet.Host) {
+// storeKept keeps what a host says of what it keeps.
+func (o *observer) storeKept(hostID string, r updater.Report, v fleet.View) {
 	now := kept{bytes: r.Stored}
 	if r.Staging != nil {
 		now.staging = *r.Staging
 	}
 	o.mu.Lock()
-	before := o.keeps[hostID]
-	o.keeps[hostID] = now
-	dropRemoved(o.keeps, hosts)
-	news := now != before
-	before.staging.Done = now.staging.Done
-	if now == before && time.Since(o.progress) < progressPause {
-		news = false
+	before, known := o.keeps[hostID]
+	if known && now == before || !known && now == (kept{}) {
+		o.mu.Unlock()
+		return
 	}
+	o.keeps[hostID] = now
+	o.prune(v)
+	before.staging.Done = now.staging.Done
+	news := now != before || time.Since(o.progress) >= progressPause
 	if news {
 		o.progress = time.Now()
 	}
 	o.mu.Unlock()
+	o.roster.Touch(hostID)
 	if news {
 		o.notify()
 	}
@@ -103,15 +106,22 @@ func (o *observer) storeKept(hostID string, r updater.Report, hosts []fleet.Host
 // a whole fleet stages at once.
 const progressPause = time.Second
 
-func dropRemoved[T any](of map[string]T, hosts []fleet.Host) {
-	if len(of) <= len(hosts) {
+// prune drops what hosts said that were removed, when the hosts have changed.
+func (o *observer) prune(v fleet.View) {
+	version := v.HostsVersion()
+	if o.prunedAt == version {
 		return
 	}
-	exists := map[string]bool{}
-	for _, h := range hosts {
-		exists[h.ID] = true
-	}
-	maps.DeleteFunc(of, func(id string, _ T) bool { return !exists[id] })
+	o.prunedAt = version
+	dropRemoved(o.reports, v)
+	dropRemoved(o.keeps, v)
+}
+
+func dropRemoved[T any](of map[string]T, v fleet.View) {
+	maps.DeleteFunc(of, func(id string, _ T) bool {
+		_, enrolled := v.Host(id)
+		return !enrolled
+	})
 }
 
 func (o *observer) snapshot() (map[string]updater.Report, map[string]kept) {
@@ -120,30 +130,39 @@ func (o *observer) snapshot() (map[string]updater.Report, map[string]kept) {
 	return maps.Clone(o.reports), maps.Clone(o.keeps)
 }
 
-// Observations returns what the coordinator judges by.
-func (o *observer) Observations() map[string]coordinator.Observation {
-	reports, keeps := o.snapshot()
-	out := map[string]coordinator.Observation{}
-	for _, m := range o.roster.Members() {
-		ob := coordinator.Observation{
-			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
-			Server: m.Role == string(identity.RoleServer), Segments: m.Segments,
-			Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
-			Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen, Holds: m.Holds,
-		}
-		if s := keeps[m.HostID].staging; s.Digest != "" {
-			ob.Stage = coordinator.StageObservation{
-				Digest: s.Digest, Awaits: s.State == updater.StageAwaitsPatch, Failed: s.State == updater.StageFailed, Done: s.Done,
-			}
-		}
-		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
-			ob.Done, ob.Total, ob.Pulled = r.Done, r.Total, r.Pulled
-			ob.Error, ob.LastOutput = r.Error, r.LastOutput
-			ob.Sources = r.Sources
-		}
-		out[m.HostID] = ob
+// Observations returns what the coordinator judges by, of the hosts that changed
+// since a version of the roster.
+func (o *observer) Observations(since uint64) (changed map[string]coordinator.Observation, now uint64, whole bool) {
+	members, now, whole := o.roster.Since(since) // before the reports: they are touched after these are stored
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	changed = make(map[string]coordinator.Observation, len(members))
+	for _, m := range members {
+		changed[m.HostID] = observation(m, o.reports[m.HostID], o.keeps[m.HostID].staging)
 	}
-	return out
+	return changed, now, whole
+}
+
+// observation joins a host's record with what it stages and with its last report, if
+// that is about the same job.
+func observation(m mesh.Member, r updater.Report, s updater.Staging) coordinator.Observation {
+	ob := coordinator.Observation{
+		Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
+		Server: m.Role == string(identity.RoleServer), Segments: m.Segments,
+		Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
+		Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen, Holds: m.Holds,
+	}
+	if s.Digest != "" {
+		ob.Stage = coordinator.StageObservation{
+			Digest: s.Digest, Awaits: s.State == updater.StageAwaitsPatch, Failed: s.State == updater.StageFailed, Done: s.Done,
+		}
+	}
+	if r.JobID == m.JobID {
+		ob.Done, ob.Total, ob.Pulled = r.Done, r.Total, r.Pulled
+		ob.Error, ob.LastOutput = r.Error, r.LastOutput
+		ob.Sources = r.Sources
+	}
+	return ob
 }
 
 // observed returns what the UI shows.

@@ -54,14 +54,14 @@ func (in *reportInbox) keep(v fleet.View, hostID string, r updater.Report) (ours
 	if r.Staging != nil {
 		r.Staging.Error = fleet.ClipLine(r.Staging.Error)
 	}
-	in.observer.storeKept(hostID, r, v.Hosts())
+	in.observer.storeKept(hostID, r, v)
 	job, ok := v.Job(r.JobID)
 	if r.JobID == "" || !ok || job.HostID != hostID {
 		return false
 	}
 	r.Sources = namedSources(v, r.Sources)
 	r.RunsFrom = fleet.ClipLine(r.RunsFrom)
-	in.observer.store(hostID, r, v.Hosts())
+	in.observer.store(hostID, r, v)
 	return true
 }
 

@@ -27,6 +27,9 @@ const (
 	stageResend = 15 * time.Second
 	stageTries  = 4
 	stageSlow   = 10 * time.Minute
+	// stageRest is how many times as long as a round took the next one waits, up to
+	// stageEvery: a round looks at all hosts, and a fleet update changes the state often.
+	stageRest = 9
 	// stageBatch is how many orders are sent in a round.
 	stageBatch = 256
 	// Those who are told at once begin within stageSpread for each of them, up to what a
@@ -72,7 +75,15 @@ func (s *stager) run(ctx context.Context) {
 	ticker := time.NewTicker(stageEvery)
 	defer ticker.Stop()
 	for {
+		begin := time.Now()
 		s.round(ctx)
+		rest := time.NewTimer(min(stageRest*time.Since(begin), stageEvery))
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return
+		case <-rest.C:
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -199,23 +210,23 @@ func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Mem
 		inside := nodekit.PeerView{Own: online[ids[0]].Record, Members: members}
 		feeders[g] = artifact.FirstRelay(g.digest, inside.Relays(nil)).HostID
 	}
-	trees := map[group]map[string][][]string{}
-	for g, ids := range groups {
-		feeder := feeders[g]
-		ids = slices.DeleteFunc(ids, func(id string) bool { return id == feeder })
-		var feeding []string
-		for other, id := range feeders {
-			if other.digest == g.digest {
-				feeding = append(feeding, id)
-			}
-		}
-		trees[g] = artifact.Trees(g.digest, ids, feeding...)
-		trees[g][feeder] = make([][]string, artifact.Stripes) // takes all from beyond the segment
-	}
+	trees := map[group]map[string][][]string{} // of those where somebody lacks it
 	for _, h := range hosts {
 		g, ok := of(h)
 		if !ok || online[h.ID].HasArtifact(g.digest) {
 			continue
+		}
+		if trees[g] == nil {
+			feeder := feeders[g]
+			ids := slices.DeleteFunc(groups[g], func(id string) bool { return id == feeder })
+			var feeding []string
+			for other, id := range feeders {
+				if other.digest == g.digest {
+					feeding = append(feeding, id)
+				}
+			}
+			trees[g] = artifact.Trees(g.digest, ids, feeding...)
+			trees[g][feeder] = make([][]string, artifact.Stripes) // takes all from beyond the segment
 		}
 		orders = append(orders, stageOrder{
 			host: h, rel: r, action: order.ActionStage, digest: g.digest, index: r.StageIndex, parents: trees[g][h.ID],

@@ -45,8 +45,10 @@ type Log interface {
 
 // Roster is what is observed of the hosts.
 type Roster interface {
-	// Observations returns a map of the caller's own, by host ID.
-	Observations() map[string]Observation
+	// Observations returns, by host ID, what changed since a call that returned this
+	// version, and the version now; the map is the caller's own. With whole it is all
+	// that is known: always for version 0, and otherwise where hosts may have gone.
+	Observations(since uint64) (changed map[string]Observation, now uint64, whole bool)
 	// Changed returns a channel that is closed at the next change.
 	Changed() <-chan struct{}
 }

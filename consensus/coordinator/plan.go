@@ -25,8 +25,8 @@ const (
 type input struct {
 	Now      time.Time
 	Timeouts Timeouts
-	// Hosts and Releases hold at least those that Open, Alerts and, while no job
-	// runs, the pending turns of Active name, unless they were deleted.
+	// Hosts and Releases hold at least those that Open, Alerts and the pending turns
+	// of Active name, unless they were deleted. They, Seen and Relays are only read.
 	Hosts    map[string]fleet.Host
 	Releases map[string]fleet.Release
 	Active   *fleet.FleetUpdate // running or paused

@@ -2,29 +2,37 @@ package coordinator
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
 	"moult/consensus/fleet"
 )
 
-// turnsInOrder returns the pending turns in the order in which they are to go:
+// turnsInOrder goes through the pending turns in the order in which they are to go:
 // agents, then servers, and the one that plans last, for it hands leadership over
 // first. Hosts that were deleted are among the agents.
-func turnsInOrder(in input, u fleet.FleetUpdate) []fleet.FleetUpdateHost {
-	var agents, followers, self []fleet.FleetUpdateHost
-	for _, turn := range u.Hosts {
-		switch {
-		case turn.Status != fleet.TurnPending:
-		case in.Hosts[turn.HostID].Role != fleet.RoleServer:
-			agents = append(agents, turn)
-		case turn.HostID != in.Self:
-			followers = append(followers, turn)
-		default:
-			self = append(self, turn)
+func turnsInOrder(in input, u fleet.FleetUpdate) iter.Seq[fleet.FleetUpdateHost] {
+	return func(yield func(fleet.FleetUpdateHost) bool) {
+		for group := range 3 {
+			for _, turn := range u.Hosts {
+				if turn.Status == fleet.TurnPending && turnGroup(in, turn.HostID) == group && !yield(turn) {
+					return
+				}
+			}
 		}
 	}
-	return slices.Concat(agents, followers, self)
+}
+
+func turnGroup(in input, hostID string) int {
+	switch {
+	case in.Hosts[hostID].Role != fleet.RoleServer:
+		return 0
+	case hostID != in.Self:
+		return 1
+	default:
+		return 2
+	}
 }
 
 // serversNext tells whether the next turn of a fleet update is a server's.

@@ -218,8 +218,11 @@ func (w *world) input() input {
 
 type worldLog struct{ *world }
 
-func (w worldLog) State() *fleet.State                  { return w.state }
-func (w worldLog) Observations() map[string]Observation { return w.seen }
+func (w worldLog) State() *fleet.State { return w.state }
+func (w worldLog) Observations(uint64) (map[string]Observation, uint64, bool) {
+	return w.seen, 1, true
+}
+
 func (w worldLog) Group(context.Context) (group []fleet.GroupMember) {
 	for _, name := range slices.Sorted(maps.Keys(w.servers)) {
 		group = append(group, fleet.GroupMember{ID: name, Name: name, Voter: w.servers[name], Healthy: !w.sick[name]})

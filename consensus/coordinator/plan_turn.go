@@ -53,7 +53,7 @@ func planTurn(in input, u fleet.FleetUpdate, w *waits) (steps []step, later time
 	skip := func(turn fleet.FleetUpdateHost, reason string) {
 		steps = append(steps, step{Change: fleet.FleetUpdateHostSkipped{ID: u.ID, HostID: turn.HostID, Reason: reason}})
 	}
-	for _, turn := range turnsInOrder(in, u) {
+	for turn := range turnsInOrder(in, u) {
 		h, ok := in.Hosts[turn.HostID]
 		if !ok {
 			skip(turn, "host deleted")

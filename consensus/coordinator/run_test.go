@@ -98,10 +98,10 @@ func (s *site) Propose(ctx context.Context, actor string, c fleet.Change) (fleet
 	return r, nil
 }
 
-func (s *site) Observations() map[string]Observation {
+func (s *site) Observations(uint64) (map[string]Observation, uint64, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return maps.Clone(s.seen)
+	return maps.Clone(s.seen), 1, true
 }
 
 func (s *site) Changed() <-chan struct{} {

@@ -550,9 +550,11 @@ type simLog struct {
 	srv *simServer
 }
 
-func (l simLog) State() *fleet.State                  { return l.srv.state }
-func (l simLog) Observations() map[string]Observation { return l.srv.seen }
-func (l simLog) Changed() <-chan struct{}             { return nil }
+func (l simLog) State() *fleet.State      { return l.srv.state }
+func (l simLog) Changed() <-chan struct{} { return nil }
+func (l simLog) Observations(uint64) (map[string]Observation, uint64, bool) {
+	return l.srv.seen, 1, true
+}
 
 // send puts a job's order on its way, as Run.send does.
 func (s *sim) send(srv *simServer, jobID string) {

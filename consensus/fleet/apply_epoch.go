@@ -32,7 +32,7 @@ func applyEpochBegun(t *tx, c EpochBegun) *Error {
 	}
 	for _, k := range t.view().JoinTokens() {
 		if k.UsedAt == nil {
-			t.remove(tableJoinTokens, k)
+			t.dropJoinToken(k)
 		}
 	}
 	for _, session := range all[Session](t.Txn, false, tableSessions, "id") {
@@ -52,11 +52,11 @@ func (t *tx) onlyServer(s Host) {
 	}
 	for _, h := range t.view().Hosts() {
 		if h.Role == RoleServer {
-			t.remove(tableHosts, h)
+			t.dropHost(h)
 		}
 	}
 	s.Role, s.Standby = RoleServer, false
-	t.put(tableHosts, s)
+	t.addHost(s)
 }
 
 // stopAll ends the open jobs and the active fleet update.

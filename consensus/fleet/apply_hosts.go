@@ -45,7 +45,7 @@ func applyClusterInitialized(t *tx, c ClusterInitialized) *Error {
 	m.Cluster.CreatedAt = t.at
 	t.put(tableMeta, m)
 	c.Server.Role, c.Server.EnrolledAt = RoleServer, t.at
-	t.put(tableHosts, c.Server)
+	t.addHost(c.Server)
 	c.Admin.Role, c.Admin.CreatedAt, c.Admin.KnownFrom = Admin, t.at, nil
 	t.put(tableUsers, c.Admin)
 	c.Token.Role, c.Token.CreatedAt, c.Token.CreatedBy = Admin, t.at, t.actor
@@ -83,6 +83,7 @@ func applyJoinTokenCreated(t *tx, c JoinTokenCreated) *Error {
 	k.CreatedAt, k.CreatedBy, k.UsedAt, k.UsedBy = t.at, t.actor, nil, ""
 	k.CANumber = t.view().meta().Cluster.CANumber
 	t.put(tableJoinTokens, k)
+	t.added.joinTokens++
 	t.touch("tokens")
 	t.audit("join token "+k.ID, string(k.Role)+" in segment "+k.Segment)
 	return nil
@@ -147,11 +148,11 @@ func applyHostEnrolled(t *tx, c HostEnrolled) *Error {
 	if refused := checkAlso(token.Segment, h.Also); refused != nil {
 		return refused
 	}
-	if hosts := len(v.Hosts()); hosts >= t.bounds.hosts {
+	if hosts := v.meta().size.hosts; hosts >= t.bounds.hosts {
 		return refuse(CodeLimitReached, "%d hosts have joined, and no more fit; remove one that is gone with: moult host remove", hosts)
 	}
 	h.Role, h.Segment, h.EnrolledAt, h.Quarantine = token.Role, token.Segment, t.at, nil
-	t.put(tableHosts, h)
+	t.addHost(h)
 	at := t.at
 	token.UsedAt, token.UsedBy = &at, h.ID
 	t.put(tableJoinTokens, token)
@@ -184,12 +185,23 @@ func (t *tx) host(id string) (Host, *Error) {
 	return h, nil
 }
 
+// addHost and dropHost are for hosts that come and go, which are counted.
+func (t *tx) addHost(h Host) {
+	t.put(tableHosts, h)
+	t.added.hosts++
+}
+
+func (t *tx) dropHost(h Host) {
+	t.remove(tableHosts, h)
+	t.added.hosts--
+}
+
 func applyHostRemoved(t *tx, c HostRemoved) *Error {
 	h, refused := t.host(c.HostID)
 	if refused != nil {
 		return refused
 	}
-	t.remove(tableHosts, h)
+	t.dropHost(h)
 	t.touch("hosts", "host:"+h.ID)
 	t.audit("host "+h.Name, "")
 	return nil

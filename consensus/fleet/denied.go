@@ -55,7 +55,7 @@ func applyHostDenied(t *tx, c HostDenied) *Error {
 		}
 	}
 	dropped := t.makeRoomToDeny()
-	t.remove(tableHosts, h)
+	t.dropHost(h)
 	t.put(tableDenied, DeniedHost{
 		HostID: h.ID, Name: h.Name, Role: h.Role, PublicKey: h.PublicKey, At: t.at, By: t.actor, Until: c.Until.UTC(),
 	})

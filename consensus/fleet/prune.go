@@ -23,13 +23,14 @@ type sizes struct {
 	fleetUpdates, turns            int
 	logBytes                       int // of all jobs' lines, by lineCost
 	loginRows                      int
+	hosts, joinTokens              int
 }
 
 func (s sizes) plus(o sizes) sizes {
 	return sizes{
 		audit: s.audit + o.audit, proposals: s.proposals + o.proposals, jobs: s.jobs + o.jobs, alerts: s.alerts + o.alerts,
 		fleetUpdates: s.fleetUpdates + o.fleetUpdates, turns: s.turns + o.turns, logBytes: s.logBytes + o.logBytes,
-		loginRows: s.loginRows + o.loginRows,
+		loginRows: s.loginRows + o.loginRows, hosts: s.hosts + o.hosts, joinTokens: s.joinTokens + o.joinTokens,
 	}
 }
 
@@ -43,7 +44,7 @@ func lineCost(l LogLine) int { return lineOverhead + len(l.Line) }
 func measured(v View, rows map[string]int) sizes {
 	size := sizes{
 		audit: rows[tableAudit], proposals: rows[tableProposals], jobs: rows[tableJobs], alerts: rows[tableAlerts],
-		fleetUpdates: rows[tableFleetUpdates], loginRows: rows[tableLogins],
+		fleetUpdates: rows[tableFleetUpdates], loginRows: rows[tableLogins], hosts: rows[tableHosts], joinTokens: rows[tableJoinTokens],
 	}
 	for _, u := range all[fleetUpdateRow](v.txn, false, tableFleetUpdates, "id") {
 		size.turns += len(u.Hosts)
@@ -192,28 +193,32 @@ func (t *tx) roomForRelease() *Error {
 // use to anybody, and, if a further one would still be too many, the earliest
 // of those that let nobody in any more. It refuses when all of them do.
 func (t *tx) roomForJoinToken() *Error {
-	var spent []JoinToken
-	rows := 0
-	for _, k := range t.view().JoinTokens() {
-		if k.ExpiresAt.Add(expiredTokenRetention).Before(t.at) {
-			t.remove(tableJoinTokens, k)
-			continue
+	var old []JoinToken
+	for k := range each[JoinToken](t.Txn, tableJoinTokens, "expires") {
+		if !k.ExpiresAt.Add(expiredTokenRetention).Before(t.at) {
+			break
 		}
-		rows++
-		if k.UsedAt != nil || k.ExpiresAt.Before(t.at) {
-			spent = append(spent, k)
-		}
+		old = append(old, k)
 	}
+	for _, k := range old {
+		t.dropJoinToken(k)
+	}
+	rows := t.view().meta().size.joinTokens + t.added.joinTokens
 	if rows < t.bounds.joinTokens {
 		return nil
 	}
-	if len(spent) == 0 {
-		return refuse(CodeLimitReached, "%d join tokens wait to be used, and no more fit; use them, or wait until they expire", rows)
+	for k := range each[JoinToken](t.Txn, tableJoinTokens, "expires") {
+		if k.UsedAt != nil || k.ExpiresAt.Before(t.at) {
+			t.dropJoinToken(k)
+			return nil
+		}
 	}
-	t.remove(tableJoinTokens, slices.MinFunc(spent, func(a, b JoinToken) int {
-		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), cmp.Compare(a.ID, b.ID))
-	}))
-	return nil
+	return refuse(CodeLimitReached, "%d join tokens wait to be used, and no more fit; use them, or wait until they expire", rows)
+}
+
+func (t *tx) dropJoinToken(k JoinToken) {
+	t.remove(tableJoinTokens, k)
+	t.added.joinTokens--
 }
 
 // roomForAPIToken drops the API tokens that expired long ago, and refuses if a

@@ -41,7 +41,7 @@ func (b bounds) within(v View) error {
 	counted := sizes{
 		audit: len(v.Audit(0, 1000)), proposals: len(all[proposalRow](v.txn, false, tableProposals, "id")), jobs: len(jobs),
 		alerts: len(v.Alerts()), fleetUpdates: len(v.FleetUpdates()), turns: turns, logBytes: logBytes,
-		loginRows: len(all[loginRow](v.txn, false, tableLogins, "id")),
+		loginRows: len(all[loginRow](v.txn, false, tableLogins, "id")), hosts: len(v.Hosts()), joinTokens: len(v.JoinTokens()),
 	}
 	switch {
 	case size != counted:

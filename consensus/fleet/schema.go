@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"encoding/binary"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -88,6 +90,35 @@ type proposalRow struct {
 	Result Result `json:"result"`
 }
 
+// expiryIndex orders join tokens by when they expire, and those of one moment by
+// their ID.
+type expiryIndex struct{}
+
+// FromObject returns a key whose bytes are in the order of time.
+func (expiryIndex) FromObject(raw any) (bool, []byte, error) {
+	k, ok := raw.(JoinToken)
+	if !ok {
+		return false, nil, fmt.Errorf("%T is no join token", raw)
+	}
+	return true, timeKey(k.ExpiresAt), nil
+}
+
+// FromArgs takes a time.
+func (expiryIndex) FromArgs(args ...any) ([]byte, error) {
+	if len(args) == 1 {
+		if at, ok := args[0].(time.Time); ok {
+			return timeKey(at), nil
+		}
+	}
+	return nil, fmt.Errorf("%v is no time", args)
+}
+
+func timeKey(at time.Time) []byte {
+	const beforeUnix = 1 << 63 // so that what is before 1970 comes first
+	b := binary.BigEndian.AppendUint64(nil, uint64(at.Unix())^beforeUnix)
+	return binary.BigEndian.AppendUint32(b, uint32(at.Nanosecond()))
+}
+
 func schema() *memdb.DBSchema {
 	str := func(name, field string, unique bool) *memdb.IndexSchema {
 		return &memdb.IndexSchema{Name: name, Unique: unique, Indexer: &memdb.StringFieldIndex{Field: field}}
@@ -120,7 +151,7 @@ func schema() *memdb.DBSchema {
 		table(tableAudit, num("id", "Index", true)),
 		table(tableUsers, str("id", "ID", true), str("name", "Name", true)),
 		table(tableAPITokens, str("id", "ID", true), str("hash", "Hash", true)),
-		table(tableJoinTokens, str("id", "ID", true), str("hash", "Hash", true)),
+		table(tableJoinTokens, str("id", "ID", true), str("hash", "Hash", true), &memdb.IndexSchema{Name: "expires", Indexer: expiryIndex{}}),
 		table(tableSessions, str("id", "Hash", true), str("user", "UserID", false)),
 		table(tableProposals, str("id", "ID", true), num("index", "Index", true)),
 		table(tableWebhooks, str("id", "ID", true), str("name", "Name", true)),

@@ -120,6 +120,26 @@ func TestRestoreGivesTheSameState(t *testing.T) {
 	}
 }
 
+// Servers of all versions write the same bytes for a state, whichever way they take:
+// Hash is of them.
+func TestSnapshotIsWhatTheEncoderWrites(t *testing.T) {
+	s := full(t)
+	s.must(JobLogAppended{JobID: "j1", First: 3, Lines: []LogLine{{Line: "<b>&amp;</b> \u2028 \x00 \"é\" \\"}}})
+	var want bytes.Buffer
+	enc := json.NewEncoder(&want)
+	got := snapshotOf(t, s.state)
+	for line := range bytes.Lines(unsealed(got)[bytes.IndexByte(got, '\n')+1:]) {
+		var row snapshotRow
+		if err := json.Unmarshal(line, &row); err != nil {
+			t.Fatal(err)
+		}
+		want.Reset()
+		if err := enc.Encode(row); err != nil || !bytes.Equal(want.Bytes(), line) {
+			t.Errorf("written is %s, and the encoder writes %s: %v", line, want.Bytes(), err)
+		}
+	}
+}
+
 // A text that is cut must be cut between runes: half a rune comes back from a
 // snapshot as U+FFFD.
 func TestCutTextSurvivesASnapshot(t *testing.T) {

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"testing"
+
+	"moult/consensus/coordinator"
+	"moult/consensus/fleet"
+	"moult/mesh"
+	"moult/mesh/identity"
+	"moult/updater"
+)
+
+// The coordinator is told of a host again when its record or its report is another,
+// and of nobody else.
+func TestObservationsOfWhatChanged(t *testing.T) {
+	roster := mesh.NewFedRoster(mesh.Config{Identity: identity.Identity{HostID: "s1"}})
+	rec := func(id string, seq uint64) mesh.SignedRecord {
+		return mesh.SignedRecord{Raw: []byte{byte(seq)}, Record: mesh.Record{
+			HostID: id, Boot: 1, Seq: seq, Role: "agent", Version: "A", Segments: []string{"dmz"}, Phase: mesh.PhaseFetching, JobID: "j",
+		}}
+	}
+	for _, id := range []string{"h1", "h0"} {
+		must(t, roster.Feed(mesh.Sighting{Relay: "r", Segment: "dmz", Alive: true, Record: rec(id, 1)}))
+	}
+	state := newStagingFleet(t, 2).state
+	o := newObserver(roster.Roster)
+	all, now, whole := o.Observations(0)
+	if len(all) != 2 || !whole || !all["h1"].Online {
+		t.Fatalf("at first %+v, whole %t", all, whole)
+	}
+	if changed, _, whole := o.Observations(now); len(changed) != 0 || whole {
+		t.Errorf("nothing has changed, and told is %+v, whole %t", changed, whole)
+	}
+
+	before := o.Changed()
+	o.store("h1", updater.Report{JobID: "j", Done: 5, Total: 9}, state.View())
+	select {
+	case <-before:
+	default:
+		t.Error("a report wakes nobody")
+	}
+	changed, now, _ := o.Observations(now)
+	if len(changed) != 1 || changed["h1"].Done != 5 {
+		t.Errorf("after a report of h1 told is %+v", changed)
+	}
+	must(t, roster.Feed(mesh.Sighting{Relay: "r", Segment: "dmz", Alive: false, Record: rec("h0", 2)}))
+	if changed, _, _ = o.Observations(now); len(changed) != 1 || changed["h0"].Seq != 2 || changed["h0"].Online {
+		t.Errorf("after a record of h0 told is %+v", changed)
+	}
+}
+
+// What a host stages is told as soon as it is another; its progress wakes nobody more
+// often than once in a progressPause, and is seen when somebody looks.
+func TestStagingIsObserved(t *testing.T) {
+	roster := mesh.NewFedRoster(mesh.Config{})
+	must(t, roster.Feed(mesh.Sighting{Relay: "r", Segment: "dmz", Alive: true, Record: mesh.SignedRecord{
+		Raw: []byte{1}, Record: mesh.Record{HostID: "h0", Boot: 1, Seq: 1, Role: "agent", Segments: []string{"dmz"}},
+	}}))
+	view := newStagingFleet(t, 1).state.View()
+	o := newObserver(roster.Roster)
+	_, now, _ := o.Observations(0)
+	stage := func(state updater.StagingState, done int64) (woken bool) {
+		before := o.Changed()
+		o.storeKept("h0", updater.Report{Stored: done, Staging: &updater.Staging{Digest: wantedDigest, State: state, Done: done, Total: 9}}, view)
+		select {
+		case <-before:
+			return true
+		default:
+			return false
+		}
+	}
+	seen := func() coordinator.StageObservation {
+		changed, upTo, _ := o.Observations(now)
+		now = upTo
+		return changed["h0"].Stage
+	}
+	if !stage(updater.StageFetching, 1) || seen().Done != 1 {
+		t.Error("that a host stages is not told")
+	}
+	if stage(updater.StageFetching, 2) {
+		t.Error("progress wakes at once")
+	}
+	if got := seen(); got.Done != 2 {
+		t.Errorf("who looks sees %+v, not the progress", got)
+	}
+	if !stage(updater.StageFailed, 2) || !seen().Failed {
+		t.Error("that staging failed is not told at once")
+	}
+	if stage(updater.StageFailed, 2) || seen() != (coordinator.StageObservation{}) {
+		t.Error("what is repeated counts as news")
+	}
+}
+
+// Reports of hosts that were removed are dropped.
+func TestReportsOfRemovedHostsAreDropped(t *testing.T) {
+	f := newStagingFleet(t, 2)
+	o := newObserver(mesh.NewFedRoster(mesh.Config{}).Roster)
+	for _, id := range []string{"h0", "h1"} {
+		o.store(id, updater.Report{JobID: "j"}, f.state.View())
+	}
+	f.apply(fleet.HostRemoved{HostID: "h0"})
+	o.store("h1", updater.Report{JobID: "k"}, f.state.View())
+	if got, _ := o.snapshot(); len(got) != 1 || got["h1"].JobID != "k" {
+		t.Errorf("kept are %+v", got)
+	}
+}
