@@ -29,7 +29,7 @@ RACE_PKGS = ./mesh/... ./consensus/... ./updater/... ./webui/... ./cmd/...
 # Long simulations, which the race detector does not survive (golang/go issue 78156).
 SIMULATE = $(GO) test -timeout 30m -run 'TestTopologies|TestRosterConvergence' ./mesh
 
-.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-distribution bench-failover bench-delta bench-scale bench-idle size bench-convergence screenshots pictures docs man clean
+.PHONY: help build release packages test-packages e2e-systemd e2e-windows sbom vulncheck test race test-long faults fuzz e2e lint vet demo bench bench-distribution bench-rollout bench-failover bench-delta bench-scale bench-idle size bench-convergence screenshots pictures docs man clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -123,6 +123,9 @@ bench: ## the benchmarks whose figures the README quotes
 
 bench-distribution: ## how fast a release spreads over shaped links, beside nginx and BitTorrent; needs root, ip, tc, nginx, curl, aria2
 	MOULT_DISTRIBUTION=$(CURDIR)/build/bench-distribution.json $(GO) test -count=1 -v -timeout 60m -run 'TestDistribution$$' ./updater/artifact
+
+bench-rollout: ## a fleet update of 8 hosts behind shaped links, beside ansible; a table, and build/bench-rollout.json; needs root, ip, tc, ansible, sshd, runit
+	MOULT_BENCH_ROLLOUT=$(CURDIR)/build/bench-rollout.json $(GO) test -count=1 -v -timeout 60m -run 'TestBenchRollout$$' ./cmd/moult
 
 bench-failover: ## from kill -9 of the leader to the next coordinator's first action, 30 times
 	$(GO) test -run '^$$' -bench BenchmarkFailover -benchtime 1x -timeout 30m -v ./cmd/moult

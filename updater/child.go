@@ -22,6 +22,7 @@ const (
 	envPipes        = "MOULT_SUPERVISOR_PIPES" // "READ,WRITE"
 	envTrial        = "MOULT_TRIAL"            // "1": on trial
 	envVerifiedFile = "MOULT_TRIAL_FILE"       // descriptor of the file that is executed
+	envTrialDigest  = "MOULT_TRIAL_DIGEST"     // its sha256, 64 hex digits
 )
 
 // message is one line between parent and child.
@@ -33,12 +34,13 @@ type message struct {
 }
 
 const (
-	eventJoined    = "joined"
-	eventCommitted = "committed"
-	eventFailing   = "failing" // it has failed, and is about to end
-	eventServing   = "serving" // its ports are open
-	eventAlive     = "alive"   // every SignOfLife, with a status
-	eventStop      = "stop"    // Windows has no signals; the pipe's end says the same, to older children too
+	eventJoined     = "joined"
+	eventCommitted  = "committed"
+	eventFailing    = "failing"    // it has failed, and is about to end
+	eventServing    = "serving"    // its ports are open
+	eventRestarting = "restarting" // the marker of a trial is on disk; it leaves the mesh, then ends
+	eventAlive      = "alive"      // every SignOfLife, with a status
+	eventStop       = "stop"       // Windows has no signals; the pipe's end says the same, to older children too
 	// maxMessage bounds a line from a child that may be broken.
 	maxMessage = 64 << 10
 )
@@ -81,12 +83,12 @@ func (s *supervisor) startInstalled() (*child, error) {
 // startTrial starts the staged binary, verified through the descriptor that is
 // executed.
 func (s *supervisor) startTrial(m install.Marker) (*child, error) {
-	f, err := install.OpenVerified(m.StagedPath, m.Digest)
+	f, err := s.openStaged(m)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	c, err := s.startVerified(f, envTrial+"=1")
+	c, err := s.startVerified(f, envTrial+"=1", envTrialDigest+"="+m.Digest)
 	if c != nil {
 		c.trial = true
 	}
@@ -150,7 +152,7 @@ func (s *supervisor) childEnv(extra []string) []string {
 	for _, kv := range s.Env {
 		switch name, _, _ := strings.Cut(kv, "="); name {
 		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID": // the service manager hears the supervisor alone
-		case envSupervised, envPipes, envTrial, envVerifiedFile, envHandover, envHandedOver:
+		case envSupervised, envPipes, envTrial, envVerifiedFile, envTrialDigest, envHandover, envHandedOver:
 		default:
 			env = append(env, kv)
 		}

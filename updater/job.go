@@ -2,7 +2,9 @@ package updater
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"time"
 
@@ -65,6 +67,11 @@ func (u *Updater) job(ctx context.Context, o order.Order, sealed []byte, resumes
 		u.fail(out, err.Error())
 		return nil
 	}
+	if u.cfg.Link != nil {
+		if err := u.cfg.Link.Restarting(); err != nil {
+			u.slog.Warn("tell the supervisor", "error", err) // it hears it by this process's end
+		}
+	}
 	u.enter(PhaseRestarting, o.JobID)
 	return ErrRestart
 }
@@ -98,14 +105,7 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 		return nil, fmt.Errorf("this binary was rolled back before in this job: %s", f.Reason)
 	}
 	u.note(fmt.Sprintf("manifest verified: release %s, number %d, %d bytes, sha256 %s", off.Version, off.Number, off.Size, off.Digest))
-	path, err := u.fetch(ctx, o, off)
-	if err != nil {
-		return nil, err
-	}
-	u.enter(PhasePreflight, o.JobID)
-	found, err := install.Preflight(ctx, install.PreflightRequest{
-		Staged: path, Digest: off.Digest, Installed: u.cfg.Installed, DataDir: u.cfg.DataDir, Version: off.Version, Wish: u.cfg.Place,
-	})
+	path, found, err := u.fetchAndCheck(ctx, o, off)
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +126,38 @@ func (u *Updater) prepare(ctx context.Context, o order.Order, out *install.Outco
 		FromVersion: u.cfg.Version, FromDigest: u.cfg.Digest, State: install.Staged,
 		Place: found.Place, Release: proof,
 	}, nil
+}
+
+// fetchAndCheck gets the artifact into the store and finds out whether this host can
+// run it. Bytes that are here already are verified by Preflight, which reads them
+// through the descriptor that it executes: they are not read for it twice. If they
+// prove bad they are fetched anew, once.
+func (u *Updater) fetchAndCheck(ctx context.Context, o order.Order, off offer) (path string, found install.Verdict, err error) {
+	here := u.holds(off)
+	for {
+		if path, err = u.fetch(ctx, o, off, here); err != nil {
+			return "", found, err
+		}
+		u.enter(PhasePreflight, o.JobID)
+		found, err = install.Preflight(ctx, install.PreflightRequest{
+			Staged: path, Digest: off.Digest, Installed: u.cfg.Installed, DataDir: u.cfg.DataDir, Version: off.Version, Wish: u.cfg.Place,
+		})
+		if here && err == nil {
+			u.note("artifact verified")
+		}
+		if !here || !errors.Is(err, install.ErrDigest) {
+			return path, found, err
+		}
+		u.note(fmt.Sprintf("what was here of it is damaged, and is fetched anew: %v", err))
+		here = false
+		u.enter(PhaseFetching, o.JobID)
+	}
+}
+
+// holds tells whether the store has a file of an artifact's name and length.
+func (u *Updater) holds(off offer) bool {
+	st, err := os.Stat(u.cfg.Store.Path(off.Digest))
+	return err == nil && st.Mode().IsRegular() && st.Size() == off.Size
 }
 
 // verify checks the release key's signature and picks this host's artifact.
@@ -152,8 +184,8 @@ func (u *Updater) verify(o order.Order) (offer, error) {
 }
 
 // fetch gets the artifact into the store and returns its path; its progress is
-// in the reports.
-func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, error) {
+// in the reports. here: it is there, and is verified by who reads it next.
+func (u *Updater) fetch(ctx context.Context, o order.Order, off offer, here bool) (string, error) {
 	u.cfg.Store.Pin(off.Digest)
 	// Before the fetch, which needs the room. No limit keeps a host from its update: the
 	// disk does, if it has no room.
@@ -165,11 +197,12 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 	u.status.total, u.status.sources = off.Size, map[string]fleet.Source{}
 	u.mu.Unlock()
 	pull := u.pull(o)
-	sources, err := u.patched(ctx, off, pull, u.note)
-	if err != nil {
-		return "", err
+	var sources []artifact.Source
+	var err error
+	if !here {
+		sources, err = u.patched(ctx, off, pull, u.note)
 	}
-	if sources == nil {
+	if !here && err == nil && sources == nil {
 		sources, err = artifact.Fetch(ctx, artifact.FetchRequest{
 			Store: u.cfg.Store, Digest: off.Digest, Size: off.Size, Chunks: off.Chunks, HTTP: u.cfg.HTTP,
 			Candidates: func() []artifact.Peer { return u.cfg.Candidates(off.Digest) },
@@ -204,7 +237,9 @@ func (u *Updater) fetch(ctx context.Context, o order.Order, off offer) (string, 
 	if phase == PhaseFetching { // it was here already
 		u.enter(PhaseVerifying, job)
 	}
-	u.note("artifact verified")
+	if !here {
+		u.note("artifact verified")
+	}
 	return u.cfg.Store.Path(off.Digest), nil
 }
 

@@ -15,6 +15,7 @@ import (
 // concurrent use.
 type SupervisorLink struct {
 	trial     bool
+	digest    string // of the file that is on trial, as the supervisor verified it
 	committed chan struct{}
 	gone      chan struct{}
 	recv      *os.File
@@ -33,13 +34,17 @@ func Supervised() (*SupervisorLink, bool) {
 		return nil, false
 	}
 	pipes, trial, file := os.Getenv(envPipes), os.Getenv(envTrial) == "1", os.Getenv(envVerifiedFile)
-	for _, name := range []string{envSupervised, envPipes, envTrial, envVerifiedFile, envHandover, envHandedOver} {
+	digest := ""
+	if trial {
+		digest = os.Getenv(envTrialDigest)
+	}
+	for _, name := range []string{envSupervised, envPipes, envTrial, envVerifiedFile, envTrialDigest, envHandover, envHandedOver} {
 		_ = os.Unsetenv(name)
 	}
 	if file != "" {
 		closeVerifiedFile(file)
 	}
-	l := &SupervisorLink{trial: trial, committed: make(chan struct{}), gone: make(chan struct{})}
+	l := &SupervisorLink{trial: trial, digest: digest, committed: make(chan struct{}), gone: make(chan struct{})}
 	recv, send, err := openPipes(pipes)
 	if err != nil {
 		close(l.gone)
@@ -102,6 +107,14 @@ func (l *SupervisorLink) read() {
 
 // OnTrial tells whether this process was started on trial.
 func (l *SupervisorLink) OnTrial() bool { return l.trial }
+
+// Digest is the sha256 of this process's binary, 64 hex digits, where the supervisor
+// has just verified it: on trial. Else it is empty.
+func (l *SupervisorLink) Digest() string { return l.digest }
+
+// Restarting tells the supervisor that the marker of a trial is on disk and that this
+// process is about to end for it.
+func (l *SupervisorLink) Restarting() error { return l.say(message{Event: eventRestarting}) }
 
 // Joined tells the supervisor that a live peer answered, and what this process
 // is: its version and the sha256 of its binary in hex.

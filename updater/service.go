@@ -43,6 +43,8 @@ func (s *supervisor) heard(m message) {
 	case eventAlive:
 		s.Service.Well(silence)
 		s.status(m.Status)
+	case eventRestarting:
+		s.workAhead()
 	}
 }
 

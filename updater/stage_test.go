@@ -62,6 +62,24 @@ func TestStagedHostsNeedNobodyAtTheirTurn(t *testing.T) {
 	})
 }
 
+// What was staged is not taken on trust at the turn: bytes that changed since are
+// noticed before anything is executed, and fetched anew.
+func TestStagedBytesThatChangedAreFetchedAnew(t *testing.T) {
+	h := newHost(t)
+	h.run()
+	p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("1.1.0"))
+	h.again("the staged artifact", h.stageOrder("1.1.0", p, asIs), func() bool { return h.cfg.Store.Has(p.digest) })
+	evil := strings.Replace(saysVersion("1.1.0"), "1.1.0", "6.6.6", 1)
+	must(t, os.WriteFile(h.cfg.Store.Path(p.digest), []byte(evil), 0o700))
+	h.ordered("job-1", "1.1.0", p, PhaseRestarting)
+	if err := h.cfg.Store.Verify(p.digest); err != nil {
+		t.Errorf("the staged file: %v", err)
+	}
+	if log := strings.Join(h.lines(), "\n"); !strings.Contains(log, "fetched anew") {
+		t.Errorf("the job's log does not tell of it:\n%s", log)
+	}
+}
+
 // A staging order that comes after the order of the host's own turn, replayed or
 // late, changes nothing; nor does one that the release keys or the floor forbid.
 func TestStagingOrdersThatArePassedOver(t *testing.T) {

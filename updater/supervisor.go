@@ -101,6 +101,7 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 	defer runtime.UnlockOSThread()
 	s := supervisorOf(cfg)
 	defer s.side.flush(flushOutput)
+	defer s.dropAhead()
 	s.Service.Well(startPatience)
 	defer reapWhile(ctx)()
 	c := s.adopt()
@@ -142,12 +143,14 @@ type supervisor struct {
 	log   *slog.Logger
 	delay time.Duration // before the next start of a crashed child
 	alone bool          // RunTrial: this process takes the place of what it commits
+	begun *ahead        // of the trial that is due next, or under way; nil: nothing
 }
 
 // run keeps a child running; c is the one to begin with, or nil.
 func (s *supervisor) run(ctx context.Context, c *child) error {
 	for {
 		if c == nil {
+			s.dropAhead()
 			var err error
 			if c, err = s.startInstalled(); err != nil {
 				s.log.Error("start agent", "error", err)

@@ -50,9 +50,10 @@ func TestSwapThatFailsRollsBack(t *testing.T) {
 	s.start()
 	s.stage("1.1.0", "good")
 	s.awaitStarts("1.1.0", 1)
+	s.await("the copy to be written", func() bool { return !s.hasOpen(".moult-swap-") })
 	disktest.Remount(t, disk, unix.MS_RDONLY)
 	o := s.awaitOutcome(install.RolledBack)
-	if !strings.Contains(o.Reason, "install: create beside") || !strings.Contains(o.Reason, "read-only file system") {
+	if !strings.Contains(o.Reason, "install: open the copy") || !strings.Contains(o.Reason, "read-only file system") {
 		t.Errorf("reason is %q", o.Reason)
 	}
 	s.awaitStarts("1.0.0", 2)

@@ -31,6 +31,7 @@ func (s *supervisor) trial(ctx context.Context) *child {
 // tryStaged is trial up to the commit: it returns the running child that was
 // committed, or nil.
 func (s *supervisor) tryStaged(ctx context.Context) *child {
+	defer s.dropAhead()
 	m, err := s.loadMarker()
 	if errors.Is(err, install.ErrNoMarker) {
 		s.log.Error("the agent asked for a trial but left no marker; running the installed binary")
@@ -42,6 +43,7 @@ func (s *supervisor) tryStaged(ctx context.Context) *child {
 		s.rollBack(m, "this binary was rolled back before in this job: "+f.Reason, nil)
 		return nil
 	}
+	s.takeAhead(m)
 	s.log.Info("trial begins", "job", m.JobID, "release", m.Version)
 	s.status("trying version " + m.Version)
 	s.Service.Well(s.TrialTimeout + s.StopTimeout + slack)
@@ -200,7 +202,8 @@ func falsehood(msg message, m install.Marker) string {
 	if msg.Version != m.Version {
 		return fmt.Sprintf("the new binary says it is version %q, the release is %q", msg.Version, m.Version)
 	}
-	// The descriptor was hashed; a digest given by the child is a cross-check.
+	// The descriptor was hashed; a digest given by the child is a cross-check, and
+	// where the child was told it, no more than an echo.
 	if len(msg.Digest) >= 16 && !strings.HasPrefix(m.Digest, msg.Digest) {
 		return fmt.Sprintf("the new binary says its sha256 is %s, the release's is %s", msg.Digest, m.Digest)
 	}
@@ -244,10 +247,7 @@ func (s *supervisor) put(m install.Marker) error {
 	if m.Place == install.InData {
 		return s.activate(m)
 	}
-	err := install.Swap(install.SwapRequest{
-		Staged: m.StagedPath, Digest: m.Digest, Installed: s.Installed, Step: s.SwapStep,
-	})
-	if err != nil {
+	if err := s.swapStaged(m); err != nil {
 		return err
 	}
 	// Afterwards: until then the active one is the last good binary.

@@ -62,7 +62,7 @@ type Options struct {
 	AllowFrom   []string // networks that may reach the two ports; all
 	InstallTo   string   // auto, installed or data
 
-	Soak         time.Duration // how long a new version has to stay well; 5 s
+	Soak         time.Duration // how long a new version has to stay well; 5 s, negative: no longer than it takes to join
 	TrialTimeout time.Duration // until a new version has proved itself, or is taken back; 60 s
 	TrialStarts  int           // failed starts after which it is taken back; 3
 
@@ -136,7 +136,9 @@ func (o Options) node() (n nodekit.AgentOptions, err error) {
 	set(&n.Gossip, o.Gossip)
 	set(&n.Peer, o.Peer)
 	set(&n.Trial.Place, o.InstallTo)
-	set(&n.Trial.Soak, o.Soak)
+	if set(&n.Trial.Soak, o.Soak); o.Soak < 0 {
+		n.Trial.Soak = 0
+	}
 	set(&n.Trial.Timeout, o.TrialTimeout)
 	set(&n.Trial.Starts, o.TrialStarts)
 	return n, n.Validate()

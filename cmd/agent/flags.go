@@ -3,6 +3,7 @@ package agent
 import (
 	"flag"
 	"strings"
+	"time"
 )
 
 // Flags registers flags of the options that differ from host to host, with their
@@ -21,5 +22,10 @@ func (o *Options) Flags(f *flag.FlagSet) {
 	f.StringVar(&o.Advertise, "advertise", o.Advertise, "IP address that others reach this host at (default: found out)")
 	f.StringVar(&o.Segment, "segment", o.Segment, "segment of this host (default: the token's)")
 	f.StringVar(&o.InstallTo, "install-to", o.InstallTo, "where updates go: auto, installed or data (default auto)")
-	f.DurationVar(&o.Soak, "soak", o.Soak, "how long a new version has to stay well before it is kept (default 5s)")
+	f.Func("soak", "how long a new version has to stay well before it is kept; 0: no longer than it takes to join (default 5s)", func(text string) (err error) {
+		if o.Soak, err = time.ParseDuration(text); err == nil && o.Soak == 0 {
+			o.Soak = -1 // left empty it would be the default
+		}
+		return err
+	})
 }

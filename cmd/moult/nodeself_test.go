@@ -24,7 +24,7 @@ func TestOnlyTheHostItselfIsTold(t *testing.T) {
 	must(t, err)
 	defer nodekit.CloseWithin(port.Close, quiet, "node port")
 	addr := port.Addr().String()
-	me, err := nodekit.DescribeSelf(t.TempDir(), thisBuild())
+	me, err := nodekit.DescribeSelf(t.TempDir(), thisBuild(), nil)
 	must(t, err)
 	node, err := mesh.Start(ctx, mesh.Config{
 		Identity: a1.Identity, Key: a1.Key, CertDER: a1.CertDER(), Verifier: a1.Verifier(), Boot: me.Boot,

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"moult/cmd/internal/nodekit"
+	"moult/testdata/shapedlink"
 )
 
 // The tests of segmented networks run real processes, each host in a network
@@ -47,6 +48,7 @@ type segmentedNet struct {
 	*testCluster
 	prefix   string // of the namespaces' names
 	segments []string
+	mbit     int // rate of each host's links, both ways; 0: not shaped
 	hosts    map[string]*segmentedHost
 	order    []*segmentedHost
 }
@@ -79,6 +81,12 @@ var (
 func newSegmentedNet(t *testing.T, segments ...string) *segmentedNet {
 	t.Helper()
 	t.Parallel()
+	return makeSegmentedNet(t, segments...)
+}
+
+// makeSegmentedNet is newSegmentedNet for what runs alone.
+func makeSegmentedNet(t *testing.T, segments ...string) *segmentedNet {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces take root: run the tests as root to have the ones of segmented networks")
 	}
@@ -194,6 +202,9 @@ func (n *segmentedNet) host(name string, segments ...string) *segmentedHost {
 		n.ip("-n", n.prefix+"switch", "link", "set", port, "master", dev, "up")
 		n.ip("-n", ns, "addr", "add", h.addr(s)+"/24", "dev", dev)
 		n.ip("-n", ns, "link", "set", dev, "up")
+		if n.mbit > 0 {
+			must(n.t, shapedlink.Shape(n.mbit, shapedlink.End{Namespace: ns, Device: dev}, shapedlink.End{Namespace: n.prefix + "switch", Device: port}))
+		}
 		for _, other := range n.order {
 			if other != h && slices.Contains(other.segments, s) {
 				h.introduce(other, s)

@@ -114,7 +114,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		return fmt.Errorf("%s belongs to an agent; run `moult agent` on it, or give another --data", o.Data)
 	}
 	current := identity.NewCurrent(ids, creds)
-	me, err := nodekit.DescribeSelf(o.Data, o.Build)
+	me, err := nodekit.DescribeSelf(o.Data, o.Build, link)
 	if err != nil {
 		return err
 	}

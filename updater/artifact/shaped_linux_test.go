@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"moult/testdata/shapedlink"
 )
 
 // shaped is hosts in network namespaces, each with a link of the same rate in both
@@ -20,16 +22,7 @@ type shaped struct {
 	dir   string // in memory, so that no disk is measured
 }
 
-const (
-	// What leaves a host at once is as much as segmentation offload makes of it: a
-	// trade between a wire's smoothness and what two cores can do for all hosts.
-	linkBurst   = 32 << 10 // bytes
-	fastSegment = 32 << 10 // bytes, from fastMbit on
-	slowSegment = 16 << 10
-	fastMbit    = 50
-	queueTime   = 50 // milliseconds that a full queue of a link takes
-	benchPort   = "7947"
-)
+const benchPort = "7947"
 
 func newShaped(t *testing.T, hosts, mbit int) *shaped {
 	dir, err := os.MkdirTemp("/dev/shm", "moult-distribution-")
@@ -45,10 +38,6 @@ func newShaped(t *testing.T, hosts, mbit int) *shaped {
 			t.Error(err)
 		}
 	})
-	segment := slowSegment
-	if mbit >= fastMbit {
-		segment = fastSegment
-	}
 	hub := s.ns(-1)
 	s.run("ip", "netns", "add", hub)
 	s.run("ip", "-n", hub, "link", "add", "br0", "address", s.mac(-1), "type", "bridge")
@@ -58,19 +47,14 @@ func newShaped(t *testing.T, hosts, mbit int) *shaped {
 		ns, port := s.ns(i), fmt.Sprintf("p%d", i)
 		s.run("ip", "netns", "add", ns)
 		s.run("ip", "-n", hub, "link", "add", port, "type", "veth", "peer", "name", "h0", "address", s.mac(i), "netns", ns)
-		s.run("ip", "-n", hub, "link", "set", port, "master", "br0", "up", "gso_max_size", fmt.Sprint(segment))
+		s.run("ip", "-n", hub, "link", "set", port, "master", "br0", "up")
 		s.run("ip", "-n", ns, "addr", "add", s.ip(i)+"/16", "dev", "h0")
-		s.run("ip", "-n", ns, "link", "set", "h0", "up", "gso_max_size", fmt.Sprint(segment))
+		s.run("ip", "-n", ns, "link", "set", "h0", "up")
 		s.run("ip", "-n", ns, "link", "set", "lo", "up")
-		s.run("ip", "netns", "exec", ns, "sysctl", "-qw", fmt.Sprintf("net.ipv4.tcp_min_tso_segs=%d", segment/1500))
 		s.run("ip", "-n", ns, "route", "replace", "10.77.0.0/16", "dev", "h0", "proto", "kernel", "scope", "link", "src", s.ip(i),
 			"congctl", cmp.Or(os.Getenv("MOULT_DISTRIBUTION_CC"), "cubic"))
-		for ns, dev := range map[string]string{hub: port, ns: "h0"} {
-			rate := fmt.Sprintf("%dmbit", mbit)
-			s.run("tc", "-n", ns, "qdisc", "add", "dev", dev, "root", "handle", "1:", "htb", "default", "1")
-			s.run("tc", "-n", ns, "class", "add", "dev", dev, "parent", "1:", "classid", "1:1", "htb", "rate", rate, "ceil", rate,
-				"burst", fmt.Sprint(linkBurst), "cburst", fmt.Sprint(linkBurst))
-			s.run("tc", "-n", ns, "qdisc", "add", "dev", dev, "parent", "1:1", "bfifo", "limit", fmt.Sprint(queueTime*mbit*1000/8))
+		if err := shapedlink.Shape(mbit, shapedlink.End{Namespace: ns, Device: "h0"}, shapedlink.End{Namespace: hub, Device: port}); err != nil {
+			t.Fatal(err)
 		}
 	}
 	s.introduce()

@@ -171,9 +171,11 @@ func Activate(r ActivateRequest) (err error) {
 	if err := swap.step("copy"); err != nil {
 		return err
 	}
-	if err := copyVerified(temp, r.Staged, r.Active.Digest); err != nil {
+	staged, err := openVerified(r.Staged, r.Active.Digest, temp)
+	if err != nil {
 		return err
 	}
+	staged.Close()
 	steps := append(activeRights(r.Active.Packaged, temp),
 		swapStep{"rename", func() error { return os.Rename(temp.Name(), ActivePath(r.DataDir, r.Active.Digest)) }},
 		swapStep{"sync-directory", func() error { return durable.SyncDir(dir) }},

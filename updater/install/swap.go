@@ -1,11 +1,8 @@
 package install
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -76,52 +73,107 @@ const tempPrefix = ".moult-swap-"
 // old binary, afterwards the new one, both complete and durable. It returns
 // ErrDigest when the staged bytes changed since they were verified. After an
 // error the installed binary is the old one, and a later Swap starts afresh.
-func Swap(r SwapRequest) (err error) {
-	if err := r.validate(); err != nil {
+func Swap(r SwapRequest) error {
+	p, staged, err := PrepareSwap(r)
+	if err != nil {
 		return err
+	}
+	staged.Close()
+	return p.Finish()
+}
+
+// PreparedSwap is the first half of a Swap: a copy of the staged binary lies beside
+// the installed one. It is for one goroutine at a time.
+type PreparedSwap struct {
+	r         SwapRequest
+	installed string
+	copy      string   // its path; "": finished, or discarded
+	temp      *os.File // the copy; nil: flushed, and closed
+	flushed   error    // why it may not be on the disk
+}
+
+// PrepareSwap does what takes long in a Swap and changes nothing that is installed.
+// It reads the staged binary once, for both: the copy, and the descriptor that it
+// returns, which is verified as OpenVerified's is. Finish or Discard the former,
+// close the latter.
+func PrepareSwap(r SwapRequest) (_ *PreparedSwap, staged *os.File, err error) {
+	if err := r.validate(); err != nil {
+		return nil, nil, err
 	}
 	installed, err := filepath.EvalSymlinks(r.Installed)
 	if err != nil {
-		return fmt.Errorf("find installed binary: %w", err)
+		return nil, nil, fmt.Errorf("find installed binary: %w", err)
 	}
 	if err := r.step("create"); err != nil {
-		return err
+		return nil, nil, err
 	}
 	temp, err := os.CreateTemp(filepath.Dir(installed), tempPrefix+"*")
 	if err != nil {
-		return fmt.Errorf("create beside %s: %w", installed, err)
+		return nil, nil, fmt.Errorf("create beside %s: %w", installed, err)
 	}
-	defer func() {
-		temp.Close()
-		var stopped *stoppedError
-		if err != nil && !errors.As(err, &stopped) {
-			os.Remove(temp.Name())
-		}
-	}()
+	p := &PreparedSwap{r: r, installed: installed, copy: temp.Name(), temp: temp}
+	defer func() { err = p.sweep(err) }()
 	if err := r.step("copy"); err != nil {
-		return err
+		return nil, nil, err
 	}
-	if err := copyVerified(temp, r.Staged, r.Digest); err != nil {
-		return err
-	}
-	return r.place(temp, installed)
+	staged, err = openVerified(r.Staged, r.Digest, temp)
+	return p, staged, err
 }
 
-// copyVerified hashes the very bytes that it writes.
-func copyVerified(temp *os.File, staged, digest string) error {
-	src, err := os.Open(staged)
-	if err != nil {
-		return fmt.Errorf("open staged binary: %w", err)
+// Flush writes the copy through to the disk and closes it, so that Finish has little
+// left to write. It may run while the staged binary does. What goes wrong is for
+// Finish to tell: a second sync of a file may pass over the failure of the first.
+func (p *PreparedSwap) Flush() {
+	p.flushed = errors.Join(p.temp.Sync(), p.temp.Close())
+	p.temp = nil
+}
+
+// Finish is the other half of Swap.
+func (p *PreparedSwap) Finish() (err error) {
+	defer func() { err = p.sweep(err) }()
+	if p.flushed != nil {
+		return fmt.Errorf("write the copy of the staged binary: %w", p.flushed)
 	}
-	defer src.Close()
-	h := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(temp, h), src); err != nil {
-		return fmt.Errorf("copy staged binary: %w", err)
+	if p.temp == nil {
+		if p.temp, err = os.OpenFile(p.copy, os.O_RDWR, 0); err != nil {
+			return fmt.Errorf("open the copy of the staged binary: %w", err)
+		}
 	}
-	if got := hex.EncodeToString(h.Sum(nil)); got != digest {
-		return fmt.Errorf("%s: %w: sha256 is %s, want %s", staged, ErrDigest, got, digest)
+	if err := p.r.place(p.temp, p.installed); err != nil {
+		return err
 	}
+	p.copy = ""
 	return nil
+}
+
+// Discard takes the copy away. After Finish it does nothing.
+func (p *PreparedSwap) Discard() error {
+	if p.copy == "" {
+		return nil
+	}
+	if p.temp != nil {
+		p.temp.Close()
+	}
+	err := os.Remove(p.copy)
+	p.copy = ""
+	return err
+}
+
+// sweep takes the copy away after an error, which it returns; but for one of the
+// step hook.
+func (p *PreparedSwap) sweep(err error) error {
+	var stopped *stoppedError
+	if err == nil {
+		return nil
+	}
+	if p.temp != nil {
+		p.temp.Close()
+	}
+	if !errors.As(err, &stopped) {
+		os.Remove(p.copy)
+	}
+	p.copy = ""
+	return err
 }
 
 // SweepLeftovers removes what an interrupted swap left in the installed

@@ -5,6 +5,7 @@ package install
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -191,6 +192,38 @@ func TestSwapFollowsASymbolicLink(t *testing.T) {
 	}
 	if says(t, target) != "new" {
 		t.Error("the link's target is not the new binary")
+	}
+}
+
+// A prepared swap has changed nothing; discarded, it leaves nothing, and finished, it
+// has nothing more to discard.
+func TestPreparedSwap(t *testing.T) {
+	r := swapSite(t)
+	dir := filepath.Dir(r.Installed)
+	p, staged, err := PrepareSwap(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(staged); err != nil || !strings.Contains(string(got), "echo new") {
+		t.Errorf("the verified descriptor gives %d bytes, %v", len(got), err)
+	}
+	staged.Close()
+	if got := says(t, r.Installed); got != "old" || len(leftovers(t, dir)) != 1 {
+		t.Errorf("installed says %q, beside it are %v", got, leftovers(t, dir))
+	}
+	if err := p.Discard(); err != nil || len(leftovers(t, dir)) != 0 {
+		t.Errorf("discarded: %v, left %v", err, leftovers(t, dir))
+	}
+	if p, staged, err = PrepareSwap(r); err != nil {
+		t.Fatal(err)
+	}
+	staged.Close()
+	p.Flush()
+	if err := errors.Join(p.Finish(), p.Discard()); err != nil {
+		t.Error(err)
+	}
+	if got := says(t, r.Installed) + " " + says(t, r.Installed+".old"); got != "new old" || len(leftovers(t, dir)) != 0 {
+		t.Errorf("installed and .old say %q, left %v", got, leftovers(t, dir))
 	}
 }
 

@@ -13,11 +13,17 @@ import (
 // that the verified file is the executed file. It returns ErrDigest when the
 // bytes are others. The file is executable by its owner afterwards.
 func OpenVerified(path, digest string) (*os.File, error) {
+	return openVerified(path, digest, nil)
+}
+
+// openVerified is OpenVerified, and writes the very bytes that it hashes to a copy,
+// unless that is nil.
+func openVerified(path, digest string, to io.Writer) (*os.File, error) {
 	f, err := openStaged(path)
 	if err != nil {
 		return nil, fmt.Errorf("open staged binary: %w", err)
 	}
-	if err := verify(f, digest); err != nil {
+	if err := verify(f, digest, to); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -28,9 +34,13 @@ func OpenVerified(path, digest string) (*os.File, error) {
 	return f, nil
 }
 
-func verify(f *os.File, digest string) error {
+func verify(f *os.File, digest string, to io.Writer) error {
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	hashed := io.Writer(h)
+	if to != nil {
+		hashed = io.MultiWriter(to, h)
+	}
+	if _, err := io.Copy(hashed, f); err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != digest {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"moult/mesh"
+	"moult/updater"
 )
 
 // NewLogger logs to stderr: text for people, JSON when asked for, and what the
@@ -52,15 +53,21 @@ type Self struct {
 	Boot       uint64
 }
 
-// DescribeSelf counts a start and hashes the program that runs.
-func DescribeSelf(dataDir string, b BuildInfo) (Self, error) {
+// DescribeSelf counts a start and hashes the program that runs, unless its supervisor
+// just has.
+func DescribeSelf(dataDir string, b BuildInfo, link *updater.SupervisorLink) (Self, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return Self{}, fmt.Errorf("find this binary: %w", err)
 	}
-	digest, err := FileDigest(exe)
-	if err != nil {
-		return Self{}, fmt.Errorf("hash this binary: %w", err)
+	digest := ""
+	if link != nil {
+		digest = link.Digest()
+	}
+	if digest == "" {
+		if digest, err = FileDigest(exe); err != nil {
+			return Self{}, fmt.Errorf("hash this binary: %w", err)
+		}
 	}
 	boot, err := nextBoot(dataDir)
 	if err != nil {

@@ -29,7 +29,7 @@ func (o *TrialOptions) Register(f *pflag.FlagSet) {
 	f.StringVar(&o.Place, "install-to", string(install.AnyPlace), "where updates go: installed (over --binary), data (the data directory; --binary hands over to it), or auto: data when a package manager owns --binary or it cannot be replaced")
 	f.DurationVar(&o.Timeout, "trial-timeout", 60*time.Second, "a new binary that has not proved itself by then is taken back")
 	f.IntVar(&o.Starts, "trial-starts", 3, "failed starts after which a new binary is taken back")
-	f.DurationVar(&o.Soak, "soak", 5*time.Second, "how long a new binary has to stay healthy before it is kept")
+	f.DurationVar(&o.Soak, "soak", 5*time.Second, "how long a new binary has to stay healthy before it is kept; 0: no longer than it takes to join")
 }
 
 // Validate tells what is wrong with the options, and finds the installed binary.
@@ -78,9 +78,13 @@ func (o *TrialOptions) Supervisor(dataDir string, active bool, output io.Writer,
 	if StderrIsJournal(output) { // the child's is a pipe to this process
 		env = append(env, "MOULT_LOG_JOURNAL=true")
 	}
+	soak := o.Soak
+	if soak == 0 {
+		soak = -1 // none: to the supervisor 0 is its default
+	}
 	return updater.SupervisorConfig{
 		Installed: o.Binary, Active: active, DataDir: dataDir, Args: os.Args[1:], Env: env,
-		TrialTimeout: o.Timeout, MaxStarts: o.Starts, Soak: o.Soak,
+		TrialTimeout: o.Timeout, MaxStarts: o.Starts, Soak: soak,
 		Output: output, Logger: logger, Service: service,
 	}
 }

@@ -99,7 +99,7 @@ func runSupervisedAgent(ctx context.Context, o AgentOptions, link *updater.Super
 		return err
 	}
 	current := identity.NewCurrent(ids, creds)
-	me, err := DescribeSelf(o.Data, o.Build)
+	me, err := DescribeSelf(o.Data, o.Build, link)
 	if err != nil {
 		return err
 	}

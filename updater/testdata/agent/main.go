@@ -160,6 +160,9 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 	trial := ""
 	if link.OnTrial() {
 		trial = " on trial"
+		if link.Digest() != digest {
+			fatal(fmt.Errorf("the supervisor says that this is %q, it is %s", link.Digest(), digest))
+		}
 	}
 	note(data, "agent "+p.Version+" pid "+strconv.Itoa(os.Getpid())+trial)
 	term := make(chan os.Signal, 1)
@@ -228,12 +231,29 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 			note(data, "agent "+p.Version+" committed")
 		case <-poll.C:
 			if os.Remove(filepath.Join(data, "restart")) == nil {
+				leave(data, link)
 				os.Exit(updater.ExitRestart)
 			}
 			if b, err := os.ReadFile(filepath.Join(data, "print")); err == nil && os.Remove(filepath.Join(data, "print")) == nil {
 				fmt.Println(string(b))
 			}
 		}
+	}
+}
+
+// leave says that a restart is due, as agents of this version do, and takes its time
+// while the file DATA/leaving is there.
+func leave(data string, link *updater.SupervisorLink) {
+	if os.Getenv("TEST_OLD_AGENT") == "" {
+		if err := link.Restarting(); err != nil {
+			fatal(err)
+		}
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(data, "leaving")); err != nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
