@@ -214,11 +214,11 @@ func TestStagingOrdersArePaced(t *testing.T) {
 func TestStagingAwaitsPatches(t *testing.T) {
 	f := newStagingFleet(t, 2)
 	f.apply(fleet.ReleaseStaged{Version: "B"})
-	f.members[0].Digest = "aaaaaaaaaaaaaaaa"
-	f.members[1].Digest = "bbbbbbbbbbbbbbbb"
+	f.members[0].Digest = "0c0c0c0c0c0c0c0c"
+	f.members[1].Digest = "0d0d0d0d0d0d0d0d"
 	making := true
 	awaited := func(running, to string) bool {
-		return making && running == "aaaaaaaaaaaaaaaa" && to == wantedDigest
+		return making && running == "0c0c0c0c0c0c0c0c" && to == wantedDigest
 	}
 	s := newStager(nil, nil, nil, nil, nil)
 	now := time.Now()
