@@ -152,11 +152,11 @@ func (f *scaleFleet) lookAtOthers(times int) (took []time.Duration) {
 	return took
 }
 
-// A fleet of a hundred hosts in segments is updated to its end, in made-up time;
+// A fleet of some dozen hosts in segments is updated to its end, in made-up time;
 // `make bench-scale` plays ten thousand.
 func TestFleetUpdateOfManyHosts(t *testing.T) {
 	t.Parallel()
-	r := playScale(t, 3, 40)
+	r := playScale(t, 3, 25)
 	t.Logf("%d hosts in %v of their time, %d entries, %v of processor time", len(r.hosts), r.lasted, len(r.log)-r.atFirst, r.cpu)
 }
 

@@ -79,7 +79,7 @@ func heapOf[T any](build func() T) (T, float64) {
 	before := liveHeap()
 	made := build()
 	after := liveHeap()
-	runtime.KeepAlive(made)
+	runtime.KeepAlive(build) // and what it was made of
 	return made, float64(after) - float64(before)
 }
 
@@ -133,13 +133,13 @@ func (f *figures) memory(r scaleRun) {
 		}
 	}
 	state, before := heapOf(restored(r.enrolled))
-	_, after := heapOf(restored(r.after))
 	roster, seen := heapOf(func() *mesh.FedRoster { return r.fed(f.t, state) })
 	o := newObserver(roster.Roster)
 	_, looked := heapOf(func() map[string]coordinator.Observation {
 		all, _, _ := o.Observations(0)
 		return all
 	})
+	_, after := heapOf(restored(r.after)) // the last: it takes the collector some rounds to be rid of it
 	raw := 0
 	for _, h := range r.hosts {
 		raw += len(h.signed.Raw)

@@ -362,7 +362,7 @@ func (f *scaleFleet) lead(s *scaleServer) {
 func (f *scaleFleet) start(s *scaleServer) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { s.observer.run(ctx) })
+	running.Go(func() { s.run(ctx) })
 	running.Go(func() {
 		err := coordinator.Run(ctx, coordinator.Config{
 			Log: s, Roster: s, Orders: s, Self: s.id, Timeouts: coordinator.DefaultTimeouts, Logger: slog.New(slog.DiscardHandler),
@@ -384,7 +384,7 @@ func (f *scaleFleet) show(s *scaleServer, h *scaleHost, r *updater.Report) {
 		f.t.Fatal(err)
 	}
 	if r != nil {
-		s.observer.store(h.id, *r, s.state.View())
+		s.store(h.id, *r, s.state.View())
 	}
 }
 

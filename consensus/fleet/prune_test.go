@@ -247,6 +247,26 @@ func TestReleasesGiveWayWhenWithdrawn(t *testing.T) {
 	}
 }
 
+// At the limit the token that expired first gives way, whatever its ID.
+func TestExpiredJoinTokensGiveWay(t *testing.T) {
+	s := newScript(t)
+	s.state.bounds = small
+	s.must(cluster())
+	token := func(id string, good time.Duration) JoinTokenCreated {
+		return JoinTokenCreated{Token: JoinToken{ID: id, Hash: id, Role: RoleAgent, ExpiresAt: epoch.Add(good)}}
+	}
+	s.must(token("a", 6*time.Second), token("b", 5*time.Second), token("c", time.Hour))
+	s.refused(CodeLimitReached, token("d", time.Hour)) // the entry of second 5: b is good still
+	s.must(SessionEnded{Hash: "nobody"})
+	for _, step := range []struct{ comes, goes string }{{"d", "b"}, {"e", "a"}} {
+		s.must(token(step.comes, time.Hour))
+		if _, kept := s.state.View().JoinTokenByHash(step.goes); kept || len(s.state.View().JoinTokens()) != small.joinTokens {
+			t.Errorf("%s came, and left are %+v", step.comes, s.state.View().JoinTokens())
+		}
+	}
+	s.refused(CodeLimitReached, token("f", time.Hour))
+}
+
 func TestTokensAndSessionsAreLimited(t *testing.T) {
 	s := newScript(t)
 	s.state.bounds = small
