@@ -53,7 +53,9 @@ func TestStagingIsTold(t *testing.T) {
 		t.Error("it did not wait")
 	}
 	h.stage("1.1.0", p)
-	h.await("that it is staged", func() bool { return h.staging() == Staging{Digest: p.digest, State: StageDone, Done: 1000, Total: 1000} })
+	h.await("that it is staged", func() bool {
+		return h.staging() == Staging{Digest: p.digest, State: StageDone, Done: 1000, Total: 1000}
+	})
 	h.await("what it keeps", func() bool { return h.lastReport().Stored == 1000 })
 	if job := h.lastReport().JobID; job != "" {
 		t.Errorf("a report names the job %q", job)
@@ -135,7 +137,9 @@ func TestSourcesSurviveRestarts(t *testing.T) {
 	must(t, stop())
 	stop = h.run()
 	want := []fleet.Source{{HostID: "agent-2", Name: "two", Role: "agent", Bytes: 1000}}
-	h.await("that it is staged, after a restart", func() bool { return h.staging() == Staging{Digest: p.digest, State: StageDone, Done: 1000, Total: 1000} })
+	h.await("that it is staged, after a restart", func() bool {
+		return h.staging() == Staging{Digest: p.digest, State: StageDone, Done: 1000, Total: 1000}
+	})
 	h.ordered("job-1", "1.1.0", p, PhaseRestarting)
 	_ = stop()
 	o, err := install.LoadOutcome(h.data)
