@@ -47,7 +47,8 @@ func TestPatchesWanted(t *testing.T) {
 			append([]fleet.Release{newest}, older...), func(d string) bool { return d == "a-amd" }, []wantedPatch{{from: "a-amd", to: "d-amd"}},
 		},
 		"to what is staged, for all or for this fleet update": {
-			[]fleet.Release{newest, staged(older[1], ""), staged(older[2], "update-1")}, all,
+			[]fleet.Release{newest, staged(older[1], ""), staged(older[2], "update-1")},
+			all,
 			[]wantedPatch{{from: "b-amd", to: "d-amd"}, {from: "a-amd", to: "d-amd"}, {from: "d-amd", to: "b-amd"}, {from: "a-amd", to: "b-amd"}, {from: "d-amd", to: "a-amd"}, {from: "b-amd", to: "a-amd"}},
 		},
 		"not to what was staged for another one": {
