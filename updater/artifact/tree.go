@@ -42,8 +42,12 @@ func Trees(digest string, ids []string, feeders ...string) map[string][][]string
 // has: that is where those who feed others are.
 func arrange(digest string, ids, feeders []string) []string {
 	order := slices.Clone(ids)
+	weights := make(map[string]uint64, len(ids)) // a sha256 each
+	for _, id := range ids {
+		weights[id] = rendezvous(digest, Peer{HostID: id})
+	}
 	slices.SortFunc(order, func(a, b string) int {
-		return cmp.Or(cmp.Compare(rendezvous(digest, Peer{HostID: a}), rendezvous(digest, Peer{HostID: b})), cmp.Compare(a, b))
+		return cmp.Or(cmp.Compare(weights[a], weights[b]), cmp.Compare(a, b))
 	})
 	order = slices.Compact(order)
 	var feeding []string
