@@ -157,7 +157,7 @@ func TestCutThrough(t *testing.T) {
 	var once sync.Once
 	s.peer("gated seed", 0, func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, stripeSuffix) {
-			w = &gatedWriter{ResponseWriter: w, left: before * release.MinChunkBytes, gate: gate}
+			w = &gatedWriter{ResponseWriter: w, left: before*release.MinChunkBytes + len(mustList(s.world)), gate: gate}
 		}
 		s.seed.ServeHTTP(w, r)
 	})
