@@ -309,19 +309,21 @@ func (f *rolloutFleet) turnTime(turn apiTurn, soak time.Duration) turnTime {
 		}
 		return errors.New("no word of the commit")
 	})
-	at := func(text string) time.Time {
-		for _, l := range log.Lines {
+	said := map[string]time.Time{}
+	for _, l := range log.Lines {
+		for _, text := range []string{"restarting on trial", "runs on trial", "committed: "} {
 			if strings.Contains(l.Line, text) {
-				return l.At
+				said[text] = l.At
 			}
 		}
-		f.t.Fatalf("the log of %s says nothing of %q: %+v", turn.Name, text, log.Lines)
-		return time.Time{}
 	}
-	restarting, up, committed := at("restarting on trial"), at("runs on trial"), at("committed: ")
+	restarting, up, committed := said["restarting on trial"], said["runs on trial"], said["committed: "]
+	if restarting.IsZero() {
+		f.t.Fatalf("the log of %s says nothing of a restart: %+v", turn.Name, log.Lines)
+	}
 	left, joined := f.supervisorSays(turn.Name, `msg="trial begins"`, turn.JobID), f.supervisorSays(turn.Name, `msg="trial joined the mesh"`, turn.JobID)
-	if joined.Before(up) {
-		up = joined // the job's log is the last to know
+	if up.IsZero() || joined.Before(up) {
+		up = joined // the job's log is the last to know, and without a soak it may be too late for it
 	}
 	t := turnTime{
 		Host: turn.Name, Prepare: restarting.Sub(*j.StartedAt).Seconds(), Leave: left.Sub(restarting).Seconds(), Start: up.Sub(left).Seconds(), Join: joined.Sub(up).Seconds(),
