@@ -90,7 +90,7 @@ func (o *observer) storeKept(hostID string, r updater.Report, v fleet.View) {
 	}
 	o.keeps[hostID] = now
 	o.prune(v)
-	before.staging.Done = now.staging.Done
+	before.staging.Done, before.bytes = now.staging.Done, now.bytes
 	news := now != before || time.Since(o.progress) >= progressPause
 	if news {
 		o.progress = time.Now()
