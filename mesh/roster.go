@@ -32,7 +32,10 @@ type Member struct {
 	Record
 	Addr     string // ip:port of its node port; "" while no address is known
 	Liveness Liveness
-	Since    time.Time // of the last change of Liveness
+	// Sighted: somebody told whether the host is here. Of one that is not online and
+	// was not sighted nothing but its record has come yet, as after a start of this node.
+	Sighted bool
+	Since   time.Time // of the last change of Liveness
 	// LastSeen is when the host was last known to be online: now, while this node
 	// sees it itself, else when a relay last said so.
 	LastSeen time.Time
@@ -180,7 +183,7 @@ func (r *Roster) Servers() []Member {
 
 func (r *Roster) member(h *host) Member {
 	m := Member{
-		Record: h.record.Record, Liveness: h.liveness,
+		Record: h.record.Record, Liveness: h.liveness, Sighted: len(h.sightings) > 0,
 		Since: h.since, LastSeen: h.lastSeen, Verified: h.verified,
 	}
 	m.Segments, m.Holds = slices.Clone(m.Segments), slices.Clone(m.Holds)

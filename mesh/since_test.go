@@ -121,3 +121,19 @@ func TestOnlyWhatChangedIsToldAgain(t *testing.T) {
 		t.Errorf("%d are told of after one was dropped: %s", n, f.differs())
 	}
 }
+
+// Who is known by a record alone is told from one that was seen to be away.
+func TestRecordAloneIsNoSighting(t *testing.T) {
+	r := newRoster("s1", []string{"core"}, DefaultTiming, recordVerifier{})
+	if _, err := r.record(SignedRecord{Record: agentRecord("a1", 1, 1), Raw: []byte{1}}, fromGossip); err != nil {
+		t.Fatal(err)
+	}
+	if m, _ := r.Member("a1"); m.Liveness == Online || m.Sighted {
+		t.Errorf("by its record alone: %s, sighted %t", m.Liveness, m.Sighted)
+	}
+	r.see("a1", sightingKey{"core", ""}, sighting{alive: true})
+	r.see("a1", sightingKey{"core", ""}, sighting{})
+	if m, _ := r.Member("a1"); m.Liveness != Offline || !m.Sighted {
+		t.Errorf("after it was seen to go: %s, sighted %t", m.Liveness, m.Sighted)
+	}
+}

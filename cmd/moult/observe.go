@@ -148,7 +148,8 @@ func (o *observer) Observations(since uint64) (changed map[string]coordinator.Ob
 func observation(m mesh.Member, r updater.Report, s updater.Staging) coordinator.Observation {
 	ob := coordinator.Observation{
 		Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
-		Server: m.Role == string(identity.RoleServer), Segments: m.Segments,
+		Unsighted: (m.Liveness == mesh.Offline || m.Liveness == mesh.Unreachable) && !m.Sighted,
+		Server:    m.Role == string(identity.RoleServer), Segments: m.Segments,
 		Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
 		Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen, Holds: m.Holds,
 	}

@@ -75,6 +75,9 @@ type Observation struct {
 	// Unreachable: not online, and nobody looks into its segments, so that nobody
 	// knows.
 	Unreachable bool
+	// Unsighted: its record has come, and nobody has told yet whether it is here. Records
+	// come first to a server that has just started.
+	Unsighted   bool
 	Server      bool
 	Segments    []string // two or more: it is a relay
 	Boot, Seq   uint64

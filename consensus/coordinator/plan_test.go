@@ -377,9 +377,11 @@ func (w *world) see(name string, pairs []string) {
 		number, _ := strconv.ParseInt(value, 10, 64)
 		switch key {
 		case "online":
-			o.Online, o.Left, o.Unreachable = true, false, false
+			o.Online, o.Left, o.Unreachable, o.Unsighted = true, false, false, false
 		case "offline":
-			o.Online, o.Unreachable = false, false
+			o.Online, o.Unreachable, o.Unsighted = false, false, false
+		case "unsighted":
+			o.Online, o.Unsighted = false, true
 		case "unreachable":
 			o.Online, o.Unreachable = false, true
 		case "left":

@@ -154,9 +154,9 @@ type obstacle struct {
 	look  time.Duration // look again after so long, for nothing tells when it goes away; 0: something does
 }
 
-// cannotDispatch says why a host cannot be sent an order now. A host that this
-// leader has never seen is not offline yet: the leader may have just started
-// and not heard of anybody.
+// cannotDispatch says why a host cannot be sent an order now. A host that nobody has
+// told this leader of, or only that there is one, is not offline yet: the leader may
+// have just started and not heard of anybody.
 func cannotDispatch(in input, h fleet.Host, target string) obstacle {
 	if why := cannotRun(target, in.Releases[target], h); why != "" {
 		return obstacle{why: why}
@@ -173,7 +173,7 @@ func cannotDispatch(in input, h fleet.Host, target string) obstacle {
 		}
 		return obstacle{}
 	}
-	if heard := in.Memory.since.Add(in.Timeouts.NoSign); !known && in.Now.Before(heard) {
+	if heard := in.Memory.since.Add(in.Timeouts.NoSign); (!known || seen.Unsighted) && in.Now.Before(heard) {
 		return obstacle{later: heard}
 	}
 	o := obstacle{why: offline(in, h)}
