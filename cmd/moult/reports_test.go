@@ -43,17 +43,21 @@ func TestTheCoordinatorSeesWhatIsReportedWithoutGossip(t *testing.T) {
 	observer := newObserver(s1.Roster())
 	inbox := &reportInbox{node: s1, raft: raft, observer: observer, logger: quiet}
 	s1.Handle(nodekit.TopicReport, inbox.handle)
+	seenNow := func() coordinator.Observation {
+		all, _, _ := observer.Observations(0)
+		return all["a1"]
+	}
 	awaitSeen := func(what string, seen func(coordinator.Observation) bool) {
 		t.Helper()
 		for {
 			changed := s1.Roster().Changed()
-			if seen(observer.Observations()["a1"]) {
+			if seen(seenNow()) {
 				return
 			}
 			select {
 			case <-changed:
 			case <-ctx.Done():
-				t.Fatalf("the server does not see %s; it sees %+v", what, observer.Observations()["a1"])
+				t.Fatalf("the server does not see %s; it sees %+v", what, seenNow())
 			}
 		}
 	}
@@ -66,7 +70,7 @@ func TestTheCoordinatorSeesWhatIsReportedWithoutGossip(t *testing.T) {
 	host := &nodekit.HostMesh{Node: a1, Logger: quiet}
 	host.Announce(updater.PhaseTrial, "job-1")
 	nodekit.Sleep(ctx, 4*mesh.DefaultTiming.Gossip)
-	if o := observer.Observations()["a1"]; o.JobID != "" {
+	if o := seenNow(); o.JobID != "" {
 		t.Fatalf("gossip still gets through: %+v", o)
 	}
 	host.Report(updater.Report{JobID: "job-1"})
