@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -31,13 +32,26 @@ func openTransport(factory TransportFactory, pc PoolConfig, logger *log.Logger) 
 		}
 		return t, port, nil
 	}
-	host, port, err := splitAddress(pc.Bind)
+	s, err := listenSockets(pc.Bind, logger)
 	if err != nil {
-		return nil, 0, fmt.Errorf("gossip address %q of segment %q: %w; give it as host:port with --gossip", pc.Bind, pc.Segment, err)
+		return nil, 0, fmt.Errorf("segment %q: %w", pc.Segment, err)
+	}
+	return s, s.port(), nil
+}
+
+// Listen opens what a pool uses where there is no TransportFactory, for one to wrap.
+func Listen(bind string) (memberlist.NodeAwareTransport, error) {
+	return listenSockets(bind, log.New(io.Discard, "", 0))
+}
+
+func listenSockets(bind string, logger *log.Logger) (*sockets, error) {
+	host, port, err := splitAddress(bind)
+	if err != nil {
+		return nil, fmt.Errorf("gossip address %q: %w; give it as host:port with --gossip", bind, err)
 	}
 	ip, err := resolveIP(host)
 	if err != nil {
-		return nil, 0, fmt.Errorf("gossip address %q of segment %q: %w", pc.Bind, pc.Segment, err)
+		return nil, fmt.Errorf("gossip address %q: %w", bind, err)
 	}
 	attempts := 1
 	if port == 0 {
@@ -46,13 +60,13 @@ func openTransport(factory TransportFactory, pc PoolConfig, logger *log.Logger) 
 	for range attempts {
 		var s *sockets
 		if s, err = openSockets(ip, port, logger); err == nil {
-			return s, s.port(), nil
+			return s, nil
 		}
 	}
 	if errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), "Only one usage of each socket address") {
-		return nil, 0, fmt.Errorf("gossip port %s is in use; stop what listens there, or choose another with --gossip", pc.Bind)
+		return nil, fmt.Errorf("gossip port %s is in use; stop what listens there, or choose another with --gossip", bind)
 	}
-	return nil, 0, fmt.Errorf("listen for gossip on %s: %w", pc.Bind, err)
+	return nil, fmt.Errorf("listen for gossip on %s: %w", bind, err)
 }
 
 // advertised resolves the address that others reach a pool's transport by.

@@ -7,14 +7,13 @@
 package convergence
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
-	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,19 +23,31 @@ import (
 )
 
 const (
-	reportVar = "MOULT_CONVERGENCE"           // where the report goes; unset: nothing is measured
+	reportVar = "MOULT_CONVERGENCE"           // the report, to which rows are added; unset: nothing is measured
 	sizesVar  = "MOULT_CONVERGENCE_SIZES"     // such as 100,200
 	onlyVar   = "MOULT_CONVERGENCE_ONLY"      // names of systems, separated by commas
 	simVar    = "MOULT_CONVERGENCE_SIMULATED" // rows of TestRosterConvergence of package mesh, JSON lines
 
 	servers    = 3                // the first members of a pool
-	oneRounds  = 11               // changes of one member each, of which the median counts
-	oneCap     = 30 * time.Second // for one of them
-	allCap     = 120 * time.Second
-	settleCap  = 10 * time.Minute // until all members know all members, before anything is measured
+	oneRounds  = 9                // changes of one member each, of which the median counts
+	oneCap     = 15 * time.Second // for one of them
+	allCap     = 30 * time.Second
+	settleCap  = 5 * time.Minute // until all members know all members, before anything is measured
+	joinAtOnce = 8               // members that join at a time
+	// joinPause follows, for each member that is there. All tell all of each that joins;
+	// more of it at a time and probes time out, and those who suspect each other keep a
+	// pool of 500 busy for minutes.
+	joinPause  = 3 * time.Millisecond
+	settleLook = time.Second     // between looks at who knows all
+	quietLook  = 2 * time.Second // over which packets are counted
+	quiet      = 6               // packets of a member in a second, at most, in a pool at rest
 	restFor    = 5 * time.Second
 	oneRest    = 1500 * time.Millisecond // after each: by then it has been told often enough
 	allRest    = 3 * time.Second
+
+	gcPercent   = 200
+	memoryLimit = 5 << 30 // bytes, beyond which it is collected more often
+
 	pollServer = time.Millisecond
 	pollAll    = 5 * time.Millisecond
 )
@@ -101,6 +112,10 @@ func TestConvergence(t *testing.T) {
 		t.Skip("many minutes; make bench-convergence runs it")
 	}
 	log.SetOutput(io.Discard) // serf's
+	// Each host has a heap of its own elsewhere. One that all share would be collected
+	// for most of the time.
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
 	sizes := []int{100, 200, 500}
 	if s := os.Getenv(sizesVar); s != "" {
 		sizes = nil
@@ -111,7 +126,8 @@ func TestConvergence(t *testing.T) {
 		}
 	}
 	only := os.Getenv(onlyVar)
-	var results []result
+	r, err := openReport(report)
+	must(t, err)
 	for _, n := range sizes {
 		for _, s := range []system{
 			{name: "moult", rounds: 3, start: startMoult},
@@ -121,19 +137,15 @@ func TestConvergence(t *testing.T) {
 			if only != "" && !slices.Contains(strings.Split(only, ","), s.name) {
 				continue
 			}
-			t.Run(fmt.Sprintf("%s/%d", s.name, n), func(t *testing.T) { results = append(results, measure(t, s, n)) })
-			runtime.GC()
+			t.Run(fmt.Sprintf("%s/%d", s.name, n), func(t *testing.T) { must(t, r.add(measure(t, s, n))) })
+			debug.FreeOSMemory() // or the next pool comes on top of this one
 		}
 	}
 	simulated, err := readSimulated(os.Getenv(simVar))
 	must(t, err)
-	results = append(results, simulated...)
-	fmt.Print(table(results))
-	b, err := json.MarshalIndent(map[string]any{"cores": runtime.NumCPU(), "go": runtime.Version(), "results": results}, "", "  ")
-	must(t, err)
-	must(t, os.MkdirAll(filepath.Dir(report), 0o755))
-	must(t, os.WriteFile(report, append(b, '\n'), 0o644))
-	for _, miss := range misses(results) {
+	must(t, r.add(simulated...))
+	fmt.Print(table(r.Results))
+	for _, miss := range misses(r.Results) {
 		t.Error(miss)
 	}
 }
@@ -167,6 +179,7 @@ func measure(t *testing.T, s system, size int) result {
 	slices.Sort(one)
 	slices.Sort(oneAll)
 	r.OneServers, r.OneSlowest, r.OneAll = median(one), one[len(one)-1], median(oneAll)
+	t.Logf("one change: servers after %.3f s, slowest %.3f s, all members after %.3f s, slowest %.3f s", r.OneServers, r.OneSlowest, r.OneAll, oneAll[len(oneAll)-1])
 	r.OneCost = float64(packets)/oneRounds/float64(size) - r.Rest.Packets*oneRest.Seconds()
 
 	every := make([]int, size)
@@ -188,6 +201,10 @@ func measure(t *testing.T, s system, size int) result {
 		changed.Wait()
 		all, allAll = append(all, byServers.Seconds()), append(allAll, byAll.Seconds())
 		r.AllSeen = w.seenByServers()
+		t.Logf("all at once: servers after %v, all members after %v, at most %v", byServers, byAll, allCap)
+		if byAll >= allCap {
+			break
+		}
 		time.Sleep(allRest)
 	}
 	slices.Sort(all)
@@ -199,16 +216,13 @@ func measure(t *testing.T, s system, size int) result {
 	return r
 }
 
-// startPool starts the servers, then the others, each of which joins by a server,
-// and waits until all know all.
+// startPool starts all members, joins them by the servers, a few at a time, and waits
+// until all know all and are quiet.
 func startPool(t *testing.T, s system, f *fleet, size int) []member {
 	began := time.Now()
 	pool := make([]member, size)
 	for i := range size {
 		pool[i] = s.start(t, f, i)
-		if i > 0 {
-			joinPatiently(t, pool[i], pool[i%min(i, servers)].address())
-		}
 	}
 	t.Cleanup(func() {
 		var closed sync.WaitGroup
@@ -217,31 +231,60 @@ func startPool(t *testing.T, s system, f *fleet, size int) []member {
 		}
 		closed.Wait()
 	})
-	for {
-		var left []int
-		for i, m := range pool {
-			if m.members() < size {
-				left = append(left, i)
+	started := time.Since(began)
+	for i := 1; i < servers; i++ {
+		must(t, pool[i].join(pool[0].address()))
+	}
+	there := servers
+	for batch := range slices.Chunk(pool[servers:], joinAtOnce) {
+		var joined sync.WaitGroup
+		for i, m := range batch {
+			joined.Go(func() { joinPatiently(t, m, pool[i%servers].address()) })
+		}
+		joined.Wait()
+		there += len(batch)
+		time.Sleep(time.Duration(there) * joinPause)
+	}
+	joined := time.Since(began)
+	settle(t, f, pool, began)
+	t.Logf("%d members: started after %v, joined after %v, know each other and are quiet after %v",
+		size, started.Round(time.Second), joined.Round(time.Second), time.Since(began).Round(time.Second))
+	return pool
+}
+
+// settle waits until all know all, and are quiet.
+func settle(t *testing.T, f *fleet, pool []member, began time.Time) {
+	for missing := math.MaxInt; ; time.Sleep(settleLook) {
+		before, left := missing, []member(nil)
+		missing = 0
+		for _, m := range pool {
+			if lacks := len(pool) - m.members(); lacks > 0 {
+				missing += lacks
+				left = append(left, m)
 			}
 		}
 		if len(left) == 0 {
 			break
 		}
 		if time.Since(began) > settleCap {
-			t.Fatalf("after %v %d of %d members do not know all members", settleCap, len(left), size)
+			t.Fatalf("after %v %d of %d members do not know all members", settleCap, len(left), len(pool))
 		}
-		// What gossip lost at the start would be found by push/pull, in minutes.
-		for _, i := range left[:min(len(left), 32)] {
-			_ = pool[i].join(pool[rand.IntN(servers)].address()) // tried again as long as it is incomplete
+		if missing < before {
+			continue // gossip still brings them
 		}
-		time.Sleep(time.Second)
+		// What it lost would be found by push/pull, in minutes.
+		for _, m := range left[:min(len(left), 4*joinAtOnce)] {
+			_ = m.join(pool[rand.IntN(servers)].address()) // tried again as long as it is incomplete
+		}
 	}
 	for last := f.traffic.packets.Load(); ; {
-		time.Sleep(2 * time.Second)
+		time.Sleep(quietLook)
 		now := f.traffic.packets.Load()
-		if perMember := float64(now-last) / 2 / float64(size); perMember < 6 || time.Since(began) > settleCap {
-			t.Logf("%d members know each other and are quiet after %v", size, time.Since(began).Round(time.Second))
-			return pool
+		if float64(now-last)/quietLook.Seconds()/float64(len(pool)) < quiet {
+			return
+		}
+		if time.Since(began) > settleCap {
+			t.Fatalf("after %v the members are not quiet", settleCap)
 		}
 		last = now
 	}
@@ -256,7 +299,8 @@ func joinPatiently(t *testing.T, m member, addr string) {
 			return
 		}
 		if time.Since(began) > settleCap {
-			t.Fatal(err)
+			t.Error(err)
+			return
 		}
 	}
 }

@@ -117,14 +117,14 @@ func (f *fleet) record(i, generation int) []byte {
 	return signed.Raw
 }
 
-// listen opens a transport on loopback that counts.
+// listen opens memberlist's own transport on loopback, and counts.
 func (f *fleet) listen() (*countingTransport, error) {
 	var t *memberlist.NetTransport
 	var err error
 	for range 10 { // the free TCP port may be taken for UDP
 		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{"127.0.0.1"}, Logger: discard})
 		if err == nil {
-			return &countingTransport{NetTransport: t, traffic: &f.traffic}, nil
+			return &countingTransport{NodeAwareTransport: t, traffic: &f.traffic, port: t.GetAutoBindPort()}, nil
 		}
 	}
 	return nil, err
@@ -133,10 +133,11 @@ func (f *fleet) listen() (*countingTransport, error) {
 // traffic counts what all members of a pool send.
 type traffic struct{ packets, bytes atomic.Uint64 }
 
-// countingTransport is memberlist's own, and counts.
+// countingTransport is the one that a system has by default, and counts.
 type countingTransport struct {
-	*memberlist.NetTransport
+	memberlist.NodeAwareTransport
 	traffic *traffic
+	port    int
 }
 
 func (c *countingTransport) count(n int) {
@@ -146,21 +147,21 @@ func (c *countingTransport) count(n int) {
 
 func (c *countingTransport) WriteTo(b []byte, addr string) (time.Time, error) {
 	c.count(len(b))
-	return c.NetTransport.WriteTo(b, addr)
+	return c.NodeAwareTransport.WriteTo(b, addr)
 }
 
 func (c *countingTransport) WriteToAddress(b []byte, addr memberlist.Address) (time.Time, error) {
 	c.count(len(b))
-	return c.NetTransport.WriteToAddress(b, addr)
+	return c.NodeAwareTransport.WriteToAddress(b, addr)
 }
 
 func (c *countingTransport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
-	conn, err := c.NetTransport.DialTimeout(addr, timeout)
+	conn, err := c.NodeAwareTransport.DialTimeout(addr, timeout)
 	return c.counted(conn, err)
 }
 
 func (c *countingTransport) DialAddressTimeout(addr memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	conn, err := c.NetTransport.DialAddressTimeout(addr, timeout)
+	conn, err := c.NodeAwareTransport.DialAddressTimeout(addr, timeout)
 	return c.counted(conn, err)
 }
 

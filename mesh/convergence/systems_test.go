@@ -29,7 +29,10 @@ func startMoult(t *testing.T, f *fleet, i int) member {
 		HostsPerAddress: 8, // all are at one
 		Logger:          slog.New(slog.DiscardHandler),
 		Pools:           []mesh.PoolConfig{{Segment: segment, Bind: "127.0.0.1:0", Keys: [][]byte{make([]byte, 32)}}},
-		Transport:       func(string, string) (memberlist.NodeAwareTransport, error) { return f.listen() },
+		Transport: func(_, bind string) (memberlist.NodeAwareTransport, error) {
+			own, err := mesh.Listen(bind)
+			return &countingTransport{NodeAwareTransport: own, traffic: &f.traffic}, err
+		},
 	}
 	if role(i) == identity.RoleServer {
 		cfg.KeyOf = f.enrolled
@@ -99,7 +102,7 @@ func startMemberlist(t *testing.T, f *fleet, i int) member {
 	cfg.Delegate, cfg.Events = m, m
 	transport, err := f.listen()
 	must(t, err)
-	cfg.Transport, cfg.AdvertiseAddr, cfg.AdvertisePort = transport, "127.0.0.1", transport.GetAutoBindPort()
+	cfg.Transport, cfg.AdvertiseAddr, cfg.AdvertisePort = transport, "127.0.0.1", transport.port
 	m.list, err = memberlist.Create(cfg)
 	must(t, err)
 	return m
@@ -152,7 +155,7 @@ func startSerf(t *testing.T, f *fleet, i int) member {
 	transport, err := f.listen()
 	must(t, err)
 	cfg.MemberlistConfig.Transport, cfg.MemberlistConfig.Logger = transport, discard
-	cfg.MemberlistConfig.AdvertiseAddr, cfg.MemberlistConfig.AdvertisePort = "127.0.0.1", transport.GetAutoBindPort()
+	cfg.MemberlistConfig.AdvertiseAddr, cfg.MemberlistConfig.AdvertisePort = "127.0.0.1", transport.port
 	m.serf, err = serf.Create(cfg)
 	must(t, err)
 	go func() {

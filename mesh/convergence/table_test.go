@@ -1,32 +1,9 @@
 package convergence
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 )
-
-// readSimulated reads the rows that TestRosterConvergence of package mesh wrote.
-func readSimulated(path string) (rows []result, err error) {
-	if path == "" {
-		return nil, nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		r := result{System: "moult", Simulated: true}
-		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			return nil, fmt.Errorf("read %s: %w", path, err)
-		}
-		rows = append(rows, r)
-	}
-	return rows, nil
-}
 
 // defaults returns memberlist's row of a size, if it was measured.
 func defaults(results []result, size int) (result, bool) {
