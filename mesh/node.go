@@ -163,6 +163,7 @@ func (n *Node) run() {
 	for _, p := range n.pools {
 		n.wg.Go(func() { p.rejoin(n.stop) })
 		n.wg.Go(func() { p.announceLoop(n.stop) })
+		n.wg.Go(func() { p.gossipLoop(n.stop) })
 		if len(n.pools) > 1 {
 			n.wg.Go(func() { n.tellLoop(p) })
 		}
@@ -334,6 +335,9 @@ func (n *Node) Join(addrs []string) (int, error) {
 
 // LivePeers returns how many other hosts are alive in this node's own pools.
 func (n *Node) LivePeers() int {
+	if len(n.pools) == 1 {
+		return n.pools[0].livePeerCount()
+	}
 	ids := map[string]bool{}
 	for _, p := range n.pools {
 		for _, id := range p.livePeers() {
