@@ -51,7 +51,7 @@ func TestSightingsOfOneHostAreBounded(t *testing.T) {
 // Without a limit a holder of the gossip key fills the memory with members.
 func TestFullPoolKeepsNewMembersOut(t *testing.T) {
 	c := newCluster(t)
-	p := &pool{segment: "default", self: "self", peers: map[string]*peer{}, removed: nobody, notify: func() {}, refused: func(string, net.IP) {}}
+	p := &pool{segment: "default", self: "self", peers: map[string]*peer{}, removed: nobody, broadcast: newBroadcastQueue(func() int { return 1 }), notify: func() {}, refused: func(string, net.IP) {}}
 	member := func(host string) *memberlist.Node {
 		return &memberlist.Node{Name: host, Meta: signed(t, agentRecord(host, 1, 1), c.key("any")).Raw}
 	}

@@ -12,6 +12,7 @@ import (
 // messages of equal length when its counter starts over.
 type broadcastQueue struct {
 	members func() int
+	filled  chan struct{} // there is something to send; capacity 1
 
 	mu    sync.Mutex
 	byKey map[string]*list.Element
@@ -37,7 +38,7 @@ const (
 )
 
 func newBroadcastQueue(members func() int) *broadcastQueue {
-	return &broadcastQueue{members: members, byKey: map[string]*list.Element{}}
+	return &broadcastQueue{members: members, filled: make(chan struct{}, 1), byKey: map[string]*list.Element{}}
 }
 
 // times returns how often a message is sent.
@@ -51,6 +52,9 @@ func (q *broadcastQueue) times() int {
 func (q *broadcastQueue) add(key string, msg []byte, sent int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if len(q.byKey) == 0 {
+		poke(q.filled)
+	}
 	q.remove(key)
 	q.byKey[key] = q.tier(sent).PushFront(&broadcast{key: key, msg: msg, sent: sent})
 	if len(q.byKey) <= maxBroadcasts {

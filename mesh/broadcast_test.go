@@ -132,8 +132,8 @@ func TestBroadcastsPassOverMisfits(t *testing.T) {
 	t.Error("the small message waits behind those that do not fit")
 }
 
-// A pool asks ten times a second, for each of three members, what there is to
-// gossip, and mostly there is nothing: that must cost nothing.
+// A pool asks five times a second what there is to gossip, and mostly there is
+// nothing: that must cost nothing.
 func TestNothingToGossipCostsNothing(t *testing.T) {
 	asked := 0
 	q := newBroadcastQueue(func() int { asked++; return 200 })

@@ -32,8 +32,8 @@ func (t Timing) freshSighting() time.Duration { return t.Exchange * 3 / 2 }
 func (r *Roster) alive(h *host, now time.Time) bool {
 	checked := h.verified && h.record.Renews
 	proven := now.Sub(h.proved) <= proofLives*r.timing.Renew
-	for k, s := range h.sightings {
-		if s.alive && (k.observer == "" || !checked || proven && !r.contested(h, s, now)) {
+	for _, s := range h.sightings {
+		if s.alive && (s.observer == "" || !checked || proven && !r.contested(h, s.sighting, now)) {
 			return true
 		}
 	}
@@ -44,8 +44,8 @@ func (r *Roster) alive(h *host, now time.Time) bool {
 // signed nothing since: then who begins to call it alive is not believed, and who
 // did so before only for as long as the host may need to prove it.
 func (r *Roster) contested(h *host, alive sighting, now time.Time) bool {
-	for k, s := range h.sightings {
-		if k.observer == "" || s.alive || !s.since.After(h.proved) {
+	for _, s := range h.sightings {
+		if s.observer == "" || s.alive || !s.since.After(h.proved) {
 			continue
 		}
 		if alive.since.After(s.since) || now.Sub(s.since) > contestLives*r.timing.Renew {

@@ -23,6 +23,9 @@ const (
 	hintLifetime = 24 * time.Hour
 	// goodbyeRounds of gossip are waited for, at most, until the last record is told.
 	goodbyeRounds = 8
+	// goodbyeSlack: memberlist's own goodbye is waited for as long as a round of its gossip
+	// takes, and this. It would wait until its last copy has gone out, some rounds later.
+	goodbyeSlack = 20 * time.Millisecond
 	// closeTimeout bounds how long Close waits for handlers.
 	closeTimeout = 5 * time.Second
 )
@@ -163,6 +166,7 @@ func (n *Node) run() {
 	for _, p := range n.pools {
 		n.wg.Go(func() { p.rejoin(n.stop) })
 		n.wg.Go(func() { p.announceLoop(n.stop) })
+		n.wg.Go(func() { p.gossipLoop(n.stop) })
 		if len(n.pools) > 1 {
 			n.wg.Go(func() { n.tellLoop(p) })
 		}
@@ -334,6 +338,9 @@ func (n *Node) Join(addrs []string) (int, error) {
 
 // LivePeers returns how many other hosts are alive in this node's own pools.
 func (n *Node) LivePeers() int {
+	if len(n.pools) == 1 {
+		return n.pools[0].livePeerCount()
+	}
 	ids := map[string]bool{}
 	for _, p := range n.pools {
 		for _, id := range p.livePeers() {
@@ -373,7 +380,13 @@ func (n *Node) Leave(timeout time.Duration) error {
 	errs := make([]error, len(n.pools))
 	var left sync.WaitGroup
 	for i, p := range n.pools {
-		left.Go(func() { errs[i] = p.list.Leave(max(time.Until(deadline), time.Millisecond)) })
+		left.Go(func() {
+			rest, round := time.Until(deadline), p.livenessRound()+goodbyeSlack
+			err := p.list.Leave(max(min(rest, round), time.Millisecond))
+			if rest < round { // else a round went out: who has heard of it passes it on
+				errs[i] = err
+			}
+		})
 	}
 	left.Wait()
 	return errors.Join(errs...)

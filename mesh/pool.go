@@ -36,7 +36,9 @@ type pool struct {
 	ownAddr   string
 	ownIP     net.IP
 	broadcast *broadcastQueue
-	timing    Timing
+	// packetRoom is how long a message in a packet may be, in bytes.
+	packetRoom int
+	timing     Timing
 
 	meta    func() []byte                  // the node's own signed record
 	receive func(*pool, []byte)            // takes over the bytes; never blocks
@@ -94,7 +96,7 @@ func (p *pool) open(cfg Config, pc PoolConfig, logger *slog.Logger) error {
 	mc.Label = "moult/" + cfg.Identity.Cluster + "/" + pc.Segment
 	mc.Keyring, p.keyring = keyring, keyring
 	mc.EnableCompression = false // doubles the CPU for little
-	mc.GossipInterval = p.timing.Gossip
+	mc.GossipInterval = p.livenessRound()
 	mc.PushPullInterval = p.timing.PushPull
 	mc.ProbeInterval = p.timing.Probe
 	mc.ProbeTimeout = p.timing.Probe / 2
@@ -103,6 +105,7 @@ func (p *pool) open(cfg Config, pc PoolConfig, logger *slog.Logger) error {
 	mc.CIDRsAllowed = allowed
 	mc.Logger = log.New(newMemberlistLog(logger), "", 0)
 	mc.Delegate, mc.Events, mc.Alive = p, p, p
+	p.packetRoom = mc.UDPBufferSize - len(mc.Label) - packetOverhead
 	transport, bound, err := openTransport(cfg.Transport, pc, mc.Logger)
 	if err != nil {
 		return err
@@ -228,7 +231,9 @@ func (p *pool) note(n *memberlist.Node, alive bool) {
 	old := p.peers[n.Name]
 	switch was := old != nil && old.alive; {
 	case alive && !was:
-		p.live.Add(1)
+		if p.live.Add(1) == 1 {
+			poke(p.broadcast.filled) // with what was queued while nobody was here
+		}
 	case !alive && was:
 		p.live.Add(-1)
 	}
@@ -283,6 +288,18 @@ func (p *pool) livePeers() []string {
 	return ids
 }
 
+// livePeerCount is how many livePeers returns.
+func (p *pool) livePeerCount() (count int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, q := range p.peers {
+		if q.alive && !p.removed(id) {
+			count++
+		}
+	}
+	return count
+}
+
 // noteWay remembers how a way went: a stream to a member, by its host id, or a
 // relay's attempt to pass a message on.
 func (p *pool) noteWay(way string, ok bool) {
@@ -331,7 +348,7 @@ const nowAndThenRounds = 6
 
 // find asks others for members of the segment, when that is due.
 func (p *pool) find(stop <-chan struct{}) []string {
-	if p.findSeeds == nil || len(p.livePeers()) > 0 && rand.N(nowAndThenRounds) != 0 {
+	if p.findSeeds == nil || p.livePeerCount() > 0 && rand.N(nowAndThenRounds) != 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), p.timing.Stream)

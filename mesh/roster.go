@@ -74,7 +74,7 @@ type host struct {
 	record    SignedRecord
 	verified  bool
 	key       ed25519.PublicKey // that record was verified with; nil: with none
-	sightings map[sightingKey]sighting
+	sightings sightings
 	online    bool
 	liveness  Liveness
 	since     time.Time
@@ -99,6 +99,41 @@ type sighting struct {
 	at      time.Time // when it came
 	since   time.Time // since when the observer says the same
 	expires time.Time // zero: never
+}
+
+// sightings is what each observer said last of a host. Mostly that is one, for which
+// a map would take a kilobyte.
+type sightings []observed
+
+type observed struct {
+	sightingKey
+	sighting
+}
+
+func (all sightings) by(key sightingKey) (sighting, bool) {
+	for _, o := range all {
+		if o.sightingKey == key {
+			return o.sighting, true
+		}
+	}
+	return sighting{}, false
+}
+
+func (all *sightings) put(key sightingKey, s sighting) {
+	for i := range *all {
+		if (*all)[i].sightingKey == key {
+			(*all)[i].sighting = s
+			return
+		}
+	}
+	*all = append(*all, observed{key, s})
+}
+
+// drop forgets what is to go, and tells whether there was any.
+func (all *sightings) drop(goes func(observed) bool) bool {
+	before := len(*all)
+	*all = slices.DeleteFunc(*all, goes)
+	return len(*all) < before
 }
 
 func newRoster(self string, segments []string, timing Timing, v recordVerifier) *Roster {
@@ -129,14 +164,7 @@ func (r *Roster) Member(hostID string) (Member, bool) {
 
 // Members returns all hosts, by host id.
 func (r *Roster) Members() []Member {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := make([]Member, 0, len(r.hosts))
-	for _, h := range r.hosts {
-		all = append(all, r.member(h))
-	}
-	slices.SortFunc(all, func(a, b Member) int { return cmp.Compare(a.HostID, b.HostID) })
-	return all
+	return r.those(func(*host) bool { return true })
 }
 
 // Since returns the members that changed after a version of the roster, and its
@@ -176,9 +204,22 @@ func (r *Roster) mark(h *host) {
 
 // Servers returns the servers that are online, by host id.
 func (r *Roster) Servers() []Member {
-	return slices.DeleteFunc(r.Members(), func(m Member) bool {
-		return m.Role != string(identity.RoleServer) || m.Liveness != Online
+	return r.those(func(h *host) bool {
+		return h.record.Role == string(identity.RoleServer) && h.liveness == Online
 	})
+}
+
+func (r *Roster) those(wanted func(*host) bool) []Member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []Member
+	for _, h := range r.hosts {
+		if wanted(h) {
+			all = append(all, r.member(h))
+		}
+	}
+	slices.SortFunc(all, func(a, b Member) int { return cmp.Compare(a.HostID, b.HostID) })
+	return all
 }
 
 func (r *Roster) member(h *host) Member {
@@ -221,7 +262,8 @@ func (h *host) best(fresh time.Time) (key sightingKey, best sighting, ok bool) {
 		}
 		return n
 	}
-	for k, s := range h.sightings {
+	for _, o := range h.sightings {
+		k, s := o.sightingKey, o.sighting
 		if !ok || cmp.Or(cmp.Compare(rank(k, s), rank(key, best)), cmp.Compare(key.observer, k.observer), cmp.Compare(key.segment, k.segment)) > 0 {
 			key, best, ok = k, s, true
 		}
@@ -236,7 +278,7 @@ func (r *Roster) set(rec SignedRecord, ip net.IP) {
 	h := r.host(rec)
 	told := !rec.sameButSeq(h.record.Record)
 	r.take(h, rec, true)
-	h.sightings[sightingKey{}] = sighting{alive: true, ip: ip}
+	h.sightings.put(sightingKey{}, sighting{alive: true, ip: ip})
 	r.settle(h, told)
 }
 
@@ -321,7 +363,7 @@ func (r *Roster) take(h *host, rec SignedRecord, verified bool) {
 func (r *Roster) host(rec SignedRecord) *host {
 	h, ok := r.hosts[rec.HostID]
 	if !ok {
-		h = &host{sightings: map[sightingKey]sighting{}, liveness: Offline, since: r.now()}
+		h = &host{liveness: Offline, since: r.now()}
 		h.place = r.recent.PushBack(h)
 		r.hosts[rec.HostID] = h
 	}
@@ -337,7 +379,7 @@ func (r *Roster) see(hostID string, key sightingKey, s sighting) bool {
 	if !ok || hostID == r.self {
 		return false
 	}
-	old, had := h.sightings[key]
+	old, had := h.sightings.by(key)
 	if !had && key.observer != "" && len(h.sightings) >= maxSightings {
 		return false
 	}
@@ -348,7 +390,7 @@ func (r *Roster) see(hostID string, key sightingKey, s sighting) bool {
 	if had && old.alive == s.alive {
 		s.since = old.since
 	}
-	h.sightings[key] = s
+	h.sightings.put(key, s)
 	r.settle(h, !had || old.alive != s.alive || !old.ip.Equal(s.ip))
 	return true
 }
@@ -361,8 +403,7 @@ func (r *Roster) current(hostID string, key sightingKey) (sighting, bool) {
 	if !ok {
 		return sighting{}, false
 	}
-	s, ok := h.sightings[key]
-	return s, ok
+	return h.sightings.by(key)
 }
 
 // forget drops an observer's word on a host.
@@ -373,8 +414,7 @@ func (r *Roster) forget(hostID string, key sightingKey) {
 	if !ok || hostID == r.self {
 		return
 	}
-	if _, had := h.sightings[key]; had {
-		delete(h.sightings, key)
+	if h.sightings.drop(func(o observed) bool { return o.sightingKey == key }) {
 		r.settle(h, false)
 	}
 }
@@ -474,14 +514,8 @@ func (r *Roster) expire(hintLifetime time.Duration) {
 			r.drop(id)
 			continue
 		}
-		expired, others := false, false
-		for k, s := range h.sightings {
-			if !s.expires.IsZero() && now.After(s.expires) {
-				delete(h.sightings, k)
-				expired = true
-			}
-			others = others || k.observer != ""
-		}
+		others := slices.ContainsFunc(h.sightings, func(o observed) bool { return o.observer != "" })
+		expired := h.sightings.drop(func(o observed) bool { return !o.expires.IsZero() && now.After(o.expires) })
 		if expired || others { // others' words count less as they age
 			r.settle(h, expired)
 		}

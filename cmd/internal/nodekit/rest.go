@@ -11,8 +11,11 @@ import (
 const (
 	// settleTime is when a process has done what it has to do once.
 	settleTime = 10 * time.Second
-	// restInterval is how often what is not needed is given back afterwards.
-	restInterval = time.Minute
+	// restInterval is how often pages of the program that are not in use are given
+	// back afterwards, and freeEvery after how many of these times what the heap does
+	// not use, too, which takes a collection.
+	restInterval = 10 * time.Second
+	freeEvery    = 6
 	// restGCPercent: an agent's heap is so small that to collect it often costs less
 	// than what it would grow to in between. The runtime's own 100 stands for 4 MB.
 	restGCPercent = 25
@@ -31,13 +34,15 @@ func KeepHeapSmall() {
 func ComeToRest(ctx context.Context, logger *slog.Logger) {
 	t := time.NewTimer(settleTime)
 	defer t.Stop()
-	for {
+	for round := 0; ; round++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
-		debug.FreeOSMemory()
+		if round%freeEvery == 0 {
+			debug.FreeOSMemory()
+		}
 		if err := dropProgramPages(); err != nil {
 			logger.Debug("give memory back", "error", err)
 		}

@@ -23,6 +23,9 @@ const (
 	LostAfter   = time.Minute
 	MaxLostWait = 10 * time.Minute // between such questions
 	watchTick   = time.Second
+	// strangersTick is how often a host looks whether it was shown a certificate of a
+	// CA that it does not know.
+	strangersTick = 5 * time.Second
 	// unknownCAEvery is how often strangers' certificates make a host ask at most.
 	unknownCAEvery = 30 * time.Second
 )
@@ -163,19 +166,30 @@ func (f *TrustFollower) say(ctx context.Context, server string) bool {
 // watch tells each server that it sees for the first time what this host follows,
 // so that one that was off hears at once what it missed. And it has the host ask a
 // server for its keys when gossip shows it nobody, or no server: it was off while
-// they changed, or the cluster was restored with others.
+// they changed, or the cluster was restored with others. While all is as it was it
+// sleeps.
 func (f *TrustFollower) watch(ctx context.Context) {
 	w, told := LostWatch{Since: time.Now()}, map[string]bool{}
 	for Sleep(ctx, watchTick) {
+		changed := f.node.Roster().Changed()
 		servers := f.node.Roster().Servers()
+		toldAll := true
 		for _, s := range servers {
 			if !told[s.HostID] {
 				told[s.HostID] = f.say(ctx, s.HostID)
+				toldAll = toldAll && told[s.HostID]
 			}
 		}
 		if w.Due(f.node.LivePeers(), len(servers), time.Now()) {
 			f.logger.Info("gossip shows no server; asking one whether the keys have changed")
 			f.askSoon()
+		}
+		if len(servers) > 0 && toldAll {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
 		}
 	}
 }
@@ -184,7 +198,7 @@ func (f *TrustFollower) watch(ctx context.Context) {
 // it does not know: it was off, or could not be reached, while the CA was changed.
 func (f *TrustFollower) WatchCAs(ctx context.Context) {
 	var asked time.Time
-	for Sleep(ctx, watchTick) {
+	for Sleep(ctx, strangersTick) {
 		if f.current.Get().Trusted.MetUnknown() && time.Since(asked) >= unknownCAEvery {
 			f.logger.Info("a certificate of an unknown CA was shown; asking a server whether the CA has changed")
 			asked = time.Now()
