@@ -77,6 +77,7 @@ type host struct {
 	sightings sightings
 	online    bool
 	liveness  Liveness
+	sighted   bool
 	since     time.Time
 	lastSeen  time.Time
 	proved    time.Time // when the newest record came: it is the host's own word that it lives
@@ -224,7 +225,7 @@ func (r *Roster) those(wanted func(*host) bool) []Member {
 
 func (r *Roster) member(h *host) Member {
 	m := Member{
-		Record: h.record.Record, Liveness: h.liveness, Sighted: len(h.sightings) > 0,
+		Record: h.record.Record, Liveness: h.liveness, Sighted: h.sighted,
 		Since: h.since, LastSeen: h.lastSeen, Verified: h.verified,
 	}
 	m.Segments, m.Holds = slices.Clone(m.Segments), slices.Clone(m.Holds)
@@ -461,7 +462,8 @@ func (r *Roster) settle(h *host, changed bool) {
 	}
 }
 
-// label names a host's state, and tells whether it is another one.
+// label names a host's state, and whether somebody told of it, and tells whether that
+// is another now.
 func (r *Roster) label(h *host, now time.Time) bool {
 	liveness := Unreachable
 	switch {
@@ -472,8 +474,10 @@ func (r *Roster) label(h *host, now time.Time) bool {
 	case len(h.sightings) > 0 || r.sees(h, now):
 		liveness = Offline
 	}
+	was, sighted := h.sighted, len(h.sightings) > 0
+	h.sighted = sighted
 	if liveness == h.liveness {
-		return false
+		return was != sighted
 	}
 	h.liveness, h.since = liveness, now
 	return true
