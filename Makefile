@@ -134,7 +134,7 @@ bench-delta: ## patches of moult itself beside bsdiff and zstd; a table, and bui
 	MOULT_BENCH_DELTA=$(CURDIR)/build/bench-delta.json $(GO) test -count=1 -timeout 30m -run TestBenchDelta ./updater/delta -v
 
 CONVERGENCE = $(CURDIR)/build/bench-convergence
-bench-convergence: ## how soon servers know of changed records, beside memberlist's defaults and serf; a quarter of an hour
+bench-convergence: ## how soon servers know of changed records, beside memberlist's defaults and serf; minutes for each of nine pools, 6 GB
 	rm -f $(CONVERGENCE).json
 	cd mesh/convergence && MOULT_CONVERGENCE=$(CONVERGENCE).json MOULT_CONVERGENCE_SIMULATED=$(CONVERGENCE)-simulated.jsonl $(GO) test -count=1 -v -timeout 45m -run TestConvergence .
 

@@ -37,7 +37,7 @@ const (
 	// joinPause follows, for each member that is there. All tell all of each that joins;
 	// more of it at a time and probes time out, and those who suspect each other keep a
 	// pool of 500 busy for minutes.
-	joinPause  = 3 * time.Millisecond
+	joinPause  = 4 * time.Millisecond
 	settleLook = time.Second     // between looks at who knows all
 	quietLook  = 2 * time.Second // over which packets are counted
 	quiet      = 6               // packets of a member in a second, at most, in a pool at rest
@@ -45,7 +45,7 @@ const (
 	oneRest    = 1500 * time.Millisecond // after each: by then it has been told often enough
 	allRest    = 3 * time.Second
 
-	gcPercent   = 200
+	gcPercent   = 400
 	memoryLimit = 5 << 30 // bytes, beyond which it is collected more often
 
 	pollServer = time.Millisecond
