@@ -151,7 +151,7 @@ func TestSourcesSurviveRestarts(t *testing.T) {
 	committed := make(chan struct{})
 	h.cfg.Link = &SupervisorLink{trial: true, committed: committed, gone: make(chan struct{})}
 	h.cfg.Version, h.cfg.Digest = "1.1.0", p.digest
-	h.run()
+	stop = h.run()
 	h.await("who sent what is on trial", func() bool { return slices.Equal(h.lastReport().Sources, want) })
 	must(t, install.SaveVerdict(h.data, install.OutcomeOf(m, install.Committed, time.Now())))
 	must(t, install.RemoveMarker(h.data))
@@ -163,6 +163,10 @@ func TestSourcesSurviveRestarts(t *testing.T) {
 	if tr, err := loadTrust(h.data); err != nil || tr.Installed == nil || tr.Installed.Previous != m.FromDigest {
 		t.Errorf("what can be gone back to is not on record: %+v, %v", tr.Installed, err)
 	}
+	must(t, stop())
+	h.cfg.Link = nil
+	h.run() // the supervisor's record of the verdict has them too
+	h.await("who sent it, after one more restart", func() bool { return slices.Equal(h.lastReport().Sources, want) })
 }
 
 // What a fleet begins at one moment is spread, as the order says and for no longer than

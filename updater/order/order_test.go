@@ -256,8 +256,10 @@ func TestEachAlteredFieldIsNoticed(t *testing.T) {
 		switch f.Interface().(type) {
 		case string:
 			f.SetString(f.String() + "x")
-		case int:
+		case int, time.Duration:
 			f.SetInt(f.Int() + 1)
+		case bool:
+			f.SetBool(!f.Bool())
 		case uint64:
 			f.SetUint(f.Uint() + 1)
 		case []byte:
