@@ -160,16 +160,11 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 	if err := req.setDefaults(); err != nil {
 		return nil, err
 	}
-	var watched flightState
-	own, release, err := req.Store.claim(ctx, req.Digest, func(s flightState) {
-		req.tell(watched, s)
-		watched = s
-	})
+	own, watched, release, err := req.claim(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	own.update(func(s *flightState) { s.size = req.Size })
 	switch err := req.Store.Verify(req.Digest); {
 	case err == nil:
 		return watched.sources, req.Store.checkLength(req.Digest, req.Size)
@@ -181,6 +176,19 @@ func Fetch(ctx context.Context, req FetchRequest) ([]Source, error) {
 		own.update(func(s *flightState) { s.sources = sources })
 	}
 	return sources, err
+}
+
+// claim waits for other fetches of the digest, telling of the progress that they make,
+// and returns the flight that is now this one's, and what the last of them came to.
+func (r *FetchRequest) claim(ctx context.Context) (own *flight, watched flightState, release func(), err error) {
+	own, release, err = r.Store.claim(ctx, r.Digest, func(s flightState) {
+		r.tell(watched, s)
+		watched = s
+	})
+	if err == nil {
+		own.update(func(s *flightState) { s.size = r.Size })
+	}
+	return own, watched, release, err
 }
 
 func newFetch(req FetchRequest, own *flight) *fetch {

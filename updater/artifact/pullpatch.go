@@ -36,11 +36,7 @@ func FetchPatched(ctx context.Context, req FetchRequest) ([]Source, error) {
 	if req.Pull == nil || req.Pull.Patched == nil || req.Pull.Old == "" || req.Pull.Old == req.Digest {
 		return nil, ErrNoPatch
 	}
-	var watched flightState
-	own, release, err := req.Store.claim(ctx, req.Digest, func(s flightState) {
-		req.tell(watched, s)
-		watched = s
-	})
+	own, watched, release, err := req.claim(ctx)
 	if err != nil {
 		return nil, err
 	}
