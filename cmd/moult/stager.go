@@ -199,10 +199,17 @@ func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Mem
 		}
 		return group{m.Segments[0], a.SHA256}, true
 	}
+	var lacking []fleet.Host
 	for _, h := range hosts {
 		if g, ok := of(h); ok {
 			groups[g] = append(groups[g], h.ID)
+			if !online[h.ID].HasArtifact(g.digest) {
+				lacking = append(lacking, h)
+			}
 		}
+	}
+	if len(lacking) == 0 {
+		return nil // most of the time
 	}
 	members := slices.Collect(maps.Values(online))
 	feeders := map[group]string{}
@@ -210,23 +217,24 @@ func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Mem
 		inside := nodekit.PeerView{Own: online[ids[0]].Record, Members: members}
 		feeders[g] = artifact.FirstRelay(g.digest, inside.Relays(nil)).HostID
 	}
-	trees := map[group]map[string][][]string{} // of those where somebody lacks it
-	for _, h := range hosts {
-		g, ok := of(h)
-		if !ok || online[h.ID].HasArtifact(g.digest) {
-			continue
-		}
-		if trees[g] == nil {
-			feeder := feeders[g]
-			ids := slices.DeleteFunc(groups[g], func(id string) bool { return id == feeder })
-			var feeding []string
-			for other, id := range feeders {
-				if other.digest == g.digest {
-					feeding = append(feeding, id)
-				}
+	treesOf := func(g group) map[string][][]string {
+		feeder := feeders[g]
+		ids := slices.DeleteFunc(groups[g], func(id string) bool { return id == feeder })
+		var feeding []string
+		for other, id := range feeders {
+			if other.digest == g.digest {
+				feeding = append(feeding, id)
 			}
-			trees[g] = artifact.Trees(g.digest, ids, feeding...)
-			trees[g][feeder] = make([][]string, artifact.Stripes) // takes all from beyond the segment
+		}
+		trees := artifact.Trees(g.digest, ids, feeding...)
+		trees[feeder] = make([][]string, artifact.Stripes) // takes all from beyond the segment
+		return trees
+	}
+	trees := map[group]map[string][][]string{} // of those where somebody lacks it
+	for _, h := range lacking {
+		g, _ := of(h)
+		if trees[g] == nil {
+			trees[g] = treesOf(g)
 		}
 		orders = append(orders, stageOrder{
 			host: h, rel: r, action: order.ActionStage, digest: g.digest, index: r.StageIndex, parents: trees[g][h.ID],
