@@ -228,11 +228,14 @@ func (h *host) await(what string, condition func() bool) {
 	awaitCondition(h.t, what, condition)
 }
 
-// give delivers an order once no job is under way, as the servers do by sending
+// give delivers an order once no job is under way and the queue has room, as the servers do by sending
 // theirs again: a job is announced as failed a moment before it makes room.
 func (h *host) give(sealed []byte) {
 	h.t.Helper()
-	h.await("the end of the job before", func() bool { _, _, busy := h.updater.standing(); return !busy })
+	h.await("the end of the job before", func() bool {
+		_, _, busy := h.updater.standing()
+		return !busy && len(h.updater.orders) == 0
+	})
 	h.updater.HandleOrder(fromServer, sealed)
 }
 
