@@ -1,7 +1,6 @@
 package updater
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -43,6 +42,8 @@ const (
 	eventStop       = "stop"       // Windows has no signals; the pipe's end says the same, to older children too
 	// maxMessage bounds a line from a child that may be broken.
 	maxMessage = 64 << 10
+	// pumpBytes is what is taken of a child's output at once, for as long as it lives.
+	pumpBytes = 4 << 10
 )
 
 // child is a running agent.
@@ -187,33 +188,40 @@ func (s *supervisor) watchOver(c *child) {
 
 // startPumps reads both pipes until they end or their read deadline passes.
 func (c *child) startPumps() {
-	c.pumps.Go(func() { _, _ = io.Copy(c.tail, c.out) })
+	c.pumps.Go(func() { _, _ = io.CopyBuffer(c.tail, struct{ io.Reader }{c.out}, make([]byte, pumpBytes)) })
 	c.pumps.Go(c.readMessages)
 }
 
 // readMessages takes the child's lines apart. Lines that do not parse, and those
 // nobody waits for, are dropped: a child must not be able to block its parent.
 func (c *child) readMessages() {
-	r := bufio.NewReader(c.recv)
-	buf := make([]byte, 4096)
+	buf := make([]byte, 1024)
+	var last message // and its line: signs of life repeat
+	var lastLine []byte
 	for {
-		n, err := r.Read(buf)
+		n, err := c.recv.Read(buf)
 		c.pending = append(c.pending, buf[:n]...)
 		for {
 			line, rest, found := bytes.Cut(c.pending, []byte("\n"))
 			if !found {
 				break
 			}
+			if !bytes.Equal(line, lastLine) {
+				var m message
+				if json.Unmarshal(line, &m) != nil {
+					m = message{}
+				}
+				last, lastLine = m, bytes.Clone(line)
+			}
 			c.pending = rest
-			var m message
-			if json.Unmarshal(line, &m) == nil {
+			if last != (message{}) {
 				select {
-				case c.messages <- m:
+				case c.messages <- last:
 				default:
 				}
 			}
 		}
-		if len(c.pending) > maxMessage {
+		if len(c.pending) == 0 || len(c.pending) > maxMessage {
 			c.pending = nil
 		}
 		if err != nil {

@@ -21,8 +21,10 @@ type SupervisorLink struct {
 	recv      *os.File
 	asked     atomic.Bool // before gone: the supervisor asked this process to stop
 
-	mu   sync.Mutex
-	send *os.File
+	mu     sync.Mutex
+	send   *os.File
+	status string // that was told last
+	alive  []byte // the message that told it
 }
 
 // Supervised tells whether this process is a supervisor's child, and returns its
@@ -132,20 +134,39 @@ func (l *SupervisorLink) Serving() error { return l.say(message{Event: eventServ
 // Alive tells the supervisor that this process works, with a line for people. A
 // supervisor that is told for the first time expects it every SignOfLife.
 func (l *SupervisorLink) Alive(status string) error {
-	return l.say(message{Event: eventAlive, Status: status})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.alive == nil || l.status != status { // it is said every few seconds, and mostly the same
+		line, err := lineOf(message{Event: eventAlive, Status: status})
+		if err != nil {
+			return err
+		}
+		l.status, l.alive = status, line
+	}
+	return l.write(l.alive)
 }
 
 func (l *SupervisorLink) say(m message) error {
-	b, err := json.Marshal(m)
+	line, err := lineOf(m)
 	if err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.write(line)
+}
+
+func lineOf(m message) ([]byte, error) {
+	b, err := json.Marshal(m)
+	return append(b, '\n'), err
+}
+
+// write sends a line; mu is held.
+func (l *SupervisorLink) write(line []byte) error {
 	if l.send == nil {
 		return fmt.Errorf("tell supervisor: %w", os.ErrClosed)
 	}
-	if _, err := l.send.Write(append(b, '\n')); err != nil {
+	if _, err := l.send.Write(line); err != nil {
 		return fmt.Errorf("tell supervisor: %w", err)
 	}
 	return nil

@@ -71,8 +71,8 @@ const (
 // report sends reports until ctx ends: at once on kick, on progress, while lines
 // are unacknowledged, and the verdict for a while.
 func (u *Updater) report(ctx context.Context) {
-	tick := time.NewTicker(progressEvery)
-	defer tick.Stop()
+	look := time.NewTimer(progressEvery)
+	defer look.Stop()
 	var sent, sentStaged time.Time
 	var sentBytes, sentStaging int64
 	for {
@@ -82,11 +82,13 @@ func (u *Updater) report(ctx context.Context) {
 			return
 		case <-u.kick:
 			kicked = true
-		case <-tick.C:
+		case <-look.C:
 		}
 		r, since := u.compose()
 		now := time.Now()
+		_, _, busy := u.standing()
 		ago := now.Sub(sent)
+		look.Reset(nextLook(r, busy, now.Sub(since), ago))
 		bytes := r.Done + r.Pulled
 		due := kicked || r.JobID != "" && (bytes != sentBytes ||
 			(len(r.Lines) > 0 && ago >= resendEvery-progressEvery/5) ||
@@ -106,6 +108,18 @@ func (u *Updater) report(ctx context.Context) {
 		}
 		u.cfg.Mesh.Report(r)
 	}
+}
+
+// nextLook is when the reporter looks again, unasked. What begins or ends wakes it;
+// what grows in between does not, and what is not acknowledged is sent again. since is
+// how long ago the phase began, ago the last report.
+func nextLook(r Report, busy bool, since, ago time.Duration) time.Duration {
+	unsettled := r.JobID != "" && (len(r.Lines) > 0 || since < settledFor)
+	stages := r.Staging != nil && r.Staging.State == StageFetching
+	if busy || unsettled || stages {
+		return progressEvery
+	}
+	return max(restateEvery-ago, progressEvery)
 }
 
 // compose makes a report of the present state; since is when the phase began.

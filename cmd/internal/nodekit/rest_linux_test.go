@@ -3,7 +3,8 @@ package nodekit
 import (
 	"fmt"
 	"os"
-	"reflect"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -26,14 +27,16 @@ Anonymous:             0 kB
 7f0000001000-7f0000002000 r--p 00b19000 fe:00 1234                       /usr/bin/moult
 Anonymous:             0 kB
 `
-	got, err := cleanSpans(strings.NewReader(smaps), "/usr/bin/moult")
+	var p programPages
 	want := []span{{0x400000, 0xf19000}, {0x7f0000001000, 0x7f0000002000}}
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("dropped are %x, %v; want %x", got, err, want)
+	for range 2 { // what was found before is forgotten
+		if err := p.read(strings.NewReader(smaps), "/usr/bin/moult"); err != nil || !slices.Equal(p.clean, want) {
+			t.Errorf("dropped are %x, %v; want %x", p.clean, err, want)
+		}
 	}
 	for _, damaged := range []string{"00400000 r-xp 0 fe:00 1 /usr/bin/moult\n", "word\n", "x-y r-xp 0 fe:00 1 /usr/bin/moult\n"} {
-		if got, err := cleanSpans(strings.NewReader(damaged), "/usr/bin/moult"); err == nil {
-			t.Errorf("%q gives %x", damaged, got)
+		if err := p.read(strings.NewReader(damaged), "/usr/bin/moult"); err == nil {
+			t.Errorf("%q gives %x", damaged, p.clean)
 		}
 	}
 }
@@ -41,11 +44,33 @@ Anonymous:             0 kB
 // A process that gives its program's pages back goes on, with less in memory.
 func TestProgramPagesAreDropped(t *testing.T) {
 	before := residentFile(t)
-	if err := dropProgramPages(); err != nil {
+	var p programPages
+	if err := p.drop(); err != nil {
 		t.Fatal(err)
 	}
 	if after := residentFile(t); after > before*3/4 {
 		t.Errorf("of %d bytes of files in memory %d are left", before, after)
+	}
+}
+
+// To look every few seconds makes no work for the collector.
+func TestLookingForProgramPagesAllocatesLittle(t *testing.T) {
+	var p programPages
+	look := func() {
+		if err := p.look(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	const times = 50
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range times {
+		look()
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / times; each > 2<<10 {
+		t.Errorf("a look allocates %d bytes", each)
 	}
 }
 

@@ -2,5 +2,7 @@
 
 package nodekit
 
-// dropProgramPages is for Linux. Elsewhere the system does it, or there is no way to.
-func dropProgramPages() error { return nil }
+// programPages is for Linux. Elsewhere the system does it, or there is no way to.
+type programPages struct{}
+
+func (programPages) drop() error { return nil }

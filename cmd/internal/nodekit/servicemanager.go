@@ -2,8 +2,8 @@ package nodekit
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -193,7 +193,7 @@ func agentStatus(node *mesh.Node) string {
 		phase = ", " + string(r.Phase)
 	}
 	if n := node.LivePeers(); n > 0 {
-		return fmt.Sprintf("version %s, live peers: %d%s", r.Version, n, phase)
+		return "version " + r.Version + ", live peers: " + strconv.Itoa(n) + phase
 	}
-	return fmt.Sprintf("version %s, no peer has answered yet%s", r.Version, phase)
+	return "version " + r.Version + ", no peer has answered yet" + phase
 }

@@ -28,6 +28,9 @@ func RunAgent(ctx context.Context, o AgentOptions, stdout, stderr io.Writer) err
 	link, supervised := updater.Supervised()
 	if !supervised || o.Work == nil { // beside a program's own work the heap is that one's affair
 		KeepHeapSmall()
+		if !supervised || len(o.Also) == 0 { // a relay may have much to pass on
+			KeepToOneCore()
+		}
 	}
 	if supervised {
 		return runSupervisedAgent(ctx, o, link, stderr)
@@ -70,7 +73,7 @@ func RunAgent(ctx context.Context, o AgentOptions, stdout, stderr io.Writer) err
 	}
 	supervisor := o.Trial.Supervisor(o.Data, active, stderr, logger, service)
 	supervisor.Restart = o.Restart
-	go ComeToRest(ctx, logger)
+	go ComeToRest(ctx, freeInterval, logger)
 	return updater.RunSupervisor(ctx, supervisor)
 }
 
@@ -171,7 +174,7 @@ func runSupervisedAgent(ctx context.Context, o AgentOptions, link *updater.Super
 	shows := &Shower{Instance: NewInstance(), Peer: o.PeerAdv, Current: current, Ways: ways, denied: follower.TakeDenied, Logger: logger.With("component", "check-in")}
 	tasks.Go(func() { shows.run(ctx) })
 	if o.Work == nil {
-		tasks.Go(func() { ComeToRest(ctx, logger) })
+		tasks.Go(func() { ComeToRest(ctx, restInterval, logger) })
 	}
 	tasks.Go(func() { ProveHealth(ctx, link, me, logger, o.well(node)) })
 	tasks.Go(func() { HeedSupervisor(ctx, link, stop, logger) })
