@@ -1,8 +1,10 @@
 package install
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -97,22 +99,47 @@ func within(path, dir string) bool { return strings.HasPrefix(path, dir+"/") }
 // maxListSize bounds what is read of one package's list of files.
 const maxListSize = 32 << 20
 
-// dpkgOwner looks for the Debian package that lists the path.
+// dpkgOwner looks for the Debian package that lists the path. A host may have a
+// thousand lists, and waits for the answer in its turn.
 func dpkgOwner(info, path string) string {
-	lists, err := filepath.Glob(filepath.Join(info, "*.list"))
+	entries, err := os.ReadDir(info)
 	if err != nil {
 		return ""
 	}
-	for _, list := range lists {
-		if st, err := os.Stat(list); err != nil || st.Size() > maxListSize {
-			continue
-		}
-		text, err := os.ReadFile(list)
-		if err == nil && strings.Contains("\n"+string(text), "\n"+path+"\n") {
-			return strings.TrimSuffix(filepath.Base(list), ".list")
+	var text bytes.Buffer
+	for _, e := range entries {
+		name, isList := strings.CutSuffix(e.Name(), ".list")
+		if isList && readList(&text, filepath.Join(info, e.Name())) && hasLine(text.Bytes(), path) {
+			return name
 		}
 	}
 	return ""
+}
+
+// readList reads a list of files; false: it cannot be read, or is too long.
+func readList(into *bytes.Buffer, path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	into.Reset()
+	_, err = into.ReadFrom(io.LimitReader(f, maxListSize+1))
+	return err == nil && into.Len() <= maxListSize
+}
+
+func hasLine(text []byte, line string) bool {
+	for rest := text; ; {
+		at := bytes.Index(rest, []byte(line))
+		if at < 0 {
+			return false
+		}
+		end := at + len(line)
+		if begin := len(text) - len(rest) + at; (begin == 0 || text[begin-1] == '\n') && (end == len(rest) || rest[end] == '\n') {
+			return true
+		}
+		rest = rest[end:]
+	}
 }
 
 // tryDir tells why files cannot be replaced in a directory.

@@ -95,12 +95,12 @@ func TestPackageOwner(t *testing.T) {
 
 func TestDpkgOwner(t *testing.T) {
 	info := t.TempDir()
-	for name, list := range map[string]string{"base-files.list": "/.\n/opt\n", "moult.list": "/.\n/opt/moult\n/opt/moult/moult\n"} {
+	for name, list := range map[string]string{"base-files.list": "/.\n/opt\n", "moult.list": "/.\n/opt/moult/moult.conf\n/opt/moult\n/opt/moult/moult\n/opt/moult/moult/last", "z.md5sums": "/opt/z\n"} {
 		if err := os.WriteFile(filepath.Join(info, name), []byte(list), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for path, want := range map[string]string{"/opt/moult/moult": "moult", "/opt/moult/moul": "", "/opt/moult/moult2": "", "moult": ""} {
+	for path, want := range map[string]string{"/opt/moult/moult": "moult", "/opt/moult/moul": "", "/opt/moult/moult2": "", "moult": "", "/.": "base-files", "/opt/moult/moult/last": "moult", "/opt/z": ""} {
 		if got := dpkgOwner(info, path); got != want {
 			t.Errorf("%s: owner %q, want %q", path, got, want)
 		}

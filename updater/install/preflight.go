@@ -62,34 +62,40 @@ func Preflight(ctx context.Context, r PreflightRequest) (Verdict, error) {
 	if err := r.validate(); err != nil {
 		return Verdict{}, err
 	}
-	v := Verdict{}
-	v.Place, v.Why = r.Wish.Choose(r.Installed, r.DataDir)
-	return v, r.check(ctx, v.Place)
-}
-
-func (r PreflightRequest) check(ctx context.Context, place Place) error {
+	chosen := make(chan Verdict, 1)
+	go func() { // whose the installed path is, and what is in the staged file: both take their time
+		place, why := r.Wish.Choose(r.Installed, r.DataDir)
+		chosen <- Verdict{Place: place, Why: why}
+	}()
 	f, err := OpenVerified(r.Staged, r.Digest)
+	v := <-chosen
 	if err != nil {
-		return fmt.Errorf("%w; the staged copy was changed after it was verified: look at who can write to %s, then start the update again",
+		return v, fmt.Errorf("%w; the staged copy was changed after it was verified: look at who can write to %s, then start the update again",
 			err, filepath.Dir(r.Staged))
 	}
 	defer f.Close()
+	if err := checkPlatform(f, r.OS, r.Arch); err != nil {
+		return v, err
+	}
+	if err := r.checkRoom(f, v.Place); err != nil {
+		return v, err
+	}
+	return v, selfTest(ctx, f, r)
+}
+
+// checkRoom tells whether the staged file can be put in its place.
+func (r PreflightRequest) checkRoom(f *os.File, place Place) error {
 	st, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("stat staged binary: %w", err)
 	}
-	if err := checkPlatform(f, r.OS, r.Arch); err != nil {
-		return err
-	}
 	if place == InData {
-		err = CheckSpace(r.DataDir, st.Size())
-	} else if err = checkInstalled(r.Installed, st.Size()); err == nil {
-		err = CheckSpace(r.DataDir, 0)
+		return CheckSpace(r.DataDir, st.Size())
 	}
-	if err != nil {
+	if err := checkInstalled(r.Installed, st.Size()); err != nil {
 		return err
 	}
-	return selfTest(ctx, f, r)
+	return CheckSpace(r.DataDir, 0)
 }
 
 // checkInstalled tells whether a swap would have the right and the room.
