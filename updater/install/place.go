@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 )
 
 // Place is where a committed binary goes.
@@ -41,10 +42,10 @@ func ParsePlace(text string) (Place, error) {
 	return "", fmt.Errorf("%q: give auto, installed or data", text)
 }
 
-// Choose tells where a committed binary would go, and why: a reason to be read
+// choose tells where a committed binary would go, and why: a reason to be read
 // after "because". It writes nothing but a temporary file beside the installed
 // binary. Once a binary is active in the data directory, later ones go there too.
-func (wish Place) Choose(installed, dataDir string) (Place, string) {
+func (wish Place) choose(installed, dataDir string, lists *ownership) (Place, string) {
 	switch {
 	case wish == InPlace || wish == InData:
 		return wish, "the configuration says so"
@@ -58,7 +59,7 @@ func (wish Place) Choose(installed, dataDir string) (Place, string) {
 	if err != nil {
 		return InPlace, "its path is unclear" // which preflight complains about
 	}
-	if owner := packageOwner(target); owner != "" {
+	if owner := packageOwner(target, lists); owner != "" {
 		return InData, owner
 	}
 	if obstacle := fixed(target); obstacle != "" {
@@ -77,7 +78,7 @@ var distribution = []string{"/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/sto
 // belongs to the system's packages, /usr/local to who administers the host. The
 // package manager's database is asked for the rest, where it can be read without
 // running a program.
-func packageOwner(path string) string {
+func packageOwner(path string, lists *ownership) string {
 	if !within(path, "/usr/local") {
 		for _, dir := range distribution {
 			if within(path, dir) {
@@ -88,7 +89,7 @@ func packageOwner(path string) string {
 	if strings.Contains(path, "/Cellar/") {
 		return "Homebrew owns " + path
 	}
-	if name := dpkgOwner("/var/lib/dpkg/info", path); name != "" {
+	if name := lists.dpkgOwner("/var/lib/dpkg/info", path, time.Now()); name != "" {
 		return "package " + name + " owns " + path
 	}
 	return ""

@@ -87,7 +87,7 @@ func TestPackageOwner(t *testing.T) {
 		"/nix/store/abc-moult/bin/moult": "system's packages", "/opt/homebrew/Cellar/moult/1.0/bin/moult": "Homebrew",
 		"/usr/local/bin/moult": "", "/opt/moult/moult": "", "/usrmoult": "", "/home/u/usr/moult": "",
 	} {
-		if got := packageOwner(path); want == "" && got != "" || !strings.Contains(got, want) {
+		if got := packageOwner(path, new(ownership)); want == "" && got != "" || !strings.Contains(got, want) {
 			t.Errorf("%s: owner %q, want %q", path, got, want)
 		}
 	}

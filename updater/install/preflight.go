@@ -34,6 +34,7 @@ type PreflightRequest struct {
 	Version   string // what the binary has to say it is
 	OS, Arch  string // this host's; empty: those this program was built for
 	Wish      Place  // where it is to go; empty: AnyPlace
+	Proof     *Proof // of what was found out ahead of this; nil: nothing
 }
 
 func (r *PreflightRequest) validate() error {
@@ -53,20 +54,37 @@ func (r *PreflightRequest) validate() error {
 type Verdict struct {
 	Place Place  // InPlace or InData: where a commit puts the binary
 	Why   string // of the place, to be read after "because"
+	// Proven: by the Proof. The file was not hashed again.
+	Proven bool
 }
 
 // Preflight tells whether this host can run the staged binary and put it in the
 // installed one's place, or into the data directory. It changes nothing but the
 // staged file's mode. Errors wrap ErrPreflight (or ErrDigest) and name the next step.
+// With a Proof that is good the file is neither hashed nor executed.
 func Preflight(ctx context.Context, r PreflightRequest) (Verdict, error) {
 	if err := r.validate(); err != nil {
 		return Verdict{}, err
 	}
+	if f := r.Proof.open(r); f != nil {
+		defer f.Close()
+		v := r.choose(&r.Proof.lists)
+		v.Proven = true
+		return v, r.checkRoom(f, v.Place)
+	}
+	return r.check(ctx, new(ownership), func(*os.File) error { return nil })
+}
+
+func (r PreflightRequest) choose(lists *ownership) (v Verdict) {
+	v.Place, v.Why = r.Wish.choose(r.Installed, r.DataDir, lists)
+	return v
+}
+
+// check is Preflight without a proof; the verified file is shown to see before it is
+// executed.
+func (r PreflightRequest) check(ctx context.Context, lists *ownership, see func(*os.File) error) (Verdict, error) {
 	chosen := make(chan Verdict, 1)
-	go func() { // whose the installed path is, and what is in the staged file: both take their time
-		place, why := r.Wish.Choose(r.Installed, r.DataDir)
-		chosen <- Verdict{Place: place, Why: why}
-	}()
+	go func() { chosen <- r.choose(lists) }() // takes its time, as the hash does
 	f, err := OpenVerified(r.Staged, r.Digest)
 	v := <-chosen
 	if err != nil {
@@ -74,6 +92,9 @@ func Preflight(ctx context.Context, r PreflightRequest) (Verdict, error) {
 			err, filepath.Dir(r.Staged))
 	}
 	defer f.Close()
+	if err := see(f); err != nil {
+		return v, err
+	}
 	if err := checkPlatform(f, r.OS, r.Arch); err != nil {
 		return v, err
 	}
