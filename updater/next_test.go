@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"moult/updater/install"
 	"moult/updater/order"
 	"moult/updater/release"
 )
@@ -73,9 +75,12 @@ func (h *host) saysOfJob(text string) bool {
 func TestPreflightAheadOfTheTurn(t *testing.T) {
 	h, p, c := stagedNext(t)
 	h.again("that it is staged", h.stageOrder("1.1.0", p, asIs), func() bool { return h.staging().State == StageDone })
-	if h.proven() || c.runs() != 0 {
-		t.Fatalf("what is staged was executed %d times", c.runs())
+	h.updater.judge(t.Context(), received{"server-1", h.stageOrder("1.1.0", p, asIs)})
+	h.updater.staged.mu.Lock()
+	if s := &h.updater.staged; s.proving != nil || s.proof != nil || c.runs() != 0 {
+		t.Errorf("what is staged was executed %d times", c.runs())
 	}
+	h.updater.staged.mu.Unlock()
 	h.again("the preflight", h.stageOrder("1.1.0", p, isNext), h.proven)
 	h.ordered("job-1", "1.1.0", p, PhaseRestarting)
 	h.awaitLog()
@@ -110,7 +115,11 @@ func TestStopDuringPreflightAhead(t *testing.T) {
 	h.stage("1.1.0", p)
 	c.shut()
 	h.again("its start", h.stageOrder("1.1.0", p, isNext), func() bool { return c.runs() == 1 })
+	begin := time.Now()
 	must(t, stop()) // the gate is shut
+	if d := time.Since(begin); d > install.SelfTestTimeout/2 {
+		t.Errorf("it took %v to stop", d)
+	}
 	c.open()
 	h.run()
 	h.ordered("job-1", "1.1.0", p, PhaseRestarting)

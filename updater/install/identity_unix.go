@@ -24,7 +24,8 @@ func identify(f *os.File) (identity, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return identity{}, &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
 	}
-	return identity{dev: uint64(st.Dev), ino: uint64(st.Ino), size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
+	dev := uint64(st.Dev) //nolint:unconvert // it has another type on darwin
+	return identity{dev: dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
 }
 
 func (i identity) changed() time.Time { return time.Unix(i.ctime.Unix()) }
