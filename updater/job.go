@@ -139,10 +139,15 @@ func (u *Updater) fetchAndCheck(ctx context.Context, o order.Order, off offer) (
 			return "", found, err
 		}
 		u.enter(PhasePreflight, o.JobID)
-		found, err = install.Preflight(ctx, install.PreflightRequest{
-			Staged: path, Digest: off.Digest, Installed: u.cfg.Installed, DataDir: u.cfg.DataDir, Version: off.Version, Wish: u.cfg.Place,
-		})
-		if here && err == nil {
+		request := u.preflight(off)
+		if here {
+			request.Proof = u.staged.takeProof(ctx)
+		}
+		found, err = install.Preflight(ctx, request)
+		switch {
+		case found.Proven && err == nil:
+			u.note("artifact verified, and asked for its version, shortly before this job")
+		case here && err == nil:
 			u.note("artifact verified")
 		}
 		if !here || !errors.Is(err, install.ErrDigest) {
@@ -151,6 +156,13 @@ func (u *Updater) fetchAndCheck(ctx context.Context, o order.Order, off offer) (
 		u.note(fmt.Sprintf("what was here of it is damaged, and is fetched anew: %v", err))
 		here = false
 		u.enter(PhaseFetching, o.JobID)
+	}
+}
+
+// preflight is what is to be found out of a staged artifact.
+func (u *Updater) preflight(off offer) install.PreflightRequest {
+	return install.PreflightRequest{
+		Staged: u.cfg.Store.Path(off.Digest), Digest: off.Digest, Installed: u.cfg.Installed, DataDir: u.cfg.DataDir, Version: off.Version, Wish: u.cfg.Place,
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"moult/updater/artifact"
+	"moult/updater/install"
 	"moult/updater/order"
 )
 
@@ -31,6 +32,8 @@ type stager struct {
 	running bool
 	sources []artifact.Source // who sent what is staged
 	patched bool              // as a patch
+	proof   *install.Proof    // of what is staged; nil: none
+	proving chan struct{}     // closed when the proof that is made now is there, or will not be; nil: none is
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
 }
@@ -89,6 +92,9 @@ func (u *Updater) beginStaging(ctx context.Context, o order.Order, off offer) {
 		if s.state.Digest != off.Digest {
 			s.state, s.sources = Staging{Digest: off.Digest, State: StageDone, Done: off.Size, Total: off.Size}, nil
 		}
+		if o.Next {
+			u.prove(ctx, off)
+		}
 		return
 	}
 	s.state, s.sources = Staging{Digest: off.Digest, State: StageAwaitsPatch, Total: off.Size}, nil
@@ -115,6 +121,47 @@ func (u *Updater) beginStaging(ctx context.Context, o order.Order, off offer) {
 			s.state.State, s.state.Error = StageFailed, err.Error()
 		}
 	})
+}
+
+// prove does the job's preflight ahead of it, as this host's turn comes next: the host
+// whose turn it is has passed its own. That this one does not is for its turn to tell.
+// The lock is held.
+func (u *Updater) prove(ctx context.Context, off offer) {
+	s := &u.staged
+	if s.proving != nil || ctx.Err() != nil || s.proof.Stands(u.preflight(off)) {
+		return
+	}
+	done := make(chan struct{})
+	s.proof, s.proving = nil, done
+	s.work.Go(func() {
+		proof, err := install.Prove(ctx, u.preflight(off))
+		if err != nil {
+			u.slog.Debug("preflight ahead of the turn", "version", off.Version, "error", err)
+		}
+		s.mu.Lock()
+		s.proof, s.proving = proof, nil
+		s.mu.Unlock()
+		close(done)
+	})
+}
+
+// takeProof returns what was proven of the staged file, once; it waits for a proof that
+// is being made, as that is what the job would do itself.
+func (s *stager) takeProof(ctx context.Context) *install.Proof {
+	s.mu.Lock()
+	proving := s.proving
+	s.mu.Unlock()
+	if proving != nil {
+		select {
+		case <-proving:
+		case <-ctx.Done():
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	proof := s.proof
+	s.proof = nil
+	return proof
 }
 
 // fetchAhead gets the artifact into the store.

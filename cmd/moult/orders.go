@@ -53,3 +53,8 @@ func (s *orderSender) Send(ctx context.Context, job fleet.Job, rel fleet.Release
 	}
 	return s.node.Send(ctx, host.ID, nodekit.TopicOrder, sealed)
 }
+
+// Next tells a host that holds a release's artifact that its turn comes next.
+func (s *orderSender) Next(ctx context.Context, rel fleet.Release, host fleet.Host) error {
+	return s.stage(ctx, stageOrder{host: host, rel: rel, action: order.ActionStage, index: s.raft.State().View().Index(), next: true})
+}

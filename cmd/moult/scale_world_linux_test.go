@@ -330,6 +330,8 @@ func (s *scaleServer) Changed() <-chan struct{} {
 	return s.observer.Changed()
 }
 
+func (*scaleServer) Next(context.Context, fleet.Release, fleet.Host) error { return nil }
+
 func (s *scaleServer) Send(_ context.Context, j fleet.Job, _ fleet.Release, _ fleet.Host) error {
 	f := s.f
 	f.mu.Lock()

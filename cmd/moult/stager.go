@@ -140,6 +140,7 @@ type stageOrder struct {
 	spread  time.Duration
 	// awaitPatch: it is to wait for a patch that is being made.
 	awaitPatch bool
+	next       bool // its turn comes next
 }
 
 // stagePlan returns what is to be said, to hosts that are online and have not done
@@ -297,7 +298,7 @@ func (s *orderSender) stage(ctx context.Context, so stageOrder) error {
 		Cluster: creds.Cluster, HostID: so.host.ID, JobID: fmt.Sprintf("%s-%d", so.action, so.index), Attempt: 1,
 		Action: so.action, Version: so.rel.Version, Manifest: so.rel.Manifest, Signature: so.rel.Signature,
 		Epoch: cluster.Epoch, Statement: cluster.EpochStatement,
-		Index: so.index, Expires: time.Now().Add(orderLifetime), Parents: so.parents, Spread: so.spread, AwaitPatch: so.awaitPatch,
+		Index: so.index, Expires: time.Now().Add(orderLifetime), Parents: so.parents, Spread: so.spread, AwaitPatch: so.awaitPatch, Next: so.next,
 		KeyStatements: statementsAfter(cluster, newest(cluster, order.MaxKeyStatements), order.MaxKeyStatements),
 	}, creds.Key, creds.CertDER())
 	if err != nil {

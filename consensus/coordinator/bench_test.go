@@ -30,6 +30,8 @@ func (s instant) Send(_ context.Context, j fleet.Job, _ fleet.Release, _ fleet.H
 	return nil
 }
 
+func (instant) Next(context.Context, fleet.Release, fleet.Host) error { return nil }
+
 // BenchmarkTurnaround measures from a host's success being visible to the next
 // host's order being sent, in a fleet of 200, with free commits and with commits
 // of 10 ms (two lie between them: the verdict and the next dispatch).

@@ -54,9 +54,12 @@ type Roster interface {
 }
 
 // Orders sends the order behind a committed dispatch. Send may be repeated for
-// the same job; it returns when ctx ends, at the latest.
+// the same job; it returns when ctx ends, at the latest. Next tells a host, once, that
+// its turn to be updated to a release comes next: it may be lost, and bids nothing that
+// shows.
 type Orders interface {
 	Send(ctx context.Context, j fleet.Job, r fleet.Release, h fleet.Host) error
+	Next(ctx context.Context, r fleet.Release, h fleet.Host) error
 }
 
 // Servers are the servers that hold the log. Group asks them how they are and

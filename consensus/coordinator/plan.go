@@ -63,13 +63,15 @@ type memory struct {
 	back map[string]time.Time
 }
 
-// step is one thing to do: commit a change, or send a job's order; and a line
+// step is one thing to do: commit a change, or send a job's order, or tell the next host; and a line
 // that is said about it in the job's log.
 type step struct {
 	JobID  string       // what it is about; "": no job
 	Change fleet.Change // nil: none
 	Send   bool         // the order of JobID
 	Say    string
+	// Next is the host that is told that its turn comes next; "": none.
+	Next string
 	// HandOver: another server is to lead. It is the only step then.
 	HandOver bool
 }
@@ -77,7 +79,7 @@ type step struct {
 // plan returns what to do now, the memory to keep, and when to look again at the
 // latest (zero: when something changes). The steps are of one class: verdicts
 // and other changes to the run, or an order to send, or leadership to hand over, or
-// alerts to close. Changes
+// alerts to close, or a host to tell that it is next. Changes
 // are to be committed in their order, up to the first that is refused.
 func plan(in input) (steps []step, mem memory, wake time.Time) {
 	mem = in.Memory
@@ -99,6 +101,9 @@ func plan(in input) (steps []step, mem memory, wake time.Time) {
 		var later time.Time
 		steps, mem.back, later = planAlerts(in)
 		wake = earliest(wake, later)
+	}
+	if len(steps) == 0 {
+		steps = planAhead(in, &mem.job)
 	}
 	return steps, mem, wake
 }

@@ -28,6 +28,8 @@ type jobMemory struct {
 
 	held      string // the ruling that is held back, and
 	heldSince time.Time
+
+	told bool // who is next knows it
 }
 
 // progress orders the states of a host at work: by its start, then by the phase,

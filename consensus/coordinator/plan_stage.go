@@ -74,6 +74,35 @@ func awaitStaging(in input, u fleet.FleetUpdate, h fleet.Host, mem *stageMemory)
 	return earliest(limit, mem.movedAt.Add(patience))
 }
 
+// planAhead tells the agent whose turn comes next, once in each turn, so that it does its
+// preflight now and not in its turn. It is told only when the host in flight has
+// passed its own, as told by its phase: what a release does when it is asked for its
+// version shows on one host before it can on the next.
+func planAhead(in input, mem *jobMemory) []step {
+	u := in.Active
+	j, busy := running(in.Open)
+	passed := mem.best.phase == phaseRestarting || mem.best.phase == phaseTrial
+	if u == nil || u.Status != fleet.FleetRunning || !busy || j.FleetUpdateID != u.ID || mem.told || !passed {
+		return nil
+	}
+	rel := in.Releases[u.TargetVersion]
+	for turn := range turnsInOrder(in, *u) {
+		h, seen := in.Hosts[turn.HostID], in.Seen[turn.HostID]
+		if h.Role == fleet.RoleServer {
+			return nil
+		}
+		if h.ID == "" || h.ID == j.HostID || h.Quarantine != nil || !seen.Online || atTarget(seen, rel, h) || cannotRun(u.TargetVersion, rel, h) != "" {
+			continue
+		}
+		if a, _ := rel.Artifact(h.OS, h.Arch); !seen.holds(a.SHA256) {
+			return nil // it fetches in its turn, or is told in the next look
+		}
+		mem.told = true
+		return []step{{Next: h.ID}}
+	}
+	return nil
+}
+
 // begun tells whether any turn of a fleet update was more than passed over.
 func begun(u fleet.FleetUpdate) bool {
 	return slices.ContainsFunc(u.Hosts, func(t fleet.FleetUpdateHost) bool {

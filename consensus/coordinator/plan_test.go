@@ -265,6 +265,9 @@ func (w *world) plan(commit bool) (out []string) {
 				}
 				moved = true
 			}
+			if s.Next != "" {
+				out = append(out, "tell "+s.Next+" that it is next")
+			}
 			if s.HandOver {
 				return append(out, "hand leadership over")
 			}

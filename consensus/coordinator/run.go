@@ -34,7 +34,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.validate(); err != nil {
 		return err
 	}
-	c := &coordinator{Config: cfg, sending: make(chan struct{}, 1), retry: minRetry}
+	c := &coordinator{Config: cfg, sending: make(chan struct{}, 1), telling: make(chan struct{}, 1), retry: minRetry}
 	defer c.sends.Wait()
 	events, stop := cfg.Log.State().Subscribe()
 	defer stop()
@@ -62,6 +62,7 @@ type coordinator struct {
 	hosts hosts
 
 	sending chan struct{} // holds a token while an order is being sent
+	telling chan struct{} // and while a host is told that it is next
 	sends   sync.WaitGroup
 }
 
@@ -91,6 +92,8 @@ func (c *coordinator) round(ctx context.Context) (wake time.Time, again bool) {
 			c.retry, again = minRetry, true
 		case s.Send:
 			c.send(ctx, s.JobID)
+		case s.Next != "":
+			c.tellNext(ctx, s.Next)
 		case s.HandOver:
 			c.handOver(ctx)
 			return c.pause(wake), false
@@ -224,6 +227,30 @@ func (c *coordinator) send(ctx context.Context, jobID string) {
 		defer cancel()
 		if err := c.Orders.Send(ctx, j, r, h); err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 			c.Logger.Warn("send order", "job", j.ID, "host", h.ID, "error", err)
+		}
+	})
+}
+
+// tellNext tells a host that its turn comes next. It never holds an order up.
+func (c *coordinator) tellNext(ctx context.Context, hostID string) {
+	v := c.Log.State().View()
+	u, active := v.ActiveFleetUpdate()
+	h, known := v.Host(hostID)
+	r, published := v.Release(u.TargetVersion)
+	if !active || !known || !published {
+		return
+	}
+	select {
+	case c.telling <- struct{}{}:
+	default:
+		return // it does without
+	}
+	c.sends.Go(func() {
+		defer func() { <-c.telling }()
+		ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+		defer cancel()
+		if err := c.Orders.Next(ctx, r, h); err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+			c.Logger.Debug("tell the next host", "host", h.ID, "error", err)
 		}
 	})
 }

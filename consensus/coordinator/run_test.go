@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,8 @@ type site struct {
 	agents   map[string]*agent
 	changed  chan struct{}
 	sent     []sentOrder
+	next     []string // who was told that its turn comes next
+	nextErr  error
 	proposed int
 	tasks    sync.WaitGroup
 
@@ -126,6 +129,16 @@ func (s *site) observe(host string, change func(*Observation)) {
 	s.seen[host] = o
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+func (s *site) Next(_ context.Context, r fleet.Release, h fleet.Host) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u, active := s.state.View().ActiveFleetUpdate(); !active || r.Version != u.TargetVersion {
+		s.t.Errorf("%s is told that it is next for %s, the fleet update is %+v", h.ID, r.Version, u)
+	}
+	s.next = append(s.next, h.ID)
+	return s.nextErr
 }
 
 func (s *site) Send(ctx context.Context, j fleet.Job, r fleet.Release, h fleet.Host) error {
@@ -235,6 +248,30 @@ func (s *site) awaitEnd(limit time.Duration) fleet.FleetUpdate {
 func (s *site) rest(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
+}
+
+// Who is next is told once in a turn. That it is lost, or takes long, delays nothing.
+func TestRunTellsWhoIsNext(t *testing.T) {
+	for name, lost := range map[string]error{"told": nil, "lost": errors.New("unreachable")} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite(t, 3)
+				s.nextErr = lost
+				r, _ := s.state.View().Release("B")
+				for _, h := range []string{"agent-2", "agent-3"} {
+					s.observe(h, func(o *Observation) { o.Holds = []string{r.Artifacts[0].SHA256[:16]} })
+				}
+				s.startUpdate("B", "agent-1", "agent-2", "agent-3")
+				s.start()
+				u := s.awaitEnd(time.Minute)
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if want := []string{"agent-2", "agent-3"}; u.Status != fleet.FleetCompleted || !slices.Equal(s.next, want) {
+					t.Errorf("told were %v, want %v; the fleet update: %+v", s.next, want, u)
+				}
+			})
+		})
+	}
 }
 
 func TestRunUpdatesHostByHost(t *testing.T) {

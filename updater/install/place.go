@@ -1,13 +1,16 @@
 package install
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 )
 
 // Place is where a committed binary goes.
@@ -39,10 +42,10 @@ func ParsePlace(text string) (Place, error) {
 	return "", fmt.Errorf("%q: give auto, installed or data", text)
 }
 
-// Choose tells where a committed binary would go, and why: a reason to be read
+// choose tells where a committed binary would go, and why: a reason to be read
 // after "because". It writes nothing but a temporary file beside the installed
 // binary. Once a binary is active in the data directory, later ones go there too.
-func (wish Place) Choose(installed, dataDir string) (Place, string) {
+func (wish Place) choose(installed, dataDir string, lists *ownership) (Place, string) {
 	switch {
 	case wish == InPlace || wish == InData:
 		return wish, "the configuration says so"
@@ -56,7 +59,7 @@ func (wish Place) Choose(installed, dataDir string) (Place, string) {
 	if err != nil {
 		return InPlace, "its path is unclear" // which preflight complains about
 	}
-	if owner := packageOwner(target); owner != "" {
+	if owner := packageOwner(target, lists); owner != "" {
 		return InData, owner
 	}
 	if obstacle := fixed(target); obstacle != "" {
@@ -75,7 +78,7 @@ var distribution = []string{"/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/sto
 // belongs to the system's packages, /usr/local to who administers the host. The
 // package manager's database is asked for the rest, where it can be read without
 // running a program.
-func packageOwner(path string) string {
+func packageOwner(path string, lists *ownership) string {
 	if !within(path, "/usr/local") {
 		for _, dir := range distribution {
 			if within(path, dir) {
@@ -86,7 +89,7 @@ func packageOwner(path string) string {
 	if strings.Contains(path, "/Cellar/") {
 		return "Homebrew owns " + path
 	}
-	if name := dpkgOwner("/var/lib/dpkg/info", path); name != "" {
+	if name := lists.dpkgOwner("/var/lib/dpkg/info", path, time.Now()); name != "" {
 		return "package " + name + " owns " + path
 	}
 	return ""
@@ -97,22 +100,47 @@ func within(path, dir string) bool { return strings.HasPrefix(path, dir+"/") }
 // maxListSize bounds what is read of one package's list of files.
 const maxListSize = 32 << 20
 
-// dpkgOwner looks for the Debian package that lists the path.
+// dpkgOwner looks for the Debian package that lists the path. A host may have a
+// thousand lists, and waits for the answer in its turn.
 func dpkgOwner(info, path string) string {
-	lists, err := filepath.Glob(filepath.Join(info, "*.list"))
+	entries, err := os.ReadDir(info)
 	if err != nil {
 		return ""
 	}
-	for _, list := range lists {
-		if st, err := os.Stat(list); err != nil || st.Size() > maxListSize {
-			continue
-		}
-		text, err := os.ReadFile(list)
-		if err == nil && strings.Contains("\n"+string(text), "\n"+path+"\n") {
-			return strings.TrimSuffix(filepath.Base(list), ".list")
+	var text bytes.Buffer
+	for _, e := range entries {
+		name, isList := strings.CutSuffix(e.Name(), ".list")
+		if isList && readList(&text, filepath.Join(info, e.Name())) && hasLine(text.Bytes(), path) {
+			return name
 		}
 	}
 	return ""
+}
+
+// readList reads a list of files; false: it cannot be read, or is too long.
+func readList(into *bytes.Buffer, path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	into.Reset()
+	_, err = into.ReadFrom(io.LimitReader(f, maxListSize+1))
+	return err == nil && into.Len() <= maxListSize
+}
+
+func hasLine(text []byte, line string) bool {
+	for rest := text; ; {
+		at := bytes.Index(rest, []byte(line))
+		if at < 0 {
+			return false
+		}
+		end := at + len(line)
+		if begin := len(text) - len(rest) + at; (begin == 0 || text[begin-1] == '\n') && (end == len(rest) || rest[end] == '\n') {
+			return true
+		}
+		rest = rest[end:]
+	}
 }
 
 // tryDir tells why files cannot be replaced in a directory.

@@ -87,7 +87,7 @@ func TestPackageOwner(t *testing.T) {
 		"/nix/store/abc-moult/bin/moult": "system's packages", "/opt/homebrew/Cellar/moult/1.0/bin/moult": "Homebrew",
 		"/usr/local/bin/moult": "", "/opt/moult/moult": "", "/usrmoult": "", "/home/u/usr/moult": "",
 	} {
-		if got := packageOwner(path); want == "" && got != "" || !strings.Contains(got, want) {
+		if got := packageOwner(path, new(ownership)); want == "" && got != "" || !strings.Contains(got, want) {
 			t.Errorf("%s: owner %q, want %q", path, got, want)
 		}
 	}
@@ -95,12 +95,12 @@ func TestPackageOwner(t *testing.T) {
 
 func TestDpkgOwner(t *testing.T) {
 	info := t.TempDir()
-	for name, list := range map[string]string{"base-files.list": "/.\n/opt\n", "moult.list": "/.\n/opt/moult\n/opt/moult/moult\n"} {
+	for name, list := range map[string]string{"base-files.list": "/.\n/opt\n", "moult.list": "/.\n/opt/moult/moult.conf\n/opt/moult\n/opt/moult/moult\n/opt/moult/moult/last", "z.md5sums": "/opt/z\n"} {
 		if err := os.WriteFile(filepath.Join(info, name), []byte(list), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for path, want := range map[string]string{"/opt/moult/moult": "moult", "/opt/moult/moul": "", "/opt/moult/moult2": "", "moult": ""} {
+	for path, want := range map[string]string{"/opt/moult/moult": "moult", "/opt/moult/moul": "", "/opt/moult/moult2": "", "moult": "", "/.": "base-files", "/opt/moult/moult/last": "moult", "/opt/z": ""} {
 		if got := dpkgOwner(info, path); got != want {
 			t.Errorf("%s: owner %q, want %q", path, got, want)
 		}

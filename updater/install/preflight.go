@@ -34,6 +34,7 @@ type PreflightRequest struct {
 	Version   string // what the binary has to say it is
 	OS, Arch  string // this host's; empty: those this program was built for
 	Wish      Place  // where it is to go; empty: AnyPlace
+	Proof     *Proof // of what was found out ahead of this; nil: nothing
 }
 
 func (r *PreflightRequest) validate() error {
@@ -53,43 +54,69 @@ func (r *PreflightRequest) validate() error {
 type Verdict struct {
 	Place Place  // InPlace or InData: where a commit puts the binary
 	Why   string // of the place, to be read after "because"
+	// Proven: by the Proof. The file was not hashed again.
+	Proven bool
 }
 
 // Preflight tells whether this host can run the staged binary and put it in the
 // installed one's place, or into the data directory. It changes nothing but the
 // staged file's mode. Errors wrap ErrPreflight (or ErrDigest) and name the next step.
+// With a Proof that is good the file is neither hashed nor executed.
 func Preflight(ctx context.Context, r PreflightRequest) (Verdict, error) {
 	if err := r.validate(); err != nil {
 		return Verdict{}, err
 	}
-	v := Verdict{}
-	v.Place, v.Why = r.Wish.Choose(r.Installed, r.DataDir)
-	return v, r.check(ctx, v.Place)
+	if f := r.Proof.open(r); f != nil {
+		defer f.Close()
+		v := r.choose(&r.Proof.lists)
+		v.Proven = true
+		return v, r.checkRoom(f, v.Place)
+	}
+	return r.check(ctx, new(ownership), func(*os.File) error { return nil })
 }
 
-func (r PreflightRequest) check(ctx context.Context, place Place) error {
+func (r PreflightRequest) choose(lists *ownership) (v Verdict) {
+	v.Place, v.Why = r.Wish.choose(r.Installed, r.DataDir, lists)
+	return v
+}
+
+// check is Preflight without a proof; the verified file is shown to see before it is
+// executed.
+func (r PreflightRequest) check(ctx context.Context, lists *ownership, see func(*os.File) error) (Verdict, error) {
+	chosen := make(chan Verdict, 1)
+	go func() { chosen <- r.choose(lists) }() // takes its time, as the hash does
 	f, err := OpenVerified(r.Staged, r.Digest)
+	v := <-chosen
 	if err != nil {
-		return fmt.Errorf("%w; the staged copy was changed after it was verified: look at who can write to %s, then start the update again",
+		return v, fmt.Errorf("%w; the staged copy was changed after it was verified: look at who can write to %s, then start the update again",
 			err, filepath.Dir(r.Staged))
 	}
 	defer f.Close()
+	if err := see(f); err != nil {
+		return v, err
+	}
+	if err := checkPlatform(f, r.OS, r.Arch); err != nil {
+		return v, err
+	}
+	if err := r.checkRoom(f, v.Place); err != nil {
+		return v, err
+	}
+	return v, selfTest(ctx, f, r)
+}
+
+// checkRoom tells whether the staged file can be put in its place.
+func (r PreflightRequest) checkRoom(f *os.File, place Place) error {
 	st, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("stat staged binary: %w", err)
 	}
-	if err := checkPlatform(f, r.OS, r.Arch); err != nil {
-		return err
-	}
 	if place == InData {
-		err = CheckSpace(r.DataDir, st.Size())
-	} else if err = checkInstalled(r.Installed, st.Size()); err == nil {
-		err = CheckSpace(r.DataDir, 0)
+		return CheckSpace(r.DataDir, st.Size())
 	}
-	if err != nil {
+	if err := checkInstalled(r.Installed, st.Size()); err != nil {
 		return err
 	}
-	return selfTest(ctx, f, r)
+	return CheckSpace(r.DataDir, 0)
 }
 
 // checkInstalled tells whether a swap would have the right and the room.

@@ -66,7 +66,7 @@ const (
 	// ActionUpdate brings the host to the manifest's release.
 	ActionUpdate = "update"
 	// ActionStage has the host fetch and verify the manifest's artifact ahead of its
-	// turn, and do nothing with it. It may be repeated, and counts for nothing once an
+	// turn, and do nothing with it but what Order.Next says. It may be repeated, and counts for nothing once an
 	// order of a higher token was accepted: see Fence.Check.
 	ActionStage = "stage"
 	// ActionDrop has the host delete what it staged of the manifest's release. As
@@ -115,6 +115,9 @@ type Order struct {
 	// AwaitPatch is for ActionStage: a patch is being made for this host, and the
 	// order comes again, without it, when it is there or not to be had.
 	AwaitPatch bool `json:"await_patch,omitempty"`
+	// Next is for ActionStage: this host's turn comes next. What it has staged it may
+	// verify and ask for its version, so that its turn need not.
+	Next bool `json:"next,omitempty"`
 	// FromManifest and FromSignature are of the release that the host seems to run:
 	// where the manifest limits what it may replace, and the host does not know its
 	// own number, they prove it.
