@@ -209,7 +209,7 @@ func (p picture) leftOf(f fleet.FleetUpdate) (left []string, behind int) {
 			could[h.ID] = true
 		}
 	}
-	for _, t := range f.Hosts {
+	for _, t := range f.Hosts.All() {
 		h, exists := p.Host(t.HostID)
 		if t.Status == fleet.TurnSucceeded || !exists || p.observed[h.ID].Version == f.TargetVersion {
 			continue

@@ -31,7 +31,7 @@ func (u *ui) picture() picture {
 		p.inProgress[j.HostID] = true
 	}
 	if active, exists := p.ActiveFleetUpdate(); exists {
-		for _, turn := range active.Hosts {
+		for _, turn := range active.Hosts.All() {
 			if turn.Status == fleet.TurnPending || turn.Status == fleet.TurnRunning {
 				p.inProgress[turn.HostID] = true
 			}

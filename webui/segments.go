@@ -238,7 +238,7 @@ func (p picture) addServed(segments map[string]*segmentJSON) {
 		return
 	}
 	served := map[string]map[string]*segmentSource{}
-	for _, t := range f.Hosts {
+	for _, t := range f.Hosts.All() {
 		h, known := p.Host(t.HostID)
 		j, begun := p.Job(t.JobID)
 		if !known || !begun || segments[h.Segment] == nil {

@@ -174,7 +174,7 @@ func (r scaleRun) fed(t testing.TB, state *fleet.State) *mesh.FedRoster {
 type plainState struct {
 	Hosts    []fleet.Host
 	Releases []fleet.Release
-	Updates  []fleet.FleetUpdate
+	Updates  []plainUpdate
 	Jobs     []fleet.Job
 	Lines    map[string][]fleet.LogLine
 	Alerts   []fleet.Alert
@@ -182,10 +182,24 @@ type plainState struct {
 	Tokens   []fleet.JoinToken
 }
 
+// plainUpdate has its turns as they are.
+type plainUpdate struct {
+	fleet.FleetUpdate
+	Hosts []fleet.FleetUpdateHost
+}
+
 func plainOf(v fleet.View) plainState {
 	p := plainState{
-		Hosts: v.Hosts(), Releases: v.Releases(), Updates: v.FleetUpdates(), Alerts: v.Alerts(), Audit: v.Audit(0, fleet.MaxAuditEntries),
+		Hosts: v.Hosts(), Releases: v.Releases(), Alerts: v.Alerts(), Audit: v.Audit(0, fleet.MaxAuditEntries),
 		Tokens: v.JoinTokens(), Lines: map[string][]fleet.LogLine{},
+	}
+	for _, u := range v.FleetUpdates() {
+		plain := plainUpdate{FleetUpdate: u}
+		for _, turn := range u.Hosts.All() {
+			plain.Hosts = append(plain.Hosts, turn)
+		}
+		plain.FleetUpdate.Hosts = fleet.Turns{}
+		p.Updates = append(p.Updates, plain)
 	}
 	for _, h := range p.Hosts {
 		for _, j := range v.Jobs(h.ID) {

@@ -175,7 +175,7 @@ func stageHosts(v fleet.View, r fleet.Release, update fleet.FleetUpdate) (hosts 
 		}
 		return hosts
 	}
-	for _, t := range update.Hosts {
+	for _, t := range update.Hosts.All() {
 		h, exists := v.Host(t.HostID)
 		if exists && h.Role != fleet.RoleServer && t.Status != fleet.TurnFailed && t.Status != fleet.TurnSkipped {
 			hosts = append(hosts, h)
