@@ -150,9 +150,9 @@ func (v *fleetView) show(u *ui, p picture, f fleet.FleetUpdate, r *http.Request)
 	for _, t := range f.Hosts.All() {
 		if t.Status == fleet.TurnFailed {
 			v.Failed = &t
-			if h, exists := p.Host(t.HostID); exists {
+			if h := p.enrolled[t.HostID]; h != nil {
 				v.FailedServer = h.Role == fleet.RoleServer
-				v.FailedNow = p.host(&h)
+				v.FailedNow = p.host(h)
 			}
 		}
 	}

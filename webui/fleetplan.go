@@ -210,8 +210,8 @@ func (p picture) leftOf(f fleet.FleetUpdate) (left []string, behind int) {
 		}
 	}
 	for _, t := range f.Hosts.All() {
-		h, exists := p.Host(t.HostID)
-		if t.Status == fleet.TurnSucceeded || !exists || p.observed[h.ID].Version == f.TargetVersion {
+		h := p.enrolled[t.HostID]
+		if t.Status == fleet.TurnSucceeded || h == nil || p.observed[h.ID].Version == f.TargetVersion {
 			continue
 		}
 		behind++

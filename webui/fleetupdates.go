@@ -74,7 +74,7 @@ func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
 		turn := turnJSON{
 			HostID: t.HostID, Name: t.Name, Position: t.Position, Status: t.Status, JobID: t.JobID, FailedReason: t.FailedReason,
 		}
-		if h, exists := p.Host(t.HostID); exists {
+		if h := p.enrolled[t.HostID]; h != nil {
 			turn.Role = h.Role
 			a, fits := rel.Artifact(h.OS, h.Arch)
 			if fits && t.Status == fleet.TurnPending {
