@@ -152,6 +152,19 @@ func (o *observer) Observations(since uint64) (changed map[string]coordinator.Ob
 	return changed, now, whole
 }
 
+// staging returns what hosts are getting ahead of their turn, as a digest by host id.
+func (o *observer) staging() map[string]string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	getting := map[string]string{}
+	for id, k := range o.keeps {
+		if k.staging.State == updater.StageFetching || k.staging.State == updater.StageAwaitsPatch {
+			getting[id] = k.staging.Digest
+		}
+	}
+	return getting
+}
+
 // observation joins a host's record with what it stages and with its last report, if
 // that is about the same job.
 func observation(m mesh.Member, r updater.Report, s updater.Staging) coordinator.Observation {

@@ -311,7 +311,7 @@ func (f *figures) staging(r scaleRun) {
 	}
 	v, members := state.View(), r.fed(f.t, state).Members()
 	var plan []stageOrder
-	f.say("who is to be told, and of whom", "ms", milliseconds(repeated(3, func() { plan = stagePlan(v, members, noPatch) })))
+	f.say("who is to be told, and of whom", "ms", milliseconds(repeated(3, func() { plan = stagePlan(v, members, nil, noPatch) })))
 	if len(plan) != len(r.hosts) {
 		f.t.Errorf("%d of %d hosts are told to stage", len(plan), len(r.hosts))
 	}
