@@ -182,10 +182,13 @@ type plainState struct {
 	Tokens   []fleet.JoinToken
 }
 
-// plainUpdate has its turns as they are.
+// plainUpdate is a fleet update with its turns as a slice.
 type plainUpdate struct {
-	fleet.FleetUpdate
-	Hosts []fleet.FleetUpdateHost
+	ID, TargetVersion, CurrentHostID, HaltedReason, StartedBy string
+	Status                                                    fleet.FleetUpdateStatus
+	StartedAt                                                 time.Time
+	CompletedAt                                               *time.Time
+	Hosts                                                     []fleet.FleetUpdateHost
 }
 
 func plainOf(v fleet.View) plainState {
@@ -194,11 +197,13 @@ func plainOf(v fleet.View) plainState {
 		Tokens: v.JoinTokens(), Lines: map[string][]fleet.LogLine{},
 	}
 	for _, u := range v.FleetUpdates() {
-		plain := plainUpdate{FleetUpdate: u}
+		plain := plainUpdate{
+			ID: u.ID, TargetVersion: u.TargetVersion, CurrentHostID: u.CurrentHostID, HaltedReason: u.HaltedReason, StartedBy: u.StartedBy,
+			Status: u.Status, StartedAt: u.StartedAt, CompletedAt: u.CompletedAt,
+		}
 		for _, turn := range u.Hosts.All() {
 			plain.Hosts = append(plain.Hosts, turn)
 		}
-		plain.FleetUpdate.Hosts = fleet.Turns{}
 		p.Updates = append(p.Updates, plain)
 	}
 	for _, h := range p.Hosts {
