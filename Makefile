@@ -82,6 +82,7 @@ vet: ## go vet for each platform
 
 lint: vet $(GOBIN)/golangci-lint $(GOBIN)/gofumpt ## vet, golangci-lint, gofumpt, the import rules
 	$(GOBIN)/golangci-lint run ./...
+	cd mesh/convergence && $(GOBIN)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...
 	@test -z "$$($(GOBIN)/gofumpt -l .)" || { echo "run gofumpt -w on:"; $(GOBIN)/gofumpt -l .; exit 1; }
 	$(GO) test -count=1 -run TestImportRules ./cmd/moult
 

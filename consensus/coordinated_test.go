@@ -227,7 +227,7 @@ func TestFleetUpdateSurvivesItsLeaders(t *testing.T) {
 	s.AwaitEqual()
 	v := s.all()[0].View()
 	u, _ := v.FleetUpdate("f1")
-	for _, turn := range u.Hosts {
+	for _, turn := range u.Hosts.All() {
 		if jobs := v.Jobs(turn.HostID); turn.Status != fleet.TurnSucceeded || len(jobs) != 1 || jobs[0].Attempt != 1 {
 			t.Errorf("%s %s with %d jobs", turn.Name, turn.Status, len(jobs))
 		}
@@ -278,7 +278,7 @@ func TestNoDispatchAfterAFailureWhoeverLeads(t *testing.T) {
 		t.Errorf("%d hosts were given an order", n)
 	}
 	u, _ := leader.View().FleetUpdate("f1")
-	if !strings.Contains(u.HaltedReason, "no space left on device") || u.Hosts[1].Status != fleet.TurnPending {
+	if !strings.Contains(u.HaltedReason, "no space left on device") || u.Hosts.At(1).Status != fleet.TurnPending {
 		t.Errorf("fleet update %+v", u)
 	}
 }

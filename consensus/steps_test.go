@@ -249,7 +249,7 @@ func (s *stepSite) cycle(t *testing.T, i int, step, loss string) {
 	u, _ := v.FleetUpdate(id)
 	s.site.mu.Lock()
 	defer s.site.mu.Unlock()
-	for _, turn := range u.Hosts {
+	for _, turn := range u.Hosts.All() {
 		jobs := slices.DeleteFunc(v.Jobs(turn.HostID), func(j fleet.Job) bool { return j.FleetUpdateID != id })
 		begun := s.runs[turn.HostID]
 		if len(jobs) != 1 || len(begun) != 1 || !begun[turn.JobID] || turn.Status != fleet.TurnSucceeded {

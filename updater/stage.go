@@ -30,6 +30,7 @@ type stager struct {
 	state   Staging    // of what is staged or being staged; the zero value: nothing
 	parents [][]string // as the newest order has them
 	running bool
+	dropped bool              // what is being staged was withdrawn meanwhile
 	sources []artifact.Source // who sent what is staged
 	patched bool              // as a patch
 	proof   *install.Proof    // of what is staged; nil: none
@@ -101,7 +102,7 @@ func (u *Updater) beginStaging(ctx context.Context, o order.Order, off offer) {
 	if o.AwaitPatch && u.cfg.Patches != nil {
 		return
 	}
-	s.state.State, s.running = StageFetching, true
+	s.state.State, s.running, s.dropped = StageFetching, true, false
 	ctx, s.cancel = context.WithCancel(ctx)
 	s.work.Go(func() {
 		err := u.fetchAhead(ctx, o, off)
@@ -116,6 +117,9 @@ func (u *Updater) beginStaging(ctx context.Context, o order.Order, off offer) {
 			s.state.State, s.state.Done = StageDone, off.Size
 		case stopped:
 			s.state = Staging{}
+			if s.dropped {
+				u.dropPart(off)
+			}
 		default:
 			u.slog.Warn("release not staged; it is tried again, or fetched at this host's turn", "version", off.Version, "error", err)
 			s.state.State, s.state.Error = StageFailed, err.Error()
@@ -258,8 +262,9 @@ func (u *Updater) dropStaged(off offer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running && s.state.Digest == off.Digest {
+		s.dropped = true // it goes when the fetch has ended; what came in whole is told of again
 		s.cancel()
-		return // the order is sent again while bytes are left
+		return
 	}
 	if s.state.Digest == off.Digest {
 		s.state, s.sources = Staging{}, nil
@@ -273,6 +278,15 @@ func (u *Updater) dropStaged(off offer) {
 	}
 	u.wake()
 	u.slog.Info("dropped a withdrawn release", "version", off.Version, "digest", off.Digest)
+}
+
+// dropPart deletes what had come in of a withdrawn release.
+func (u *Updater) dropPart(off offer) {
+	if err := u.cfg.Store.Remove(off.Digest); err != nil {
+		u.slog.Warn("drop a withdrawn release", "version", off.Version, "error", err)
+		return
+	}
+	u.slog.Info("staging stopped: the release was withdrawn", "version", off.Version, "digest", off.Digest)
 }
 
 // end stops the staging and waits for it.

@@ -4,10 +4,14 @@ package updater
 
 import (
 	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/time/rate"
 
 	"moult/updater/install"
 	"moult/updater/order"
@@ -131,4 +135,33 @@ func TestDroppingWhatWasStaged(t *testing.T) {
 	if list, err := h.cfg.Store.List(); err != nil || !slices.Equal(list, []string{running.digest}) {
 		t.Errorf("held are %v, %v", list, err)
 	}
+}
+
+// A release that is withdrawn while it is being staged: the fetch ends, nothing is left
+// of it, and what is staged next comes.
+func TestDroppingWhatIsBeingStaged(t *testing.T) {
+	h := newHost(t)
+	const at = 1 << 18 // bytes; then it hardly gets on
+	h.cfg.Limiter = rate.NewLimiter(1, at)
+	h.run()
+	p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("1.1.0")+"#"+strings.Repeat("x", 2*at))
+	staging := func() Staging {
+		h.updater.staged.mu.Lock()
+		defer h.updater.staged.mu.Unlock()
+		return h.updater.staged.state
+	}
+	h.again("some of it", h.stageOrder("1.1.0", p, asIs), func() bool { return staging().Done > 0 })
+	part := filepath.Join(filepath.Dir(h.cfg.Store.Path(p.digest)), "unverified-"+p.digest)
+	if _, err := os.Stat(part); err != nil {
+		t.Fatal(err)
+	}
+	h.give(h.orderWith("drop", "1.1.0", p, func(o *order.Order) { o.Action = order.ActionDrop }))
+	h.await("its end", func() bool { return staging() == Staging{} })
+	h.await("the room that it took", func() bool {
+		_, err := os.Stat(part)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	h.cfg.Limiter.SetLimit(rate.Inf)
+	next := h.publish(release.Manifest{Version: "1.2.0", Number: 6}, saysVersion("1.2.0"))
+	h.again("the next release", h.stageOrder("1.2.0", next, asIs), func() bool { return h.cfg.Store.Has(next.digest) })
 }

@@ -86,7 +86,7 @@ func (p picture) updateView(f fleet.FleetUpdate) *updateView {
 			v.Staged++
 		}
 	}
-	for _, t := range f.Hosts {
+	for _, t := range f.Hosts.All() {
 		switch t.Status {
 		case fleet.TurnPending:
 		case fleet.TurnRunning:

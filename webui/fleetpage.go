@@ -92,7 +92,7 @@ func (u *ui) fleetPage(w http.ResponseWriter, r *http.Request) error {
 		}
 		if !f.Status.Active() {
 			u := p.updateView(f)
-			v.History = append(v.History, historyRow{f, u.Done, u.Failed, len(f.Hosts)})
+			v.History = append(v.History, historyRow{f, u.Done, u.Failed, f.Hosts.Len()})
 		}
 	}
 	return u.show(w, r, fleetPage, v)
@@ -122,12 +122,12 @@ func (v *fleetView) show(u *ui, p picture, f fleet.FleetUpdate, r *http.Request)
 	v.Shown = p.updateView(f)
 	v.Shown.WaitingFor = u.waitingFor(r.Context(), p, f)
 	first := 0 // the first turn that has not ended
-	for first < len(f.Hosts) && f.Hosts[first].Status != fleet.TurnPending && f.Hosts[first].Status != fleet.TurnRunning {
+	for first < f.Hosts.Len() && f.Hosts.At(first).Status != fleet.TurnPending && f.Hosts.At(first).Status != fleet.TurnRunning {
 		first++
 	}
 	fallback := 1
 	if f.Status.Active() {
-		fallback = min(first, len(f.Hosts)-1)/turnsPerPage + 1
+		fallback = min(first, f.Hosts.Len()-1)/turnsPerPage + 1
 	}
 	page, err := readPage(r, fallback)
 	if err != nil {
@@ -137,9 +137,9 @@ func (v *fleetView) show(u *ui, p picture, f fleet.FleetUpdate, r *http.Request)
 	if v.Asked {
 		query.Set("id", f.ID)
 	}
-	v.Pages = paginate(len(f.Hosts), turnsPerPage, page, "/settings/fleet-update", query)
-	for i, t := range f.Hosts[v.Pages.fromIndex:v.Pages.toIndex] {
-		shown := v.Shown.Hosts[v.Pages.fromIndex+i]
+	v.Pages = paginate(f.Hosts.Len(), turnsPerPage, page, "/settings/fleet-update", query)
+	for i := v.Pages.fromIndex; i < v.Pages.toIndex; i++ {
+		t, shown := f.Hosts.At(i), v.Shown.Hosts[i]
 		row := turnRow{FleetUpdateHost: t, Staged: shown.Staged, Staging: shown.Staging}
 		_, row.Known = p.Host(t.HostID)
 		if o := p.observed[t.HostID]; t.Status == fleet.TurnRunning {
@@ -147,12 +147,12 @@ func (v *fleetView) show(u *ui, p picture, f fleet.FleetUpdate, r *http.Request)
 		}
 		v.Turns = append(v.Turns, row)
 	}
-	for _, t := range f.Hosts {
+	for _, t := range f.Hosts.All() {
 		if t.Status == fleet.TurnFailed {
 			v.Failed = &t
-			if h, exists := p.Host(t.HostID); exists {
+			if h := p.enrolled[t.HostID]; h != nil {
 				v.FailedServer = h.Role == fleet.RoleServer
-				v.FailedNow = p.host(&h)
+				v.FailedNow = p.host(h)
 			}
 		}
 	}

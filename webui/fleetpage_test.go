@@ -40,7 +40,7 @@ func TestFleetPageTellsWhatWillHappen(t *testing.T) {
 	}
 	id := w.Admin("POST", "/api/fleet/update", `{"expect_hosts":2}`).OK()["fleet_update_id"].(string)
 	f, _ := w.state.View().FleetUpdate(id)
-	if len(f.Hosts) != 2 || f.Hosts[0].Name != "a" || f.Hosts[1].Name != "b" {
+	if f.Hosts.Len() != 2 || f.Hosts.At(0).Name != "a" || f.Hosts.At(1).Name != "b" {
 		t.Errorf("%+v", f.Hosts)
 	}
 	if msg := w.Admin("POST", "/api/fleet/update", `{"expect_hosts":2}`).Refused(409, "fleet_update_running"); !strings.Contains(msg, "started by token:bootstrap") {
@@ -74,7 +74,7 @@ func TestHaltedFleetUpdateTellsWhatToDoAndIsRetried(t *testing.T) {
 	w.Admin("GET", fleetPath, "").Shows("The host is offline. No further host was touched.")
 	w.roster.set(b, Observation{Online: true, Version: "1.0.0"})
 	again := w.Admin("POST", "/api/fleet-updates/"+id+"/retry", "").OK()["fleet_update_id"].(string)
-	if f, _ := w.state.View().FleetUpdate(again); len(f.Hosts) != 1 || f.Hosts[0].HostID != b || f.TargetVersion != "2.0.0" {
+	if f, _ := w.state.View().FleetUpdate(again); f.Hosts.Len() != 1 || f.Hosts.At(0).HostID != b || f.TargetVersion != "2.0.0" {
 		t.Errorf("%+v", f)
 	}
 	w.Admin("POST", "/api/fleet-updates/"+id+"/retry", "").Refused(409, "fleet_update_running")
@@ -96,7 +96,8 @@ func TestLargeFleetUpdateShowsWhereItIs(t *testing.T) {
 	w.Admin("GET", fleetPath, "").Shows(fmt.Sprintf("These are the first %d of %d", maxPlanRows, 2*turnsPerPage+2))
 	id := w.Admin("POST", "/api/fleet/update", "").OK()["fleet_update_id"].(string)
 	f, _ := w.state.View().FleetUpdate(id)
-	for _, turn := range f.Hosts[:turnsPerPage] {
+	for i := range turnsPerPage {
+		turn := f.Hosts.At(i)
 		w.MustPropose("coordinator", fleet.FleetUpdateHostSkipped{ID: id, HostID: turn.HostID, Reason: "already at target"})
 	}
 	now := w.Admin("GET", fleetPath, "")

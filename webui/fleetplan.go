@@ -209,9 +209,9 @@ func (p picture) leftOf(f fleet.FleetUpdate) (left []string, behind int) {
 			could[h.ID] = true
 		}
 	}
-	for _, t := range f.Hosts {
-		h, exists := p.Host(t.HostID)
-		if t.Status == fleet.TurnSucceeded || !exists || p.observed[h.ID].Version == f.TargetVersion {
+	for _, t := range f.Hosts.All() {
+		h := p.enrolled[t.HostID]
+		if t.Status == fleet.TurnSucceeded || h == nil || p.observed[h.ID].Version == f.TargetVersion {
 			continue
 		}
 		behind++

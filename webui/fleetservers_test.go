@@ -77,7 +77,7 @@ func TestServersTakePartWhereItIsSaid(t *testing.T) {
 
 	// Named ones: the agents first all the same.
 	id = w.Admin("POST", "/api/fleet/update", `{"servers":true,"host_ids":["s1","id-a"]}`).OK()["fleet_update_id"].(string)
-	if f, _ := w.state.View().FleetUpdate(id); f.Hosts[0].Name != "a" || f.Hosts[1].Name != "server-1" {
+	if f, _ := w.state.View().FleetUpdate(id); f.Hosts.At(0).Name != "a" || f.Hosts.At(1).Name != "server-1" {
 		t.Errorf("%+v", f)
 	}
 	w.Admin("POST", "/api/fleet-updates/"+id+"/cancel", "").OK()
@@ -87,7 +87,7 @@ func TestServersTakePartWhereItIsSaid(t *testing.T) {
 		w.roster.set(s, Observation{Online: true, Version: "2.0.0"})
 	}
 	id = w.Admin("POST", "/api/fleet/update", `{"servers":true}`).OK()["fleet_update_id"].(string)
-	if f, _ := w.state.View().FleetUpdate(id); f.Servers || len(f.Hosts) != 1 {
+	if f, _ := w.state.View().FleetUpdate(id); f.Servers || f.Hosts.Len() != 1 {
 		t.Errorf("%+v", f)
 	}
 }
@@ -161,7 +161,7 @@ func TestRetryHasTheServersToo(t *testing.T) {
 	w.MustPropose("coordinator", fleet.JobFinished{JobID: "j", Status: fleet.JobFailed, Error: "it crashed"})
 	w.Admin("GET", fleetPath, "").Shows("Halted: server-2: it crashed", "Update the 2 hosts left")
 	again := w.Admin("POST", "/api/fleet-updates/"+id+"/retry", "").OK()["fleet_update_id"].(string)
-	if f, _ := w.state.View().FleetUpdate(again); !f.Servers || len(f.Hosts) != 2 {
+	if f, _ := w.state.View().FleetUpdate(again); !f.Servers || f.Hosts.Len() != 2 {
 		t.Errorf("%+v", f)
 	}
 }
@@ -180,7 +180,7 @@ func TestServersAreIncludedInABrowser(t *testing.T) {
 	b.Screenshot("fleet-update-with-servers")
 	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "3"), chromedp.Click(chromedp.ID("start")))
 	b.AwaitText("Fleet update to 2.0.0 running")
-	if f, active := w.state.View().ActiveFleetUpdate(); !active || !f.Servers || len(f.Hosts) != 3 {
+	if f, active := w.state.View().ActiveFleetUpdate(); !active || !f.Servers || f.Hosts.Len() != 3 {
 		t.Errorf("%+v", f)
 	}
 }

@@ -67,14 +67,14 @@ func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
 	out := fleetUpdateJSON{
 		ID: f.ID, TargetVersion: f.TargetVersion, Status: f.Status, CurrentHostID: f.CurrentHostID,
 		HaltedReason: f.HaltedReason, StartedAt: f.StartedAt, StartedBy: f.StartedBy, CompletedAt: f.CompletedAt,
-		Hosts: make([]turnJSON, 0, len(f.Hosts)),
+		Hosts: make([]turnJSON, 0, f.Hosts.Len()),
 	}
 	rel, _ := p.Release(f.TargetVersion)
-	for _, t := range f.Hosts {
+	for _, t := range f.Hosts.All() {
 		turn := turnJSON{
 			HostID: t.HostID, Name: t.Name, Position: t.Position, Status: t.Status, JobID: t.JobID, FailedReason: t.FailedReason,
 		}
-		if h, exists := p.Host(t.HostID); exists {
+		if h := p.enrolled[t.HostID]; h != nil {
 			turn.Role = h.Role
 			a, fits := rel.Artifact(h.OS, h.Arch)
 			if fits && t.Status == fleet.TurnPending {
@@ -111,7 +111,7 @@ func (u *ui) waitingFor(ctx context.Context, p picture, f fleet.FleetUpdate) str
 		return why
 	}
 	var next []fleet.Host
-	for _, t := range f.Hosts {
+	for _, t := range f.Hosts.All() {
 		if t.Status != fleet.TurnPending {
 			continue
 		}
@@ -134,7 +134,7 @@ func (u *ui) waitingFor(ctx context.Context, p picture, f fleet.FleetUpdate) str
 // stagesFirst tells that the first turn of a fleet update waits for its host to have
 // the release; "" when it does not.
 func (p picture) stagesFirst(f fleet.FleetUpdate) string {
-	for _, t := range f.Hosts {
+	for _, t := range f.Hosts.All() {
 		if t.Status == fleet.TurnSkipped {
 			continue
 		}

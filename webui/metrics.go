@@ -191,11 +191,11 @@ func (p picture) keptBytes() (bytes int64) {
 	return bytes
 }
 
-func countTurns(turns []fleet.FleetUpdateHost) map[fleet.FleetUpdateHostStatus]int {
+func countTurns(turns fleet.Turns) map[fleet.FleetUpdateHostStatus]int {
 	n := map[fleet.FleetUpdateHostStatus]int{
 		fleet.TurnPending: 0, fleet.TurnRunning: 0, fleet.TurnSucceeded: 0, fleet.TurnFailed: 0, fleet.TurnSkipped: 0,
 	}
-	for _, t := range turns {
+	for _, t := range turns.All() {
 		n[t.Status]++
 	}
 	return n

@@ -18,6 +18,7 @@ type picture struct {
 	started    time.Time // this server
 	version    string    // of this server
 	hosts      *hostCache
+	enrolled   map[string]*fleet.Host // servers too, by id
 }
 
 func (u *ui) picture() picture {
@@ -25,13 +26,14 @@ func (u *ui) picture() picture {
 	if newest, exists := p.NewestRelease(); exists {
 		p.target = newest.Version
 	}
+	p.enrolled = p.hosts.byID(p.View)
 	p.looksInto = p.lookedInto()
 	p.unheard = p.notHeardOf()
 	for _, j := range p.OpenJobs() {
 		p.inProgress[j.HostID] = true
 	}
 	if active, exists := p.ActiveFleetUpdate(); exists {
-		for _, turn := range active.Hosts {
+		for _, turn := range active.Hosts.All() {
 			if turn.Status == fleet.TurnPending || turn.Status == fleet.TurnRunning {
 				p.inProgress[turn.HostID] = true
 			}
@@ -78,10 +80,10 @@ func (p picture) host(h *fleet.Host) hostJSON {
 		Online: o.Online, Status: p.status(h), Phase: o.Phase, RunsFrom: o.RunsFrom, KeptBytes: o.KeptBytes, UpdateInProgress: p.inProgress[h.ID], Labels: h.Labels, Quarantine: h.Quarantine,
 	}
 	if !o.LastSeen.IsZero() {
-		seen := o.LastSeen.UTC()
+		seen := p.lastSeen(h.ID).UTC()
 		out.LastSeen = &seen
 	}
-	if via, enrolled := p.Host(o.SeenVia); enrolled {
+	if via := p.enrolled[o.SeenVia]; via != nil {
 		out.SeenVia = via.Name
 	}
 	if out.Labels == nil {
@@ -91,6 +93,16 @@ func (p picture) host(h *fleet.Host) hostJSON {
 		out.Progress = &progressJSON{Done: o.Done, Total: o.Total}
 	}
 	return out
+}
+
+// lastSeen is when a host was seen last, which is now for one that this server sees
+// itself.
+func (p picture) lastSeen(hostID string) time.Time {
+	o := p.observed[hostID]
+	if o.Online && o.SeenVia == "" {
+		return p.now
+	}
+	return o.LastSeen
 }
 
 // behind tells whether a host is known to run something else than target.

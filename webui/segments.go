@@ -238,10 +238,10 @@ func (p picture) addServed(segments map[string]*segmentJSON) {
 		return
 	}
 	served := map[string]map[string]*segmentSource{}
-	for _, t := range f.Hosts {
-		h, known := p.Host(t.HostID)
+	for _, t := range f.Hosts.All() {
+		h := p.enrolled[t.HostID]
 		j, begun := p.Job(t.JobID)
-		if !known || !begun || segments[h.Segment] == nil {
+		if h == nil || !begun || segments[h.Segment] == nil {
 			continue
 		}
 		sources := j.Sources
@@ -255,7 +255,7 @@ func (p picture) addServed(segments map[string]*segmentJSON) {
 			s := served[h.Segment][src.HostID]
 			if s == nil {
 				s = &segmentSource{HostID: src.HostID, Name: src.Name, Role: src.Role}
-				if from, enrolled := p.Host(src.HostID); enrolled {
+				if from := p.enrolled[src.HostID]; from != nil {
 					s.Name, s.Role, s.Segment = from.Name, string(from.Role), from.Segment
 				}
 				served[h.Segment][src.HostID] = s

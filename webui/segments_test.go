@@ -168,7 +168,7 @@ func TestPreflightTellsWhomNoPathReaches(t *testing.T) {
 	id := w.Admin("POST", "/api/fleet/update", `{"expect_hosts":7}`).OK()["fleet_update_id"].(string)
 	f, _ := w.state.View().FleetUpdate(id)
 	var order []string
-	for _, turn := range f.Hosts {
+	for _, turn := range f.Hosts.All() {
 		order = append(order, turn.Name)
 	}
 	if planned := column(plan["hosts"], "name"); !slices.Equal(order, planned) || strings.Join(order, " ") != "dmz-1 relay-1 dmz-2 relay-2 plant-1 relay-3 web-1" {

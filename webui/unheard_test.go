@@ -52,7 +52,7 @@ func TestFleetUpdateWaitsForHostsThatThisServerHasNotHeardOf(t *testing.T) {
 		}()
 		began := time.Now()
 		got := w.Call(adminToken, "POST", "/api/fleet/update", "{}")
-		if u, _ := w.state.View().ActiveFleetUpdate(); got.Code != http.StatusOK || len(u.Hosts) != 2 || time.Since(began) != 3*time.Second {
+		if u, _ := w.state.View().ActiveFleetUpdate(); got.Code != http.StatusOK || u.Hosts.Len() != 2 || time.Since(began) != 3*time.Second {
 			t.Errorf("%d %s after %v: %+v", got.Code, got.Body, time.Since(began), u.Hosts)
 		}
 	})
@@ -86,7 +86,7 @@ func TestWhoIsSilentForLongIsOffline(t *testing.T) {
 		t.Errorf("planned for %v, warned of %q", names, warnings)
 	}
 	w.Admin("POST", "/api/fleet/update", "").OK()
-	if u, _ := w.state.View().ActiveFleetUpdate(); len(u.Hosts) != 1 {
+	if u, _ := w.state.View().ActiveFleetUpdate(); u.Hosts.Len() != 1 {
 		t.Errorf("the fleet update has %+v", u.Hosts)
 	}
 }

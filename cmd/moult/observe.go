@@ -26,7 +26,22 @@ type observer struct {
 	// progress is when a change of keeps was told of last.
 	progress time.Time
 	changed  chan struct{} // closed at the next change, then replaced
+
+	shown shownHosts
 }
+
+// shownHosts is what the UI was shown last. To make it anew for each page and list would
+// be most of their work where there are ten thousand hosts.
+type shownHosts struct {
+	mu      sync.Mutex
+	all     map[string]webui.Observation // by host id; those who have it share it, so it never changes
+	version uint64                       // of the roster that it was made of
+	whole   time.Time                    // when all of it was made
+}
+
+// shownFor is how old what the clock alone changes may be: when a host that is online
+// was seen last, and who saw it.
+const shownFor = 5 * time.Second
 
 // kept is what a host said last of what it keeps of releases, and stages.
 type kept struct {
@@ -124,12 +139,6 @@ func dropRemoved[T any](of map[string]T, v fleet.View) {
 	})
 }
 
-func (o *observer) snapshot() (map[string]updater.Report, map[string]kept) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return maps.Clone(o.reports), maps.Clone(o.keeps)
-}
-
 // Observations returns what the coordinator judges by, of the hosts that changed
 // since a version of the roster.
 func (o *observer) Observations(since uint64) (changed map[string]coordinator.Observation, now uint64, whole bool) {
@@ -141,6 +150,19 @@ func (o *observer) Observations(since uint64) (changed map[string]coordinator.Ob
 		changed[m.HostID] = observation(m, o.reports[m.HostID], o.keeps[m.HostID].staging)
 	}
 	return changed, now, whole
+}
+
+// staging returns what hosts are getting ahead of their turn, as a digest by host id.
+func (o *observer) staging() map[string]string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	getting := map[string]string{}
+	for id, k := range o.keeps {
+		if k.staging.State == updater.StageFetching || k.staging.State == updater.StageAwaitsPatch {
+			getting[id] = k.staging.Digest
+		}
+	}
+	return getting
 }
 
 // observation joins a host's record with what it stages and with its last report, if
@@ -166,27 +188,48 @@ func observation(m mesh.Member, r updater.Report, s updater.Staging) coordinator
 	return ob
 }
 
-// observed returns what the UI shows.
+// observed returns what the UI shows, by host id. It is shared and must not be changed.
 func (o *observer) observed() map[string]webui.Observation {
-	reports, keeps := o.snapshot()
-	out := map[string]webui.Observation{}
-	for _, m := range o.roster.Members() {
-		ob := webui.Observation{
-			Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
-			Version: m.Version, Digest: m.Digest, Phase: string(m.Phase), JobID: m.JobID,
-			LastSeen: m.LastSeen, SeenVia: m.SeenVia, Segments: m.Segments, OS: m.OS, Arch: m.Arch, Holds: m.Holds,
-			KeptBytes: keeps[m.HostID].bytes,
-		}
-		if s := keeps[m.HostID].staging; s.Digest != "" {
-			ob.Staging = webui.Staging{Digest: s.Digest, State: string(s.State), Done: s.Done, Total: s.Total, Error: s.Error}
-		}
-		if r, ok := reports[m.HostID]; ok && r.JobID == m.JobID {
-			ob.Done, ob.Total, ob.Sources = r.Done, r.Total, r.Sources
-			ob.RunsFrom = r.RunsFrom
-		}
-		out[m.HostID] = ob
+	s := &o.shown
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since, now := s.version, time.Now()
+	if now.Sub(s.whole) >= shownFor {
+		since = 0
 	}
-	return out
+	members, version, whole := o.roster.Since(since) // before the reports, as in Observations
+	s.version = version
+	switch {
+	case whole:
+		s.all, s.whole = make(map[string]webui.Observation, len(members)), now
+	case len(members) > 0:
+		s.all = maps.Clone(s.all)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, m := range members {
+		s.all[m.HostID] = displayed(m, o.reports[m.HostID], o.keeps[m.HostID])
+	}
+	return s.all
+}
+
+// displayed joins a host's record with what it keeps and with its last report, if that is
+// about the same job.
+func displayed(m mesh.Member, r updater.Report, k kept) webui.Observation {
+	ob := webui.Observation{
+		Online: m.Liveness == mesh.Online, Left: m.Liveness == mesh.Left, Unreachable: m.Liveness == mesh.Unreachable,
+		Version: m.Version, Digest: m.Digest, Phase: string(m.Phase), JobID: m.JobID,
+		LastSeen: m.LastSeen, SeenVia: m.SeenVia, Segments: m.Segments, OS: m.OS, Arch: m.Arch, Holds: m.Holds,
+		KeptBytes: k.bytes,
+	}
+	if s := k.staging; s.Digest != "" {
+		ob.Staging = webui.Staging{Digest: s.Digest, State: string(s.State), Done: s.Done, Total: s.Total, Error: s.Error}
+	}
+	if r.JobID == m.JobID {
+		ob.Done, ob.Total, ob.Sources = r.Done, r.Total, r.Sources
+		ob.RunsFrom = r.RunsFrom
+	}
+	return ob
 }
 
 // namedSources fills in the names that only servers know.

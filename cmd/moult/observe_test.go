@@ -2,6 +2,8 @@ package main
 
 import (
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"moult/consensus/coordinator"
 	"moult/consensus/fleet"
@@ -100,7 +102,55 @@ func TestReportsOfRemovedHostsAreDropped(t *testing.T) {
 	}
 	f.apply(fleet.HostRemoved{HostID: "h0"})
 	o.store("h1", updater.Report{JobID: "k"}, f.state.View())
-	if got, _ := o.snapshot(); len(got) != 1 || got["h1"].JobID != "k" {
+	if got := o.reports; len(got) != 1 || got["h1"].JobID != "k" {
 		t.Errorf("kept are %+v", got)
 	}
+}
+
+// Pages and lists are shown what was made for the one before, as far as nothing has
+// changed since, and who holds an earlier picture sees it as it was. When a host that is
+// online was seen last is renewed with time alone.
+func TestWhatIsShownIsMadeOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		roster := mesh.NewFedRoster(mesh.Config{Identity: identity.Identity{HostID: "s1"}})
+		feed := func(id string, seq uint64, alive bool) {
+			t.Helper()
+			must(t, roster.Feed(mesh.Sighting{Relay: "r", Segment: "dmz", Alive: alive, Record: mesh.SignedRecord{
+				Raw: []byte{byte(seq)}, Record: mesh.Record{HostID: id, Boot: 1, Seq: seq, Role: "agent", Version: "A", Segments: []string{"dmz"}, JobID: "j"},
+			}}))
+		}
+		feed("h0", 1, true)
+		feed("h1", 1, true)
+		state := newStagingFleet(t, 3).state
+		o := newObserver(roster.Roster)
+		first := o.observed()
+		if len(first) != 2 || !first["h0"].Online {
+			t.Fatalf("at first %+v", first)
+		}
+		if n := testing.AllocsPerRun(5, func() { o.observed() }); n > 0 {
+			t.Errorf("%.0f allocations though nothing has changed", n)
+		}
+
+		o.store("h0", updater.Report{JobID: "j", Done: 5, Total: 9}, state.View())
+		o.storeKept("h1", updater.Report{Stored: 7}, state.View())
+		feed("h2", 1, true)
+		second := o.observed()
+		if second["h0"].Total != 9 || second["h1"].KeptBytes != 7 || !second["h2"].Online {
+			t.Errorf("after two reports and a record: %+v", second)
+		}
+		if len(first) != 2 || first["h0"].Total != 0 || first["h1"].KeptBytes != 0 {
+			t.Errorf("the earlier picture is %+v now", first)
+		}
+
+		seen := second["h1"].LastSeen
+		time.Sleep(shownFor)
+		feed("h1", 1, true)
+		if got := o.observed()["h1"]; !got.LastSeen.After(seen) || got.KeptBytes != 7 {
+			t.Errorf("after %v: %+v", shownFor, got)
+		}
+		feed("h1", 2, false)
+		if o.observed()["h1"].Online {
+			t.Error("a host that went away is shown as online")
+		}
+	})
 }

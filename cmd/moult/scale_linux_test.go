@@ -98,7 +98,7 @@ func (f *scaleFleet) mend(u fleet.FleetUpdate) {
 	if u.Status != fleet.FleetHalted {
 		f.t.Fatalf("fleet update %s is %s", u.ID, u.Status)
 	}
-	for _, turn := range u.Hosts {
+	for _, turn := range u.Hosts.All() {
 		h := f.byID[turn.HostID]
 		if failed := turn.Status == fleet.TurnFailed; failed != h.fails && (failed || turn.Status != fleet.TurnPending) {
 			f.t.Fatalf("the turn of %s is %s, and whether it fails is %t", h.name, turn.Status, h.fails)

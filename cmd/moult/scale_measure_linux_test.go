@@ -174,7 +174,7 @@ func (r scaleRun) fed(t testing.TB, state *fleet.State) *mesh.FedRoster {
 type plainState struct {
 	Hosts    []fleet.Host
 	Releases []fleet.Release
-	Updates  []fleet.FleetUpdate
+	Updates  []plainUpdate
 	Jobs     []fleet.Job
 	Lines    map[string][]fleet.LogLine
 	Alerts   []fleet.Alert
@@ -182,10 +182,29 @@ type plainState struct {
 	Tokens   []fleet.JoinToken
 }
 
+// plainUpdate is a fleet update with its turns as a slice.
+type plainUpdate struct {
+	ID, TargetVersion, CurrentHostID, HaltedReason, StartedBy string
+	Status                                                    fleet.FleetUpdateStatus
+	StartedAt                                                 time.Time
+	CompletedAt                                               *time.Time
+	Hosts                                                     []fleet.FleetUpdateHost
+}
+
 func plainOf(v fleet.View) plainState {
 	p := plainState{
-		Hosts: v.Hosts(), Releases: v.Releases(), Updates: v.FleetUpdates(), Alerts: v.Alerts(), Audit: v.Audit(0, fleet.MaxAuditEntries),
+		Hosts: v.Hosts(), Releases: v.Releases(), Alerts: v.Alerts(), Audit: v.Audit(0, fleet.MaxAuditEntries),
 		Tokens: v.JoinTokens(), Lines: map[string][]fleet.LogLine{},
+	}
+	for _, u := range v.FleetUpdates() {
+		plain := plainUpdate{
+			ID: u.ID, TargetVersion: u.TargetVersion, CurrentHostID: u.CurrentHostID, HaltedReason: u.HaltedReason, StartedBy: u.StartedBy,
+			Status: u.Status, StartedAt: u.StartedAt, CompletedAt: u.CompletedAt,
+		}
+		for _, turn := range u.Hosts.All() {
+			plain.Hosts = append(plain.Hosts, turn)
+		}
+		p.Updates = append(p.Updates, plain)
 	}
 	for _, h := range p.Hosts {
 		for _, j := range v.Jobs(h.ID) {
@@ -297,7 +316,7 @@ func (f *figures) staging(r scaleRun) {
 	}
 	v, members := state.View(), r.fed(f.t, state).Members()
 	var plan []stageOrder
-	f.say("who is to be told, and of whom", "ms", milliseconds(repeated(3, func() { plan = stagePlan(v, members, noPatch) })))
+	f.say("who is to be told, and of whom", "ms", milliseconds(repeated(3, func() { plan = stagePlan(v, members, nil, noPatch) })))
 	if len(plan) != len(r.hosts) {
 		f.t.Errorf("%d of %d hosts are told to stage", len(plan), len(r.hosts))
 	}

@@ -47,6 +47,7 @@ type stager struct {
 	node    *mesh.Node
 	orders  *orderSender
 	awaited func(now time.Time) func(running, to string) bool // see patchMaker.awaited
+	staging func() map[string]string                          // see observer.staging
 	logger  *slog.Logger
 
 	sent map[stageKey]stageSent
@@ -64,8 +65,8 @@ type stageSent struct {
 	times int
 }
 
-func newStager(raft *consensus.Node, node *mesh.Node, orders *orderSender, awaited func(now time.Time) func(running, to string) bool, logger *slog.Logger) *stager {
-	return &stager{raft: raft, node: node, orders: orders, awaited: awaited, logger: logger, sent: map[stageKey]stageSent{}}
+func newStager(raft *consensus.Node, node *mesh.Node, orders *orderSender, awaited func(now time.Time) func(running, to string) bool, staging func() map[string]string, logger *slog.Logger) *stager {
+	return &stager{raft: raft, node: node, orders: orders, awaited: awaited, staging: staging, logger: logger, sent: map[stageKey]stageSent{}}
 }
 
 // run works while this server leads.
@@ -103,7 +104,7 @@ func (s *stager) round(ctx context.Context) {
 		v = s.raft.State().View()
 	}
 	now := time.Now()
-	due := s.due(stagePlan(v, s.node.Roster().Members(), s.awaited(now)), now)
+	due := s.due(stagePlan(v, s.node.Roster().Members(), s.staging(), s.awaited(now)), now)
 	for _, o := range due {
 		if ctx.Err() != nil {
 			return
@@ -145,8 +146,9 @@ type stageOrder struct {
 
 // stagePlan returns what is to be said, to hosts that are online and have not done
 // it: to stage what is staged, and to drop what was withdrawn. Purely by what was
-// committed, the roster, and what patches are being made.
-func stagePlan(v fleet.View, members []mesh.Member, awaited func(running, to string) bool) (orders []stageOrder) {
+// committed, the roster, what hosts are getting, by host id, and what patches are being
+// made.
+func stagePlan(v fleet.View, members []mesh.Member, staging map[string]string, awaited func(running, to string) bool) (orders []stageOrder) {
 	online := map[string]mesh.Member{}
 	for _, m := range members {
 		if m.Liveness == mesh.Online {
@@ -157,7 +159,7 @@ func stagePlan(v fleet.View, members []mesh.Member, awaited func(running, to str
 	for _, r := range v.Releases() {
 		switch {
 		case r.Withdrawn:
-			orders = append(orders, dropOrders(v, r, online)...)
+			orders = append(orders, dropOrders(v, r, online, staging)...)
 		case r.StageIndex != 0 && (r.StageFor == "" || r.StageFor == update.ID && update.Status.Active()):
 			orders = append(orders, stageOrders(stageHosts(v, r, update), r, online, awaited)...)
 		}
@@ -176,7 +178,7 @@ func stageHosts(v fleet.View, r fleet.Release, update fleet.FleetUpdate) (hosts 
 		}
 		return hosts
 	}
-	for _, t := range update.Hosts {
+	for _, t := range update.Hosts.All() {
 		h, exists := v.Host(t.HostID)
 		if exists && h.Role != fleet.RoleServer && t.Status != fleet.TurnFailed && t.Status != fleet.TurnSkipped {
 			hosts = append(hosts, h)
@@ -245,13 +247,13 @@ func stageOrders(hosts []fleet.Host, r fleet.Release, online map[string]mesh.Mem
 	return orders
 }
 
-// dropOrders are for those who hold what was withdrawn, and do not run it. The
-// digest may be another release's, too, which is not withdrawn.
-func dropOrders(v fleet.View, r fleet.Release, online map[string]mesh.Member) (orders []stageOrder) {
+// dropOrders are for those who hold what was withdrawn, or are getting it, and do not
+// run it. The digest may be another release's, too, which is not withdrawn.
+func dropOrders(v fleet.View, r fleet.Release, online map[string]mesh.Member, staging map[string]string) (orders []stageOrder) {
 	for _, h := range v.Hosts() {
 		m, here := online[h.ID]
 		a, fits := r.Artifact(h.OS, h.Arch)
-		if !here || !fits || h.Role == fleet.RoleServer || !m.HasArtifact(a.SHA256) || m.Digest != "" && strings.HasPrefix(a.SHA256, m.Digest) || offeredElsewhere(v, a.SHA256) {
+		if !here || !fits || h.Role == fleet.RoleServer || !m.HasArtifact(a.SHA256) && staging[h.ID] != a.SHA256 || m.Digest != "" && strings.HasPrefix(a.SHA256, m.Digest) || offeredElsewhere(v, a.SHA256) {
 			continue
 		}
 		orders = append(orders, stageOrder{host: h, rel: r, action: order.ActionDrop, digest: a.SHA256, index: v.Index()})

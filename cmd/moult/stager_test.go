@@ -19,6 +19,7 @@ type stagingFleet struct {
 	state   *fleet.State
 	index   uint64
 	members []mesh.Member
+	staging map[string]string // what hosts are getting
 }
 
 func noPatch(string, string) bool { return false }
@@ -56,7 +57,7 @@ func (f *stagingFleet) apply(c fleet.Change) {
 
 func (f *stagingFleet) plan() map[string]string {
 	told := map[string]string{}
-	for _, o := range stagePlan(f.state.View(), f.members, noPatch) {
+	for _, o := range stagePlan(f.state.View(), f.members, f.staging, noPatch) {
 		told[o.host.ID] += o.action
 	}
 	return told
@@ -98,6 +99,8 @@ func TestWhoIsToldToStage(t *testing.T) {
 	f.members[3].Digest = wantedDigest[:16] // runs it
 	f.apply(fleet.ReleaseWithdrawn{Version: "B"})
 	f.mustPlan("once it is withdrawn", order.ActionDrop, "h1")
+	f.staging = map[string]string{"h3": wantedDigest, "h4": wantedDigest, "h0": "another"} // h3 runs it
+	f.mustPlan("while one is getting it", order.ActionDrop, "h1", "h4")
 	f.apply(fleet.ReleasePublished{Release: fleet.Release{Version: "C", Number: 3, Artifacts: []fleet.Artifact{{OS: "linux", Arch: "amd64", Size: 1, SHA256: wantedDigest}}}})
 	f.mustPlan("while another release has the same bytes", "")
 }
@@ -111,7 +114,7 @@ func TestStagingTrees(t *testing.T) {
 	}
 	f.apply(fleet.ReleaseStaged{Version: "B"})
 	parents := map[string][][]string{}
-	for _, o := range stagePlan(f.state.View(), f.members, noPatch) {
+	for _, o := range stagePlan(f.state.View(), f.members, f.staging, noPatch) {
 		parents[o.host.ID] = o.parents
 		for _, list := range o.parents {
 			for _, id := range list {
@@ -126,7 +129,7 @@ func TestStagingTrees(t *testing.T) {
 	for i := 0; i < 12; i += 2 {
 		f.members[i].Holds = []string{wantedDigest[:16]}
 	}
-	for _, o := range stagePlan(f.state.View(), f.members, noPatch) {
+	for _, o := range stagePlan(f.state.View(), f.members, f.staging, noPatch) {
 		if !slices.EqualFunc(o.parents, parents[o.host.ID], slices.Equal) {
 			t.Errorf("%s: the parents changed from %v to %v", o.host.ID, parents[o.host.ID], o.parents)
 		}
@@ -147,7 +150,7 @@ func TestTheFeederOfASegmentHasNoParentsInIt(t *testing.T) {
 	f.apply(fleet.ReleaseStaged{Version: "B"})
 	parents := func() map[string][][]string {
 		by := map[string][][]string{}
-		for _, o := range stagePlan(f.state.View(), f.members, noPatch) {
+		for _, o := range stagePlan(f.state.View(), f.members, f.staging, noPatch) {
 			by[o.host.ID] = o.parents
 		}
 		return by
@@ -179,8 +182,8 @@ func TestTheFeederOfASegmentHasNoParentsInIt(t *testing.T) {
 func TestStagingOrdersArePaced(t *testing.T) {
 	f := newStagingFleet(t, stageBatch+10)
 	f.apply(fleet.ReleaseStaged{Version: "B"})
-	s := newStager(nil, nil, nil, nil, nil)
-	plan := stagePlan(f.state.View(), f.members, noPatch)
+	s := newStager(nil, nil, nil, nil, nil, nil)
+	plan := stagePlan(f.state.View(), f.members, f.staging, noPatch)
 	now := time.Now()
 	if n := len(s.due(plan, now)); n != stageBatch {
 		t.Errorf("%d orders at once", n)
@@ -220,11 +223,11 @@ func TestStagingAwaitsPatches(t *testing.T) {
 	awaited := func(running, to string) bool {
 		return making && running == "0c0c0c0c0c0c0c0c" && to == wantedDigest
 	}
-	s := newStager(nil, nil, nil, nil, nil)
+	s := newStager(nil, nil, nil, nil, nil, nil)
 	now := time.Now()
 	told := func() map[string]bool {
 		got := map[string]bool{}
-		for _, o := range s.due(stagePlan(f.state.View(), f.members, awaited), now) {
+		for _, o := range s.due(stagePlan(f.state.View(), f.members, f.staging, awaited), now) {
 			got[o.host.ID] = o.awaitPatch
 		}
 		return got

@@ -312,7 +312,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	})
 	tasks.Go(func() {
 		raft.Lead(ctx, func(ctx context.Context) {
-			newStager(raft, node, &orderSender{node: node, raft: raft, creds: current.Get}, patches.awaited, logger.With("component", "stager")).run(ctx)
+			newStager(raft, node, &orderSender{node: node, raft: raft, creds: current.Get}, patches.awaited, observer.staging, logger.With("component", "stager")).run(ctx)
 		})
 	})
 	tasks.Go(func() {

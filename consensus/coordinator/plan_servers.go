@@ -15,7 +15,7 @@ import (
 func turnsInOrder(in input, u fleet.FleetUpdate) iter.Seq[fleet.FleetUpdateHost] {
 	return func(yield func(fleet.FleetUpdateHost) bool) {
 		for group := range 3 {
-			for _, turn := range u.Hosts {
+			for _, turn := range u.Hosts.All() {
 				if turn.Status == fleet.TurnPending && turnGroup(in, turn.HostID) == group && !yield(turn) {
 					return
 				}
@@ -38,7 +38,7 @@ func turnGroup(in input, hostID string) int {
 // serversNext tells whether the next turn of a fleet update is a server's.
 func serversNext(hosts map[string]fleet.Host, u fleet.FleetUpdate) bool {
 	next := false
-	for _, turn := range u.Hosts {
+	for _, turn := range u.Hosts.All() {
 		if turn.Status != fleet.TurnPending {
 			continue
 		}

@@ -105,9 +105,12 @@ func planAhead(in input, mem *jobMemory) []step {
 
 // begun tells whether any turn of a fleet update was more than passed over.
 func begun(u fleet.FleetUpdate) bool {
-	return slices.ContainsFunc(u.Hosts, func(t fleet.FleetUpdateHost) bool {
-		return t.Status != fleet.TurnPending && t.Status != fleet.TurnSkipped
-	})
+	for _, t := range u.Hosts.All() {
+		if t.Status != fleet.TurnPending && t.Status != fleet.TurnSkipped {
+			return true
+		}
+	}
+	return false
 }
 
 // holds tells whether a host says that it runs or holds an artifact.

@@ -438,7 +438,7 @@ func (w *world) show() (out []string) {
 	v := w.state.View()
 	if u, ok := v.FleetUpdate(w.fleet); ok {
 		out = append(out, strings.TrimSuffix(fmt.Sprintf("fleet update to %s: %s: %s", u.TargetVersion, u.Status, u.HaltedReason), ": "))
-		for _, turn := range u.Hosts {
+		for _, turn := range u.Hosts.All() {
 			out = append(out, strings.TrimSuffix(fmt.Sprintf("  %s: %s: %s", turn.Name, turn.Status, turn.FailedReason), ": "))
 		}
 	}

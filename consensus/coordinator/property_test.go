@@ -128,7 +128,7 @@ func (w *world) mustKeepTheServers(r *rapid.T, v fleet.View, u fleet.FleetUpdate
 	if why := fleet.HoldsUpRestart(worldLog{w}.Group(context.Background()), hostID, hostID); why != "" {
 		r.Fatalf("%s is dispatched though %s", hostID, why)
 	}
-	for _, turn := range u.Hosts {
+	for _, turn := range u.Hosts.All() {
 		if _, enrolled := v.Host(turn.HostID); enrolled && turn.Status == fleet.TurnPending && !w.servers[turn.HostID] {
 			r.Fatalf("%s is dispatched before %s", hostID, turn.HostID)
 		}

@@ -283,7 +283,7 @@ func TestRunUpdatesHostByHost(t *testing.T) {
 		if u.Status != fleet.FleetCompleted || len(s.sent) != 3 {
 			t.Fatalf("%d orders, fleet update %+v", len(s.sent), u)
 		}
-		for i, turn := range u.Hosts {
+		for i, turn := range u.Hosts.All() {
 			j, _ := s.state.View().Job(turn.JobID)
 			if turn.Status != fleet.TurnSucceeded || s.sent[i].hostID != turn.HostID || len(j.Sources) != 1 || j.Sources[0].Bytes != 1000 {
 				t.Errorf("turn %+v, order %+v, job %+v", turn, s.sent[i], j)
@@ -366,7 +366,7 @@ func TestResumeAfterLeaderChangeAtEachStep(t *testing.T) {
 			if crashAt != "" && !crashed {
 				t.Fatalf("never came to %q", crashAt)
 			}
-			for _, turn := range u.Hosts {
+			for _, turn := range u.Hosts.All() {
 				if n := len(s.agents[turn.HostID].runs); n != 1 {
 					t.Errorf("%s ran %d jobs", turn.Name, n)
 				}

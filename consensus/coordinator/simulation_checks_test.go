@@ -158,7 +158,7 @@ func (c *simChecks) all() {
 				continue
 			}
 			active++
-			for _, turn := range u.Hosts {
+			for _, turn := range u.Hosts.All() {
 				if turn.Status == fleet.TurnFailed {
 					c.s.fatalf("invariant 15: on %s fleet update %s is %s after the failure of %s", srv.name, u.ID, u.Status, turn.Name)
 				}

@@ -48,7 +48,7 @@ func (t *tx) resolveAlerts(hostID, target string) {
 // settleHalts closes the halts of earlier fleet updates over hosts that this one,
 // which is complete, brought to its target.
 func (t *tx) settleHalts(u fleetUpdateRow) {
-	for _, turn := range u.Hosts {
+	for _, turn := range u.Hosts.All() {
 		for _, r := range all[alertRow](t.Txn, false, tableAlerts, "host", turn.HostID) {
 			if r.Status == AlertStatusOpen && r.Kind == AlertFleetUpdateHalted {
 				t.closeAlert(r, "")

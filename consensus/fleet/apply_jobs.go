@@ -65,7 +65,7 @@ func applyJobCreated(t *tx, c JobCreated) *Error {
 		return refuse(CodeUpdateInProgress, "%s is being updated to %s already; watch it with: moult job log --follow %s", h.Name, j.TargetVersion, j.ID)
 	}
 	if u, active := v.ActiveFleetUpdate(); active {
-		for _, turn := range u.Hosts {
+		for _, turn := range u.Hosts.All() {
 			if turn.HostID == h.ID && (turn.Status == TurnPending || turn.Status == TurnRunning) {
 				return refuse(CodeUpdateInProgress, "%s has its turn in the fleet update to %s that is %s; wait for its end or cancel it with: moult fleet cancel", h.Name, u.TargetVersion, u.Status)
 			}

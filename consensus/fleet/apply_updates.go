@@ -33,18 +33,18 @@ func (t *tx) halt(u *fleetUpdateRow, hostID, reason string) {
 	t.openAlert(AlertFleetUpdateHalted, hostID, u.ID, u.TargetVersion, fmt.Sprintf("fleet update to %s halted: %s", u.TargetVersion, u.HaltedReason))
 }
 
-// setTurn changes a host's turn that is in the state wanted. The slice is
-// copied: views of the old row must not see it.
+// setTurn changes a host's turn that is in the state wanted.
 func (t *tx) setTurn(u *fleetUpdateRow, hostID string, want FleetUpdateHostStatus, change func(*FleetUpdateHost)) *Error {
-	i := slices.IndexFunc(u.Hosts, func(turn FleetUpdateHost) bool { return turn.HostID == hostID })
+	i := u.Hosts.of(hostID)
 	if i < 0 {
 		return refuse(CodeHostNotFound, "host %q is not part of fleet update %s; `moult fleet status` shows its hosts", hostID, u.ID)
 	}
-	if u.Hosts[i].Status != want {
-		return refuse(CodeConflict, "the turn of %s is %s, not %s; read the fleet update again", u.Hosts[i].Name, u.Hosts[i].Status, want)
+	turn := u.Hosts.At(i)
+	if turn.Status != want {
+		return refuse(CodeConflict, "the turn of %s is %s, not %s; read the fleet update again", turn.Name, turn.Status, want)
 	}
-	u.Hosts = slices.Clone(u.Hosts)
-	change(&u.Hosts[i])
+	change(&turn)
+	u.Hosts = u.Hosts.with(i, turn)
 	return nil
 }
 
@@ -94,6 +94,7 @@ func (t *tx) startFleetUpdate(c FleetUpdateStarted, servers bool) *Error {
 		ID: c.ID, TargetVersion: c.TargetVersion, Status: FleetRunning, StartedAt: t.at, StartedBy: t.actor, Servers: servers,
 	}}
 	seen := map[string]bool{}
+	turns := make([]FleetUpdateHost, 0, len(c.HostIDs))
 	for i, id := range c.HostIDs {
 		h, refused := t.updatable(id, u.FleetUpdate)
 		if refused != nil {
@@ -103,13 +104,14 @@ func (t *tx) startFleetUpdate(c FleetUpdateStarted, servers bool) *Error {
 			return refuse(CodeBadRequest, "host_ids names %s twice; give each host once", h.Name)
 		}
 		seen[id] = true
-		u.Hosts = append(u.Hosts, FleetUpdateHost{HostID: id, Name: h.Name, Position: i + 1, Status: TurnPending})
+		turns = append(turns, FleetUpdateHost{HostID: id, Name: h.Name, Position: i + 1, Status: TurnPending})
 	}
+	u.Hosts = NewTurns(turns...)
 	t.added.fleetUpdates++
-	t.added.turns += len(u.Hosts)
+	t.added.turns += u.Hosts.Len()
 	t.put(tableFleetUpdates, u)
 	t.touch("fleet-updates", "fleet-update:"+u.ID, "hosts")
-	detail := fmt.Sprintf("to %s, %d hosts", u.TargetVersion, len(u.Hosts))
+	detail := fmt.Sprintf("to %s, %d hosts", u.TargetVersion, u.Hosts.Len())
 	if servers {
 		detail += ", servers among them"
 	}
@@ -168,7 +170,7 @@ func applyFleetUpdateCompleted(t *tx, c FleetUpdateCompleted) *Error {
 	if refused != nil {
 		return refused
 	}
-	for _, turn := range u.Hosts {
+	for _, turn := range u.Hosts.All() {
 		if turn.Status == TurnPending || turn.Status == TurnRunning {
 			return refuse(CodeConflict, "the turn of %s is %s; the fleet update ends after the last one", turn.Name, turn.Status)
 		}
@@ -206,12 +208,13 @@ func applyFleetUpdateCancelled(t *tx, c FleetUpdateCancelled) *Error {
 	if refused != nil {
 		return refused
 	}
-	u.Hosts = slices.Clone(u.Hosts)
-	for i := range u.Hosts {
-		if u.Hosts[i].Status == TurnPending {
-			u.Hosts[i].Status, u.Hosts[i].FailedReason = TurnSkipped, ReasonCancelled
+	turns := slices.Concat(u.Hosts.parts...)
+	for i := range turns {
+		if turns[i].Status == TurnPending {
+			turns[i].Status, turns[i].FailedReason = TurnSkipped, ReasonCancelled
 		}
 	}
+	u.Hosts = NewTurns(turns...)
 	t.end(u, FleetCancelled)
 	return nil
 }

@@ -210,8 +210,8 @@ type FleetUpdate struct {
 	StartedAt     time.Time         `json:"started_at"`
 	StartedBy     string            `json:"started_by"`
 	CompletedAt   *time.Time        `json:"completed_at,omitempty"` // when it ended, however it ended
-	Hosts         []FleetUpdateHost `json:"hosts"`                  // in order of position
-	Servers       bool              `json:"servers,omitempty"`      // servers may be among Hosts
+	Hosts         Turns             `json:"hosts"`
+	Servers       bool              `json:"servers,omitempty"` // servers may be among Hosts
 }
 
 // JobStatus is the state of a job.

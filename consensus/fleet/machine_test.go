@@ -129,7 +129,7 @@ func awaited(v View) (next []Change) {
 			WebhookRefreshed{WebhookID: w.ID, Revision: w.Delivery.Revision, Status: 200})
 	}
 	for _, u := range v.FleetUpdates() { // those that are over too
-		for _, turn := range u.Hosts {
+		for _, turn := range u.Hosts.All() {
 			next = append(next, JobDispatched{JobID: fresh, HostID: turn.HostID, FleetUpdateID: u.ID})
 		}
 		next = append(next, FleetUpdateCompleted{ID: u.ID})
@@ -214,7 +214,7 @@ func (h *history) check(r *rapid.T, v View, c Change) {
 				r.Fatalf("invariant 15: %s is %s after a failure", u.ID, u.Status)
 			}
 		}
-		for _, turn := range u.Hosts {
+		for _, turn := range u.Hosts.All() {
 			j, ok := v.Job(turn.JobID)
 			if turn.Status == TurnRunning && (!ok || j.Status != JobRunning) || turn.Status == TurnSucceeded && j.Status != JobSucceeded {
 				r.Fatalf("turn %+v with job %+v", turn, j)

@@ -47,7 +47,7 @@ func measured(v View, rows map[string]int) sizes {
 		fleetUpdates: rows[tableFleetUpdates], loginRows: rows[tableLogins], hosts: rows[tableHosts], joinTokens: rows[tableJoinTokens],
 	}
 	for _, u := range all[fleetUpdateRow](v.txn, false, tableFleetUpdates, "id") {
-		size.turns += len(u.Hosts)
+		size.turns += u.Hosts.Len()
 	}
 	for row := range each[lineRow](v.txn, tableJobLines, "id") {
 		size.logBytes += lineCost(row.LogLine)
@@ -129,7 +129,7 @@ func (t *tx) dropFleetUpdates(size *sizes) {
 		if !row.Status.Active() {
 			old = append(old, row)
 			size.fleetUpdates--
-			size.turns -= len(row.Hosts)
+			size.turns -= row.Hosts.Len()
 		}
 	}
 	for _, row := range old {

@@ -36,7 +36,7 @@ func (b bounds) within(v View) error {
 	}
 	turns := 0
 	for _, u := range v.FleetUpdates() {
-		turns += len(u.Hosts)
+		turns += u.Hosts.Len()
 	}
 	counted := sizes{
 		audit: len(v.Audit(0, 1000)), proposals: len(all[proposalRow](v.txn, false, tableProposals, "id")), jobs: len(jobs),

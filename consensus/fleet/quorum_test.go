@@ -47,7 +47,7 @@ func TestServersAreUpdatedOnlyWhereItIsSaid(t *testing.T) {
 	s.refused(CodeFleetUpdateRunning, FleetUpdateWithServersStarted{ID: "h", TargetVersion: "B", HostIDs: []string{"s1"}})
 	s.refused(CodeHostNotFound, JobDispatched{JobID: "j", HostID: "s1"})
 	s.must(JobDispatched{JobID: "j", HostID: "s1", FleetUpdateID: "g"})
-	if u := s.update("g"); !u.Servers || u.CurrentHostID != "s1" || u.Hosts[1].Status != TurnRunning {
+	if u := s.update("g"); !u.Servers || u.CurrentHostID != "s1" || u.Hosts.At(1).Status != TurnRunning {
 		t.Errorf("%+v", u)
 	}
 	s.refused(CodeConflict, JobDispatched{JobID: "k", HostID: "h1", FleetUpdateID: "g"}) // one at a time

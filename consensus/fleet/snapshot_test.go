@@ -258,7 +258,7 @@ func TestViewDoesNotChange(t *testing.T) {
 	if err := s.state.Restore(bytes.NewReader(snapshotOf(t, New()))); err != nil {
 		t.Fatal(err)
 	}
-	if v.Hash() != hash || u.Hosts[0].Status != TurnPending {
+	if v.Hash() != hash || u.Hosts.At(0).Status != TurnPending {
 		t.Error("the view changed")
 	}
 }

@@ -103,7 +103,7 @@ func TestFleetUpdateRunsHostByHost(t *testing.T) {
 	s.refused(CodeConflict, JobFinished{JobID: "j1", Status: JobFailed}) // a verdict is final
 	s.refused(CodeConflict, FleetUpdateCompleted{ID: "f"})
 	s.must(JobDispatched{JobID: "j2", HostID: "h2", FleetUpdateID: "f"}, JobFinished{JobID: "j2", Status: JobSucceeded}, FleetUpdateCompleted{ID: "f"})
-	if u := s.update("f"); u.Status != FleetCompleted || u.CompletedAt == nil || u.Hosts[1].Status != TurnSucceeded || u.CurrentHostID != "" {
+	if u := s.update("f"); u.Status != FleetCompleted || u.CompletedAt == nil || u.Hosts.At(1).Status != TurnSucceeded || u.CurrentHostID != "" {
 		t.Fatalf("fleet update: %+v", u)
 	}
 }
@@ -116,7 +116,7 @@ func TestFailureHaltsInTheSameEntry(t *testing.T) {
 		JobFinished{JobID: "j1", Status: JobFailed, Error: "it crashed"})
 	s.refused(CodeNotRunning, JobDispatched{JobID: "j2", HostID: "h2", FleetUpdateID: "f"})
 	u := s.update("f")
-	if u.Status != FleetHalted || u.HaltedReason != "agent-1: it crashed" || u.Hosts[0].Status != TurnFailed || u.Hosts[1].Status != TurnPending {
+	if u.Status != FleetHalted || u.HaltedReason != "agent-1: it crashed" || u.Hosts.At(0).Status != TurnFailed || u.Hosts.At(1).Status != TurnPending {
 		t.Fatalf("fleet update: %+v", u)
 	}
 	if n := len(s.state.View().OpenAlerts()); n != 2 {
@@ -140,7 +140,7 @@ func TestCancelLetsTheCurrentJobBeJudged(t *testing.T) {
 	s.must(JobFinished{JobID: "j1", Status: JobSucceeded})
 	s.refused(CodeNotRunning, JobDispatched{JobID: "j2", HostID: "h2", FleetUpdateID: "f"})
 	u := s.update("f")
-	if u.Status != FleetCancelled || u.Hosts[0].Status != TurnSucceeded || u.Hosts[1].FailedReason != "cancelled" || u.CurrentHostID != "" {
+	if u.Status != FleetCancelled || u.Hosts.At(0).Status != TurnSucceeded || u.Hosts.At(1).FailedReason != "cancelled" || u.CurrentHostID != "" {
 		t.Fatalf("fleet update: %+v", u)
 	}
 }

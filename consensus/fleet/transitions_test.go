@@ -177,7 +177,7 @@ func TestFailureAfterCancelFailsTheTurnOnly(t *testing.T) {
 		JobDispatched{JobID: "j1", HostID: "h1", FleetUpdateID: "f"}, FleetUpdateCancelled{ID: "f"},
 		JobFinished{JobID: "j1", Status: JobFailed, Error: "no"})
 	u := s.update("f")
-	if u.Status != FleetCancelled || u.Hosts[0].Status != TurnFailed || u.Hosts[0].FailedReason != "no" {
+	if u.Status != FleetCancelled || u.Hosts.At(0).Status != TurnFailed || u.Hosts.At(0).FailedReason != "no" {
 		t.Errorf("fleet update: %+v", u)
 	}
 	if a := s.state.View().OpenAlerts(); len(a) != 1 || a[0].Kind != AlertUpdateFailed {
@@ -252,7 +252,7 @@ func TestRemovedHost(t *testing.T) {
 		JobFinished{JobID: "j1", Status: JobSucceeded})
 	s.refused(CodeHostNotFound, JobDispatched{JobID: "j2", HostID: "h2", FleetUpdateID: "f"})
 	s.must(FleetUpdateHostSkipped{ID: "f", HostID: "h2", Reason: "host deleted"}, FleetUpdateCompleted{ID: "f"})
-	if u := s.update("f"); u.Hosts[0].Status != TurnSucceeded || u.Hosts[1].FailedReason != "host deleted" {
+	if u := s.update("f"); u.Hosts.At(0).Status != TurnSucceeded || u.Hosts.At(1).FailedReason != "host deleted" {
 		t.Errorf("fleet update: %+v", u)
 	}
 }
