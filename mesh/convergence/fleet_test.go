@@ -33,9 +33,11 @@ type fleet struct {
 	ca       *identity.CA
 	verifier *identity.Verifier
 	traffic  traffic
+	boot     atomic.Uint64 // of the members that are started
 
-	mu   sync.Mutex
-	keys map[string]ed25519.PrivateKey
+	mu    sync.Mutex
+	keys  map[string]ed25519.PrivateKey
+	ports map[int]int // of members' gossip; a restarted one has the same again
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -44,7 +46,22 @@ func newFleet(t *testing.T) *fleet {
 	must(t, err)
 	v, err := identity.NewVerifier(cluster, ca.CertPEM())
 	must(t, err)
-	return &fleet{t: t, ca: ca, verifier: v, keys: map[string]ed25519.PrivateKey{}}
+	f := &fleet{t: t, ca: ca, verifier: v, keys: map[string]ed25519.PrivateKey{}, ports: map[int]int{}}
+	f.boot.Store(1)
+	return f
+}
+
+// port is where a member listened before; 0: nowhere.
+func (f *fleet) port(i int) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ports[i]
+}
+
+func (f *fleet) keepPort(i, port int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ports[i] = port
 }
 
 func hostID(i int) string { return fmt.Sprintf("6f7c2a10-0000-4000-8000-%012d", i) }
@@ -104,7 +121,7 @@ func (f *fleet) certificate(id identity.Identity) []byte {
 // carry the same bytes as metadata.
 func (f *fleet) record(i, generation int) []byte {
 	r := mesh.Record{
-		HostID: hostID(i), Boot: 1, Seq: uint64(generation) + 1, Role: string(role(i)), Version: "1.0.0", Digest: digest[:16],
+		HostID: hostID(i), Boot: f.boot.Load(), Seq: uint64(generation) + 1, Role: string(role(i)), Version: "1.0.0", Digest: digest[:16],
 		OS: "linux", Arch: "amd64", Segments: []string{segment}, PeerPort: 7947, Phase: mesh.PhaseIdle, Renews: true,
 	}
 	if generation > 0 {
@@ -118,12 +135,13 @@ func (f *fleet) record(i, generation int) []byte {
 }
 
 // listen opens memberlist's own transport on loopback, and counts.
-func (f *fleet) listen() (*countingTransport, error) {
+func (f *fleet) listen(i int) (*countingTransport, error) {
 	var t *memberlist.NetTransport
 	var err error
 	for range 10 { // the free TCP port may be taken for UDP
-		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{"127.0.0.1"}, Logger: discard})
+		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{"127.0.0.1"}, BindPort: f.port(i), Logger: discard})
 		if err == nil {
+			f.keepPort(i, t.GetAutoBindPort())
 			return &countingTransport{NodeAwareTransport: t, traffic: &f.traffic, port: t.GetAutoBindPort()}, nil
 		}
 	}

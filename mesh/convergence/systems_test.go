@@ -4,6 +4,8 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,11 +26,11 @@ type moultMember struct{ node *mesh.Node }
 func startMoult(t *testing.T, f *fleet, i int) member {
 	id := identity.Identity{Cluster: cluster, HostID: hostID(i), Name: hostID(i), Role: role(i)}
 	cfg := mesh.Config{
-		Identity: id, Key: f.key(id.HostID), CertDER: f.certificate(id), Verifier: f.verifier, Boot: 1,
+		Identity: id, Key: f.key(id.HostID), CertDER: f.certificate(id), Verifier: f.verifier, Boot: f.boot.Load(),
 		OS: "linux", Arch: "amd64", Version: "1.0.0", Digest: digest, PeerAddr: "127.0.0.1:7947",
 		HostsPerAddress: 8, // all are at one
 		Logger:          slog.New(slog.DiscardHandler),
-		Pools:           []mesh.PoolConfig{{Segment: segment, Bind: "127.0.0.1:0", Keys: [][]byte{make([]byte, 32)}}},
+		Pools:           []mesh.PoolConfig{{Segment: segment, Bind: net.JoinHostPort("127.0.0.1", strconv.Itoa(f.port(i))), Keys: [][]byte{make([]byte, 32)}}},
 		Transport: func(_, bind string) (memberlist.NodeAwareTransport, error) {
 			own, err := mesh.Listen(bind)
 			return &countingTransport{NodeAwareTransport: own, traffic: &f.traffic}, err
@@ -40,7 +42,13 @@ func startMoult(t *testing.T, f *fleet, i int) member {
 	}
 	n, err := mesh.Start(t.Context(), cfg)
 	must(t, err)
-	return moultMember{n}
+	m := moultMember{n}
+	_, port, err := net.SplitHostPort(m.address())
+	must(t, err)
+	bound, err := strconv.Atoi(port)
+	must(t, err)
+	f.keepPort(i, bound)
+	return m
 }
 
 func (m moultMember) address() string { return m.node.GossipAddrs()[0] }
@@ -59,14 +67,21 @@ func (m moultMember) knows(other, generation int) bool {
 	return ok && r.JobID == jobID(generation)
 }
 
+func (m moultMember) restarted(other int, boot uint64) bool {
+	r, ok := m.node.Roster().Member(hostID(other))
+	return ok && r.Boot == boot && r.Liveness == mesh.Online
+}
+
 func (m moultMember) close() { _ = m.node.Close() }
 
-// view is what a member of the others was told: the newest generation of each.
+// view is what a member of the others was told: the newest record of each.
 type view struct {
 	mu    sync.Mutex
-	known map[string]int
+	known map[string]mesh.Record
 	own   atomic.Pointer[[]byte]
 }
+
+func newView() *view { return &view{known: map[string]mesh.Record{}} }
 
 func (v *view) take(name string, meta []byte) {
 	rec, err := mesh.DecodeRecord(meta)
@@ -75,14 +90,20 @@ func (v *view) take(name string, meta []byte) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.known[name] = int(rec.Seq) - 1
+	v.known[name] = rec.Record
 }
 
 func (v *view) knows(other, generation int) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	known, ok := v.known[hostID(other)]
-	return ok && known >= generation
+	return ok && int(known.Seq)-1 >= generation
+}
+
+func (v *view) restarted(other int, boot uint64) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.known[hostID(other)].Boot == boot
 }
 
 // memberlistMember is memberlist with DefaultLANConfig and the record as metadata.
@@ -94,13 +115,13 @@ type memberlistMember struct {
 }
 
 func startMemberlist(t *testing.T, f *fleet, i int) member {
-	m := &memberlistMember{view: &view{known: map[string]int{}}, f: f, i: i}
+	m := &memberlistMember{view: newView(), f: f, i: i}
 	raw := f.record(i, 0)
 	m.own.Store(&raw)
 	cfg := memberlist.DefaultLANConfig()
 	cfg.Name, cfg.Logger = hostID(i), discard
 	cfg.Delegate, cfg.Events = m, m
-	transport, err := f.listen()
+	transport, err := f.listen(i)
 	must(t, err)
 	cfg.Transport, cfg.AdvertiseAddr, cfg.AdvertisePort = transport, "127.0.0.1", transport.port
 	m.list, err = memberlist.Create(cfg)
@@ -148,11 +169,11 @@ type serfMember struct {
 
 func startSerf(t *testing.T, f *fleet, i int) member {
 	events := make(chan serf.Event, 4096)
-	m := &serfMember{view: &view{known: map[string]int{}}, f: f, i: i, stop: make(chan struct{})}
+	m := &serfMember{view: newView(), f: f, i: i, stop: make(chan struct{})}
 	cfg := serf.DefaultConfig()
 	cfg.NodeName, cfg.Logger, cfg.EventCh = hostID(i), discard, events
 	cfg.Tags = map[string]string{recordTag: string(f.record(i, 0))}
-	transport, err := f.listen()
+	transport, err := f.listen(i)
 	must(t, err)
 	cfg.MemberlistConfig.Transport, cfg.MemberlistConfig.Logger = transport, discard
 	cfg.MemberlistConfig.AdvertiseAddr, cfg.MemberlistConfig.AdvertisePort = "127.0.0.1", transport.port
