@@ -38,13 +38,14 @@ const (
 	// joinPause follows, for each member that is there. All tell all of each that joins;
 	// more of it at a time and probes time out, and those who suspect each other keep a
 	// pool of 500 busy for minutes.
-	joinPause  = 4 * time.Millisecond
-	settleLook = time.Second     // between looks at who knows all
-	quietLook  = 2 * time.Second // over which packets are counted
-	quiet      = 6               // packets of a member in a second, at most, in a pool at rest
-	restFor    = 5 * time.Second
-	oneRest    = 1500 * time.Millisecond // after each: by then it has been told often enough
-	allRest    = 3 * time.Second
+	joinPause     = 4 * time.Millisecond
+	settleLook    = time.Second     // between looks at who knows all
+	quietLook     = 2 * time.Second // over which packets are counted
+	quiet         = 6               // packets of a member in a second, at most, in a pool at rest
+	restFor       = 5 * time.Second
+	progressEvery = 10 * time.Second        // a line says how far a pool has come
+	oneRest       = 1500 * time.Millisecond // after each: by then it has been told often enough
+	allRest       = 3 * time.Second
 
 	gcPercent   = 400
 	memoryLimit = 5 << 30 // bytes, beyond which it is collected more often
@@ -283,7 +284,7 @@ func startPool(t *testing.T, s system, f *fleet, size int) []member {
 // member that is there.
 func joinAll(t *testing.T, pool []member, pause time.Duration) {
 	t.Helper()
-	there := servers
+	there, told := servers, time.Now()
 	for batch := range slices.Chunk(pool[servers:], joinAtOnce) {
 		var joined sync.WaitGroup
 		for i, m := range batch {
@@ -291,12 +292,17 @@ func joinAll(t *testing.T, pool []member, pause time.Duration) {
 		}
 		joined.Wait()
 		there += len(batch)
+		if time.Since(told) > progressEvery {
+			told = time.Now()
+			t.Logf("%d of %d members have joined", there, len(pool))
+		}
 		time.Sleep(time.Duration(there) * pause)
 	}
 }
 
 // settle waits until all know all, and are quiet.
 func settle(t *testing.T, f *fleet, pool []member, began time.Time) {
+	told := time.Now()
 	for missing := math.MaxInt; ; time.Sleep(settleLook) {
 		before, left := missing, []member(nil)
 		missing = 0
@@ -308,6 +314,10 @@ func settle(t *testing.T, f *fleet, pool []member, began time.Time) {
 		}
 		if len(left) == 0 {
 			break
+		}
+		if time.Since(told) > progressEvery {
+			told = time.Now()
+			t.Logf("%d members do not know all yet, but lack %d between them", len(left), missing)
 		}
 		if time.Since(began) > settleCap {
 			t.Fatalf("after %v %d of %d members do not know all members", settleCap, len(left), len(pool))
@@ -323,8 +333,13 @@ func settle(t *testing.T, f *fleet, pool []member, began time.Time) {
 	for last := f.traffic.packets.Load(); ; {
 		time.Sleep(quietLook)
 		now := f.traffic.packets.Load()
-		if float64(now-last)/quietLook.Seconds()/float64(len(pool)) < quiet {
+		each := float64(now-last) / quietLook.Seconds() / float64(len(pool))
+		if each < quiet {
 			return
+		}
+		if time.Since(told) > progressEvery {
+			told = time.Now()
+			t.Logf("all know all, and send %.1f packets a second each; %d are called quiet", each, quiet)
 		}
 		if time.Since(began) > settleCap {
 			t.Fatalf("after %v the members are not quiet", settleCap)

@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	cluster = "6f7c2a10-0000-4000-8000-00000000c0de"
-	segment = "default"
+	loopback = "127.0.0.1"
+	cluster  = "6f7c2a10-0000-4000-8000-00000000c0de"
+	segment  = "default"
 )
 
 var digest = strings.Repeat("ab", 32)
@@ -49,19 +50,6 @@ func newFleet(t *testing.T) *fleet {
 	f := &fleet{t: t, ca: ca, verifier: v, keys: map[string]ed25519.PrivateKey{}, ports: map[int]int{}}
 	f.boot.Store(1)
 	return f
-}
-
-// port is where a member listened before; 0: nowhere.
-func (f *fleet) port(i int) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.ports[i]
-}
-
-func (f *fleet) keepPort(i, port int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.ports[i] = port
 }
 
 func hostID(i int) string { return fmt.Sprintf("6f7c2a10-0000-4000-8000-%012d", i) }
@@ -134,18 +122,18 @@ func (f *fleet) record(i, generation int) []byte {
 	return signed.Raw
 }
 
-// listen opens memberlist's own transport on loopback, and counts.
+// listen opens moult's sockets on loopback, where a member listened before if it did,
+// and counts. All systems have them: memberlist's own transport takes 64 KiB anew for
+// each packet, which hundreds of members in one process can't afford.
 func (f *fleet) listen(i int) (*countingTransport, error) {
-	var t *memberlist.NetTransport
-	var err error
-	for range 10 { // the free TCP port may be taken for UDP
-		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{"127.0.0.1"}, BindPort: f.port(i), Logger: discard})
-		if err == nil {
-			f.keepPort(i, t.GetAutoBindPort())
-			return &countingTransport{NodeAwareTransport: t, traffic: &f.traffic, port: t.GetAutoBindPort()}, nil
-		}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	own, err := mesh.Listen(net.JoinHostPort(loopback, strconv.Itoa(f.ports[i])))
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	_, f.ports[i], err = own.FinalAdvertiseAddr("", 0)
+	return &countingTransport{NodeAwareTransport: own, traffic: &f.traffic, port: f.ports[i]}, err
 }
 
 // traffic counts what all members of a pool send.

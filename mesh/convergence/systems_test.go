@@ -4,8 +4,6 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -30,11 +28,8 @@ func startMoult(t *testing.T, f *fleet, i int) member {
 		OS: "linux", Arch: "amd64", Version: "1.0.0", Digest: digest, PeerAddr: "127.0.0.1:7947",
 		HostsPerAddress: 8, // all are at one
 		Logger:          slog.New(slog.DiscardHandler),
-		Pools:           []mesh.PoolConfig{{Segment: segment, Bind: net.JoinHostPort("127.0.0.1", strconv.Itoa(f.port(i))), Keys: [][]byte{make([]byte, 32)}}},
-		Transport: func(_, bind string) (memberlist.NodeAwareTransport, error) {
-			own, err := mesh.Listen(bind)
-			return &countingTransport{NodeAwareTransport: own, traffic: &f.traffic}, err
-		},
+		Pools:           []mesh.PoolConfig{{Segment: segment, Bind: loopback + ":0", Keys: [][]byte{make([]byte, 32)}}},
+		Transport:       func(_, _ string) (memberlist.NodeAwareTransport, error) { return f.listen(i) },
 	}
 	if role(i) == identity.RoleServer {
 		cfg.KeyOf = f.enrolled
@@ -42,13 +37,7 @@ func startMoult(t *testing.T, f *fleet, i int) member {
 	}
 	n, err := mesh.Start(t.Context(), cfg)
 	must(t, err)
-	m := moultMember{n}
-	_, port, err := net.SplitHostPort(m.address())
-	must(t, err)
-	bound, err := strconv.Atoi(port)
-	must(t, err)
-	f.keepPort(i, bound)
-	return m
+	return moultMember{n}
 }
 
 func (m moultMember) address() string { return m.node.GossipAddrs()[0] }
@@ -107,6 +96,8 @@ func (v *view) restarted(other int, boot uint64) bool {
 }
 
 // memberlistMember is memberlist with DefaultLANConfig and the record as metadata.
+// Compression is off: it takes 100 KiB anew for each packet, for which hundreds of
+// members in one process would wait, and what a packet holds is reckoned without it.
 type memberlistMember struct {
 	*view
 	f    *fleet
@@ -119,11 +110,11 @@ func startMemberlist(t *testing.T, f *fleet, i int) member {
 	raw := f.record(i, 0)
 	m.own.Store(&raw)
 	cfg := memberlist.DefaultLANConfig()
-	cfg.Name, cfg.Logger = hostID(i), discard
+	cfg.Name, cfg.Logger, cfg.EnableCompression = hostID(i), discard, false
 	cfg.Delegate, cfg.Events = m, m
 	transport, err := f.listen(i)
 	must(t, err)
-	cfg.Transport, cfg.AdvertiseAddr, cfg.AdvertisePort = transport, "127.0.0.1", transport.port
+	cfg.Transport, cfg.AdvertiseAddr, cfg.AdvertisePort = transport, loopback, transport.port
 	m.list, err = memberlist.Create(cfg)
 	must(t, err)
 	return m
@@ -158,7 +149,8 @@ func (m *memberlistMember) NotifyLeave(*memberlist.Node)    {}
 // recordTag is the tag that carries the record.
 const recordTag = "record"
 
-// serfMember is serf with its defaults and the record as a tag.
+// serfMember is serf with its defaults, but for compression as memberlist here, and the
+// record as a tag.
 type serfMember struct {
 	*view
 	f    *fleet
@@ -175,8 +167,8 @@ func startSerf(t *testing.T, f *fleet, i int) member {
 	cfg.Tags = map[string]string{recordTag: string(f.record(i, 0))}
 	transport, err := f.listen(i)
 	must(t, err)
-	cfg.MemberlistConfig.Transport, cfg.MemberlistConfig.Logger = transport, discard
-	cfg.MemberlistConfig.AdvertiseAddr, cfg.MemberlistConfig.AdvertisePort = "127.0.0.1", transport.port
+	cfg.MemberlistConfig.Transport, cfg.MemberlistConfig.Logger, cfg.MemberlistConfig.EnableCompression = transport, discard, false
+	cfg.MemberlistConfig.AdvertiseAddr, cfg.MemberlistConfig.AdvertisePort = loopback, transport.port
 	m.serf, err = serf.Create(cfg)
 	must(t, err)
 	go func() {
