@@ -51,7 +51,7 @@ func TestSightingsOfOneHostAreBounded(t *testing.T) {
 // Without a limit a holder of the gossip key fills the memory with members.
 func TestFullPoolKeepsNewMembersOut(t *testing.T) {
 	c := newCluster(t)
-	p := &pool{segment: "default", self: "self", peers: map[string]*peer{}, removed: nobody, broadcast: newBroadcastQueue(func() int { return 1 }), notify: func() {}, refused: func(string, net.IP) {}}
+	p := &pool{segment: "default", self: "self", peers: newPeers(), removed: nobody, broadcast: newBroadcastQueue(func() int { return 1 }), notify: func() {}, refused: func(string, net.IP) {}}
 	member := func(host string) *memberlist.Node {
 		return &memberlist.Node{Name: host, Meta: signed(t, agentRecord(host, 1, 1), c.key("any")).Raw}
 	}
@@ -65,14 +65,17 @@ func TestFullPoolKeepsNewMembersOut(t *testing.T) {
 	}
 	must(t, p.NotifyAlive(member("a7"))) // who is in goes on
 	p.NotifyUpdate(member("a7"))
-	if len(p.peers) != maxPeers {
-		t.Errorf("%d peers", len(p.peers))
+	if len(p.peers.byID) != maxPeers {
+		t.Errorf("%d peers", len(p.peers.byID))
 	}
 	p.NotifyLeave(member("a5"))
 	must(t, p.NotifyAlive(member("one-more")))
 	p.NotifyJoin(member("one-more"))
-	if _, kept := p.peers["a5"]; kept || len(p.peers) != maxPeers {
-		t.Errorf("%d peers, the one that is gone among them: %t", len(p.peers), kept)
+	if _, kept := p.peers.byID["a5"]; kept || len(p.peers.byID) != maxPeers {
+		t.Errorf("%d peers, the one that is gone among them: %t", len(p.peers.byID), kept)
+	}
+	if n := len(p.changedPeers()); n != maxPeers {
+		t.Errorf("the roster is to take %d members", n)
 	}
 }
 

@@ -64,10 +64,11 @@ func (n *Node) renew() {
 		id   string
 	}
 	var to []receiver
+	relays := n.roster.relayIDs()
 	for _, p := range n.pools {
 		sent := 0
-		for _, id := range p.livePeers() {
-			if m, ok := n.roster.Member(id); ok && m.Relay() && sent < maxRenewals {
+		for _, id := range relays {
+			if _, ok := p.livePeer(id); ok && sent < maxRenewals {
 				to = append(to, receiver{p, id})
 				sent++
 			}

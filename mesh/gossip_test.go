@@ -54,7 +54,7 @@ func TestRoundsRestWhileNothingIsToTell(t *testing.T) {
 // What was queued while a host was alone is told to who comes.
 func TestWhoComesWakesGossip(t *testing.T) {
 	c := newCluster(t)
-	p := &pool{self: "self", peers: map[string]*peer{}, removed: nobody, notify: func() {}, broadcast: newBroadcastQueue(func() int { return 1 })}
+	p := &pool{self: "self", peers: newPeers(), removed: nobody, notify: func() {}, broadcast: newBroadcastQueue(func() int { return 1 })}
 	p.NotifyJoin(&memberlist.Node{Name: "a1", Meta: signed(t, agentRecord("a1", 1, 1), c.key("any")).Raw})
 	select {
 	case <-p.broadcast.filled:

@@ -40,7 +40,7 @@ func TestWaysThatFailedComeLast(t *testing.T) {
 
 func TestMailIsTakenOnce(t *testing.T) {
 	var got []string
-	p := &pool{self: "b", mail: newMailbox(1), peers: map[string]*peer{}, removed: nobody, receive: func(_ *pool, msg []byte) { got = append(got, string(msg)) }}
+	p := &pool{self: "b", mail: newMailbox(1), peers: newPeers(), removed: nobody, receive: func(_ *pool, msg []byte) { got = append(got, string(msg)) }}
 	refused := 0
 	p.malformed = func() { refused++ }
 	var w writer
@@ -62,7 +62,7 @@ func TestMailIsTakenOnce(t *testing.T) {
 }
 
 func TestMailIsBounded(t *testing.T) {
-	p := &pool{self: "a", mail: newMailbox(1), peers: map[string]*peer{}, removed: nobody, broadcast: newBroadcastQueue(func() int { return 1 })}
+	p := &pool{self: "a", mail: newMailbox(1), peers: newPeers(), removed: nobody, broadcast: newBroadcastQueue(func() int { return 1 })}
 	big := make([]byte, maxMailBytes/2+1)
 	_, drop := p.leave("b", big)
 	if taken, _ := p.leave("b", big); taken != nil {

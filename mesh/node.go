@@ -140,7 +140,7 @@ func (n *Node) openPools() error {
 				n.counters.forged(hostID, ip)
 			},
 			malformed: func() { n.counters.malformedMessage.Add(1) }, mail: newMailbox(n.cfg.Boot),
-			announce: make(chan struct{}, 1), announceNow: make(chan struct{}, 1), peers: map[string]*peer{}, misses: map[string]int{}, failed: map[string]time.Time{},
+			announce: make(chan struct{}, 1), announceNow: make(chan struct{}, 1), peers: newPeers(), misses: map[string]int{}, failed: map[string]time.Time{},
 		}
 		if n.cfg.FindSeeds != nil {
 			p.findSeeds = func(ctx context.Context) []string {

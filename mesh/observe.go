@@ -137,13 +137,13 @@ func (n *Node) observed(p *pool, hostID string, alive bool, ip net.IP) {
 func (n *Node) exchange() {
 	for _, p := range n.pools {
 		p.mu.Lock()
-		peers := make(map[string]peer, len(p.peers))
-		for id, q := range p.peers {
-			peers[id] = *q
+		all := make([]peer, 0, len(p.peers.byID))
+		for _, q := range p.peers.byID {
+			all = append(all, *q)
 		}
 		p.mu.Unlock()
-		for id, q := range peers {
-			n.observed(p, id, q.alive, q.node.Addr)
+		for _, q := range all {
+			n.observed(p, q.node.Name, q.alive, q.node.Addr)
 		}
 	}
 }

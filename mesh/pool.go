@@ -20,11 +20,6 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// maxPeers bounds what a pool knows of members: of those that are gone the
-// oldest are forgotten, and when all are alive no further ones are let in. A
-// pool is meant for a thousand; a holder of the gossip key can make up any number.
-const maxPeers = 4096
-
 // pool is one segment: a memberlist, and what it last said of each member.
 type pool struct {
 	segment   string
@@ -58,23 +53,11 @@ type pool struct {
 	announced atomic.Pointer[[]byte] // the record that memberlist was given last
 	hurry     *rate.Limiter          // of spreading without waiting for a round of gossip
 
-	mu      sync.Mutex
-	peers   map[string]*peer // by host id
-	changes uint64
-	mail    mailbox
-	failed  map[string]time.Time // ways that failed: when they did last
-	misses  map[string]int       // by seed: attempts in vain since one succeeded, if any did; absent: not tried
-}
-
-// peer is memberlist's view of a member, under the pool's lock.
-type peer struct {
-	node    memberlist.Node // a copy; Meta is its own
-	alive   bool
-	since   time.Time
-	change  uint64    // counts the pool's changes
-	dirty   bool      // not yet taken over into the roster
-	again   time.Time // when the roster is to take it once more; zero: never
-	counted bool      // its present record was already counted as refused
+	mu     sync.Mutex
+	peers  peers
+	mail   mailbox
+	failed map[string]time.Time // ways that failed: when they did last
+	misses map[string]int       // by seed: attempts in vain since one succeeded, if any did; absent: not tried
 }
 
 // open starts the memberlist. The delegates are complete before it: memberlist
@@ -206,7 +189,7 @@ func (p *pool) NotifyAlive(n *memberlist.Node) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, known := p.peers[n.Name]; !known && len(p.peers) >= maxPeers && p.oldestGone() == "" {
+	if _, known := p.peers.byID[n.Name]; !known && p.peers.full() {
 		return fmt.Errorf("the pool of segment %q is full with %d members; use more segments", p.segment, maxPeers)
 	}
 	return nil
@@ -217,88 +200,6 @@ func (p *pool) NotifyAlive(n *memberlist.Node) error {
 func (p *pool) NotifyJoin(n *memberlist.Node)   { p.note(n, true) }
 func (p *pool) NotifyUpdate(n *memberlist.Node) { p.note(n, true) }
 func (p *pool) NotifyLeave(n *memberlist.Node)  { p.note(n, false) }
-
-func (p *pool) note(n *memberlist.Node, alive bool) {
-	if n.Name == p.self {
-		return
-	}
-	node := *n
-	node.Meta = bytes.Clone(n.Meta)
-	p.mu.Lock()
-	if _, known := p.peers[n.Name]; !known && len(p.peers) >= maxPeers {
-		delete(p.peers, p.oldestGone())
-	}
-	old := p.peers[n.Name]
-	switch was := old != nil && old.alive; {
-	case alive && !was:
-		if p.live.Add(1) == 1 {
-			poke(p.broadcast.filled) // with what was queued while nobody was here
-		}
-	case !alive && was:
-		p.live.Add(-1)
-	}
-	p.changes++
-	p.peers[n.Name] = &peer{node: node, alive: alive, since: time.Now(), change: p.changes, dirty: true}
-	p.mu.Unlock()
-	p.notify()
-}
-
-// shows tells whether a member that was let in shows the record that it showed then.
-func (p *pool) shows(n *memberlist.Node) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	q, ok := p.peers[n.Name]
-	return ok && bytes.Equal(q.node.Meta, n.Meta)
-}
-
-// oldestGone returns the member that is gone for longest, "" when none is; the
-// lock is held.
-func (p *pool) oldestGone() (oldest string) {
-	for id, q := range p.peers {
-		if !q.alive && (oldest == "" || q.since.Before(p.peers[oldest].since)) {
-			oldest = id
-		}
-	}
-	return oldest
-}
-
-// livePeer returns a member that memberlist holds for alive.
-func (p *pool) livePeer(hostID string) (*memberlist.Node, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	q, ok := p.peers[hostID]
-	if !ok || !q.alive || p.removed(hostID) {
-		return nil, false
-	}
-	node := q.node
-	return &node, true
-}
-
-// livePeers returns the host ids of the other members that are alive.
-func (p *pool) livePeers() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var ids []string
-	for id, q := range p.peers {
-		if q.alive && !p.removed(id) {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
-}
-
-// livePeerCount is how many livePeers returns.
-func (p *pool) livePeerCount() (count int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for id, q := range p.peers {
-		if q.alive && !p.removed(id) {
-			count++
-		}
-	}
-	return count
-}
 
 // noteWay remembers how a way went: a stream to a member, by its host id, or a
 // relay's attempt to pass a message on.
@@ -373,18 +274,13 @@ func (p *pool) find(stop <-chan struct{}) []string {
 func (p *pool) missing(found []string) (addrs []string, alone bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	live := map[string]bool{p.ownAddr: true}
-	alone = true
-	for _, q := range p.peers {
-		if q.alive {
-			live[q.node.Address()] = true
-			alone = false
-		}
-	}
+	alone = len(p.peers.here) == 0
 	want := map[string]bool{}
-	for _, q := range p.peers {
-		if !q.alive && time.Since(q.since) < hintLifetime && (alone || !q.leaving()) {
-			want[q.node.Address()] = true
+	if len(p.peers.here) < len(p.peers.byID) {
+		for _, q := range p.peers.byID {
+			if !q.alive && time.Since(q.since) < hintLifetime && (alone || !q.leaving()) {
+				want[q.node.Address()] = true
+			}
 		}
 	}
 	for _, f := range found {
@@ -397,8 +293,12 @@ func (p *pool) missing(found []string) (addrs []string, alone bool) {
 			want[s] = true
 		}
 	}
-	for a := range live {
-		delete(want, a)
+	if len(want) == 0 {
+		return nil, alone
+	}
+	delete(want, p.ownAddr)
+	for _, q := range p.peers.here {
+		delete(want, q.node.Address())
 	}
 	addrs = slices.Sorted(maps.Keys(want))
 	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
@@ -416,11 +316,6 @@ func (p *pool) noteSeed(addr string, answered bool) {
 	default:
 		p.misses[addr]++
 	}
-}
-
-func (q *peer) leaving() bool {
-	rec, err := DecodeRecord(q.node.Meta)
-	return err == nil && rec.Leaving
 }
 
 // rejoin looks for known peers that are missing until stop closes: a mass

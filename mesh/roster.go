@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"container/list"
 	"crypto/ed25519"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -63,6 +64,7 @@ type Roster struct {
 	mu      sync.Mutex
 	hosts   map[string]*host
 	relays  map[string]*host // those of them that are relays
+	aging   map[string]*host // those that become another with the clock, see expire
 	changed chan struct{}    // closed at the next change, then replaced
 	version uint64           // counts the changes
 	recent  *list.List       // of *host, the one that changed last at the back
@@ -140,7 +142,7 @@ func (all *sightings) drop(goes func(observed) bool) bool {
 func newRoster(self string, segments []string, timing Timing, v recordVerifier) *Roster {
 	return &Roster{
 		self: self, segments: segments, timing: timing, verifier: v, now: time.Now,
-		hosts: map[string]*host{}, relays: map[string]*host{}, changed: make(chan struct{}), recent: list.New(),
+		hosts: map[string]*host{}, relays: map[string]*host{}, aging: map[string]*host{}, changed: make(chan struct{}), recent: list.New(),
 	}
 }
 
@@ -208,6 +210,13 @@ func (r *Roster) Servers() []Member {
 	return r.those(func(h *host) bool {
 		return h.record.Role == string(identity.RoleServer) && h.liveness == Online
 	})
+}
+
+// relayIDs returns the host ids of all relays, in order.
+func (r *Roster) relayIDs() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.relays))
 }
 
 func (r *Roster) those(wanted func(*host) bool) []Member {
@@ -445,6 +454,11 @@ func (r *Roster) settle(h *host, changed bool) {
 	if was || h.online {
 		h.lastSeen = now
 	}
+	if h.ages() {
+		r.aging[h.record.HostID] = h
+	} else {
+		delete(r.aging, h.record.HostID)
+	}
 	if r.label(h, now) {
 		changed = true
 	}
@@ -504,23 +518,37 @@ func (r *Roster) notify() {
 	r.changed = make(chan struct{})
 }
 
+// ages tells whether time alone can make another of the host. Of one that is online,
+// by what memberlist says here, it can't.
+func (h *host) ages() bool {
+	return !h.online || slices.ContainsFunc(h.sightings, func(o observed) bool { return o.observer != "" || !o.expires.IsZero() })
+}
+
+// seenByOthers tells whether observers other than this node had a word on the host.
+func (h *host) seenByOthers() bool {
+	return slices.ContainsFunc(h.sightings, func(o observed) bool { return o.observer != "" })
+}
+
 // expire forgets sightings that were not renewed in time, and hosts that are
-// gone and no longer enrolled, or that were hints for too long.
+// gone and no longer enrolled, or that were hints for too long. Members of
+// the own pools that are online cost nothing here.
 func (r *Roster) expire(hintLifetime time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	for id, h := range r.hosts {
+	if r.verifier.denied != nil {
+		for id := range r.hosts {
+			if id != r.self && r.verifier.removed(id) {
+				r.drop(id)
+			}
+		}
+	}
+	for id, h := range r.aging {
 		if id == r.self {
 			continue
 		}
-		if r.verifier.removed(id) {
-			r.drop(id)
-			continue
-		}
-		others := slices.ContainsFunc(h.sightings, func(o observed) bool { return o.observer != "" })
 		expired := h.sightings.drop(func(o observed) bool { return !o.expires.IsZero() && now.After(o.expires) })
-		if expired || others { // others' words count less as they age
+		if expired || h.seenByOthers() { // others' words count less as they age
 			r.settle(h, expired)
 		}
 		if h.online {
@@ -541,6 +569,7 @@ func (r *Roster) drop(id string) {
 	r.recent.Remove(r.hosts[id].place)
 	delete(r.hosts, id)
 	delete(r.relays, id)
+	delete(r.aging, id)
 	r.version++
 	r.dropped = r.version
 	r.notify()

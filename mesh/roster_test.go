@@ -12,7 +12,7 @@ import (
 func TestAskingForServersCopiesNoOthers(t *testing.T) {
 	c := newCluster(t)
 	r := newRoster("self", []string{"default"}, DefaultTiming, recordVerifier{cluster: "c1"})
-	p := &pool{self: "self", peers: map[string]*peer{}, removed: nobody, notify: func() {}, broadcast: newBroadcastQueue(func() int { return 1 })}
+	p := &pool{self: "self", peers: newPeers(), removed: nobody, notify: func() {}, broadcast: newBroadcastQueue(func() int { return 1 })}
 	for i := range 200 {
 		rec := agentRecord(fmt.Sprint("a", i), 1, 1)
 		if i == 7 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 )
@@ -46,6 +47,25 @@ func (f *followed) differs() string {
 	return ""
 }
 
+// overdue names a host that time has made another, and expire has passed over.
+func overdue(r *Roster) string {
+	now := r.now()
+	for id := range r.aging {
+		if r.hosts[id] == nil {
+			return id + " ages, and is no host any more"
+		}
+	}
+	for id, h := range r.hosts {
+		again := *h
+		again.sightings = slices.DeleteFunc(slices.Clone(h.sightings), func(o observed) bool { return !o.expires.IsZero() && now.After(o.expires) })
+		again.online = !h.record.Leaving && r.alive(&again, now)
+		if r.label(&again, now) || len(again.sightings) < len(h.sightings) || again.online != h.online {
+			return fmt.Sprintf("%s is %s, and should be %s by now", id, h.liveness, again.liveness)
+		}
+	}
+	return ""
+}
+
 // Whatever happens to hosts, who asks what has changed has what is there.
 func TestWhoFollowsARosterHasWhatItHas(t *testing.T) {
 	for seed := range uint64(20) {
@@ -66,10 +86,13 @@ func TestWhoFollowsARosterHasWhatItHas(t *testing.T) {
 			rec.Leaving, rec.Phase = rng.IntN(10) == 0, phases[rng.IntN(3)]
 			signed := SignedRecord{Record: rec, Raw: fmt.Append(nil, seed, step)}
 			versions++
-			switch rng.IntN(8) {
+			switch rng.IntN(9) {
 			case 0:
 				now = now.Add(time.Duration(rng.IntN(60)) * time.Second)
 				r.expire(hintLifetime)
+				if why := overdue(r); why != "" {
+					t.Fatalf("seed %d, step %d: %s", seed, step, why)
+				}
 			case 1:
 				r.see(rec.HostID, sightingKey{}, sighting{alive: rng.IntN(3) > 0, expires: now.Add(time.Minute)})
 			case 2:
@@ -80,6 +103,8 @@ func TestWhoFollowsARosterHasWhatItHas(t *testing.T) {
 				}
 			case 3:
 				r.forget(rec.HostID, sightingKey{rec.Segments[0], "a0"})
+			case 4:
+				r.see(rec.HostID, sightingKey{segment: "core"}, sighting{alive: rng.IntN(3) > 0})
 			default:
 				_, _ = r.report(report{observer: fmt.Sprint("a", rng.IntN(3)), version: versions, segment: rec.Segments[0], alive: rng.IntN(3) > 0, record: signed})
 			}

@@ -5,8 +5,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"time"
-
-	"github.com/hashicorp/memberlist"
 )
 
 // How records get around in a pool. See DESIGN.md, "Records".
@@ -49,25 +47,6 @@ func (p *pool) spread(rec SignedRecord) {
 	p.broadcast.add("record/"+rec.HostID, msg, sent)
 }
 
-// anyPeers returns so many live members, at random, without one of them.
-func (p *pool) anyPeers(count int, without string) (chosen []memberlist.Node) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	seen := 0
-	for id, q := range p.peers {
-		if !q.alive || id == without || p.removed(id) {
-			continue
-		}
-		seen++
-		if len(chosen) < count {
-			chosen = append(chosen, q.node)
-		} else if i := rand.IntN(seen); i < count {
-			chosen[i] = q.node
-		}
-	}
-	return chosen
-}
-
 // announceLoop gives memberlist the node's record some time after it changed, and
 // the last one at once.
 func (p *pool) announceLoop(stop <-chan struct{}) {
@@ -107,8 +86,8 @@ func (p *pool) unannounced() []byte {
 		meta []byte
 	}
 	p.mu.Lock()
-	all := make([]shown, 0, len(p.peers))
-	for id, q := range p.peers {
+	all := make([]shown, 0, len(p.peers.byID)+1)
+	for id, q := range p.peers.byID {
 		all = append(all, shown{id, q.node.Meta})
 	}
 	p.mu.Unlock()

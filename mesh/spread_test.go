@@ -147,7 +147,7 @@ func TestLateMetadataReplacesNoNewerRecord(t *testing.T) {
 				t.Fatalf("a1's record went back to job %q", got)
 			}
 		}
-		if rec, _ := DecodeRecord(b.pools[0].peers["a1"].node.Meta); rec.JobID != "job-1" {
+		if rec, _ := DecodeRecord(b.pools[0].peers.byID["a1"].node.Meta); rec.JobID != "job-1" {
 			t.Error("the metadata did not follow")
 		}
 	})

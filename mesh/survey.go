@@ -229,22 +229,17 @@ func (n *Node) ping(ctx context.Context, hostID string) (answer ping, took time.
 // chance.
 func (p *pool) survey() PoolSurvey {
 	s := PoolSurvey{Segment: p.segment, Address: p.ownAddr}
-	var alive []peer
 	p.mu.Lock()
-	for _, q := range p.peers {
-		if q.alive {
-			alive = append(alive, *q)
-		}
-	}
-	s.Alive, s.Gone = len(alive), len(p.peers)-len(alive)
+	s.Alive = len(p.peers.here)
+	s.Gone = len(p.peers.byID) - s.Alive
 	p.mu.Unlock()
-	alive = someOf(alive, surveyPings)
-	s.Pings = make([]PacketPing, len(alive))
+	asking := p.anyPeers(surveyPings, "")
+	s.Pings = make([]PacketPing, len(asking))
 	var asked sync.WaitGroup
-	for i, q := range alive {
-		s.Pings[i] = PacketPing{HostID: q.node.Name, Address: q.node.Address()}
+	for i, node := range asking {
+		s.Pings[i] = PacketPing{HostID: node.Name, Address: node.Address()}
 		asked.Go(func() {
-			took, err := p.list.Ping(q.node.Name, &net.UDPAddr{IP: q.node.Addr, Port: int(q.node.Port)})
+			took, err := p.list.Ping(node.Name, &net.UDPAddr{IP: node.Addr, Port: int(node.Port)})
 			if err != nil {
 				s.Pings[i].Error = err.Error()
 				return

@@ -99,14 +99,9 @@ func (n *Node) Members(segment string) []string {
 }
 
 func (p *pool) seedsForOthers() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var addrs []string
-	for id, q := range p.peers {
-		if q.alive && !p.removed(id) {
-			addrs = append(addrs, q.node.Address())
-		}
+	addrs := []string{p.ownAddr}
+	for _, node := range p.anyPeers(MaxSeeds-1, "") {
+		addrs = append(addrs, node.Address())
 	}
-	mathrand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
-	return append([]string{p.ownAddr}, addrs[:min(len(addrs), MaxSeeds-1)]...)
+	return addrs
 }

@@ -32,18 +32,20 @@ const (
 	oneRounds  = 9                // changes of one member each, of which the median counts
 	oneCap     = 15 * time.Second // for one of them
 	allCap     = 30 * time.Second
+	restartCap = time.Minute
 	settleCap  = 5 * time.Minute // until all members know all members, before anything is measured
 	joinAtOnce = 8               // members that join at a time
 	// joinPause follows, for each member that is there. All tell all of each that joins;
 	// more of it at a time and probes time out, and those who suspect each other keep a
 	// pool of 500 busy for minutes.
-	joinPause  = 4 * time.Millisecond
-	settleLook = time.Second     // between looks at who knows all
-	quietLook  = 2 * time.Second // over which packets are counted
-	quiet      = 6               // packets of a member in a second, at most, in a pool at rest
-	restFor    = 5 * time.Second
-	oneRest    = 1500 * time.Millisecond // after each: by then it has been told often enough
-	allRest    = 3 * time.Second
+	joinPause     = 4 * time.Millisecond
+	settleLook    = time.Second     // between looks at who knows all
+	quietLook     = 2 * time.Second // over which packets are counted
+	quiet         = 6               // packets of a member in a second, at most, in a pool at rest
+	restFor       = 5 * time.Second
+	progressEvery = 10 * time.Second        // a line says how far a pool has come
+	oneRest       = 1500 * time.Millisecond // after each: by then it has been told often enough
+	allRest       = 3 * time.Second
 
 	gcPercent   = 400
 	memoryLimit = 5 << 30 // bytes, beyond which it is collected more often
@@ -74,6 +76,7 @@ type member interface {
 	members() int // that it holds for alive, itself included
 	change(generation int)
 	knows(other, generation int) bool
+	restarted(other int, boot uint64) bool // it knows that the other was started so often, and is here
 	close()
 }
 
@@ -92,6 +95,8 @@ type result struct {
 	AllSeen    int     `json:"all_at_once_seen_by_every_server"`
 	AllAll     float64 `json:"all_at_once_all_members_s"`
 	AllAllCap  bool    `json:"all_at_once_all_members_capped,omitempty"`
+	Restart    float64 `json:"mass_restart_servers_s,omitempty"`
+	RestartCap bool    `json:"mass_restart_capped,omitempty"`
 	Rest       cost    `json:"at_rest"`
 	OneCost    float64 `json:"one_change_packets_per_member"`
 	AllCost    cost    `json:"all_at_once"`
@@ -211,9 +216,41 @@ func measure(t *testing.T, s system, size int) result {
 	slices.Sort(allAll)
 	r.All, r.AllAll = median(all), median(allAll)
 	r.AllCapped, r.AllAllCap = r.All >= allCap.Seconds(), r.AllAll >= allCap.Seconds()
+	restart, done := massRestart(t, s, f, pool)
+	r.Restart, r.RestartCap = restart.Seconds(), !done
+	t.Logf("mass restart: servers after %v, complete: %t", restart, done)
 	r.RcvDrops = socketDrops(t) - drops
 	t.Logf("%+v", r)
 	return r
+}
+
+// massRestart ends all members but the servers, without a goodbye, as a site does that
+// loses its power, and starts them again, to join by the servers, without pauses. It
+// returns how long after the first start all servers knew all of them.
+func massRestart(t *testing.T, s system, f *fleet, pool []member) (took time.Duration, done bool) {
+	var ended sync.WaitGroup
+	for _, m := range pool[servers:] {
+		ended.Go(m.close)
+	}
+	ended.Wait()
+	boot := f.boot.Add(1)
+	began := time.Now()
+	for i := servers; i < len(pool); i++ {
+		pool[i] = s.start(t, f, i)
+	}
+	joinAll(t, pool, 0)
+	t.Logf("restarted and joined after %v", time.Since(began))
+	for next := servers; next < len(pool); {
+		if time.Since(began) > restartCap {
+			return restartCap, false
+		}
+		if slices.ContainsFunc(pool[:servers], func(m member) bool { return !m.restarted(next, boot) }) {
+			time.Sleep(pollServer)
+			continue
+		}
+		next++
+	}
+	return time.Since(began), true
 }
 
 // startPool starts all members, joins them by the servers, a few at a time, and waits
@@ -235,16 +272,7 @@ func startPool(t *testing.T, s system, f *fleet, size int) []member {
 	for i := 1; i < servers; i++ {
 		must(t, pool[i].join(pool[0].address()))
 	}
-	there := servers
-	for batch := range slices.Chunk(pool[servers:], joinAtOnce) {
-		var joined sync.WaitGroup
-		for i, m := range batch {
-			joined.Go(func() { joinPatiently(t, m, pool[i%servers].address()) })
-		}
-		joined.Wait()
-		there += len(batch)
-		time.Sleep(time.Duration(there) * joinPause)
-	}
+	joinAll(t, pool, joinPause)
 	joined := time.Since(began)
 	settle(t, f, pool, began)
 	t.Logf("%d members: started after %v, joined after %v, know each other and are quiet after %v",
@@ -252,8 +280,29 @@ func startPool(t *testing.T, s system, f *fleet, size int) []member {
 	return pool
 }
 
+// joinAll has all but the servers join by these, a few at a time, with a pause for each
+// member that is there.
+func joinAll(t *testing.T, pool []member, pause time.Duration) {
+	t.Helper()
+	there, told := servers, time.Now()
+	for batch := range slices.Chunk(pool[servers:], joinAtOnce) {
+		var joined sync.WaitGroup
+		for i, m := range batch {
+			joined.Go(func() { joinPatiently(t, m, pool[i%servers].address()) })
+		}
+		joined.Wait()
+		there += len(batch)
+		if time.Since(told) > progressEvery {
+			told = time.Now()
+			t.Logf("%d of %d members have joined", there, len(pool))
+		}
+		time.Sleep(time.Duration(there) * pause)
+	}
+}
+
 // settle waits until all know all, and are quiet.
 func settle(t *testing.T, f *fleet, pool []member, began time.Time) {
+	told := time.Now()
 	for missing := math.MaxInt; ; time.Sleep(settleLook) {
 		before, left := missing, []member(nil)
 		missing = 0
@@ -265,6 +314,10 @@ func settle(t *testing.T, f *fleet, pool []member, began time.Time) {
 		}
 		if len(left) == 0 {
 			break
+		}
+		if time.Since(told) > progressEvery {
+			told = time.Now()
+			t.Logf("%d members do not know all yet, but lack %d between them", len(left), missing)
 		}
 		if time.Since(began) > settleCap {
 			t.Fatalf("after %v %d of %d members do not know all members", settleCap, len(left), len(pool))
@@ -280,8 +333,13 @@ func settle(t *testing.T, f *fleet, pool []member, began time.Time) {
 	for last := f.traffic.packets.Load(); ; {
 		time.Sleep(quietLook)
 		now := f.traffic.packets.Load()
-		if float64(now-last)/quietLook.Seconds()/float64(len(pool)) < quiet {
+		each := float64(now-last) / quietLook.Seconds() / float64(len(pool))
+		if each < quiet {
 			return
+		}
+		if time.Since(told) > progressEvery {
+			told = time.Now()
+			t.Logf("all know all, and send %.1f packets a second each; %d are called quiet", each, quiet)
 		}
 		if time.Since(began) > settleCap {
 			t.Fatalf("after %v the members are not quiet", settleCap)

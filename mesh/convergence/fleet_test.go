@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	cluster = "6f7c2a10-0000-4000-8000-00000000c0de"
-	segment = "default"
+	loopback = "127.0.0.1"
+	cluster  = "6f7c2a10-0000-4000-8000-00000000c0de"
+	segment  = "default"
 )
 
 var digest = strings.Repeat("ab", 32)
@@ -33,9 +34,11 @@ type fleet struct {
 	ca       *identity.CA
 	verifier *identity.Verifier
 	traffic  traffic
+	boot     atomic.Uint64 // of the members that are started
 
-	mu   sync.Mutex
-	keys map[string]ed25519.PrivateKey
+	mu    sync.Mutex
+	keys  map[string]ed25519.PrivateKey
+	ports map[int]int // of members' gossip; a restarted one has the same again
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -44,7 +47,9 @@ func newFleet(t *testing.T) *fleet {
 	must(t, err)
 	v, err := identity.NewVerifier(cluster, ca.CertPEM())
 	must(t, err)
-	return &fleet{t: t, ca: ca, verifier: v, keys: map[string]ed25519.PrivateKey{}}
+	f := &fleet{t: t, ca: ca, verifier: v, keys: map[string]ed25519.PrivateKey{}, ports: map[int]int{}}
+	f.boot.Store(1)
+	return f
 }
 
 func hostID(i int) string { return fmt.Sprintf("6f7c2a10-0000-4000-8000-%012d", i) }
@@ -104,7 +109,7 @@ func (f *fleet) certificate(id identity.Identity) []byte {
 // carry the same bytes as metadata.
 func (f *fleet) record(i, generation int) []byte {
 	r := mesh.Record{
-		HostID: hostID(i), Boot: 1, Seq: uint64(generation) + 1, Role: string(role(i)), Version: "1.0.0", Digest: digest[:16],
+		HostID: hostID(i), Boot: f.boot.Load(), Seq: uint64(generation) + 1, Role: string(role(i)), Version: "1.0.0", Digest: digest[:16],
 		OS: "linux", Arch: "amd64", Segments: []string{segment}, PeerPort: 7947, Phase: mesh.PhaseIdle, Renews: true,
 	}
 	if generation > 0 {
@@ -117,17 +122,18 @@ func (f *fleet) record(i, generation int) []byte {
 	return signed.Raw
 }
 
-// listen opens memberlist's own transport on loopback, and counts.
-func (f *fleet) listen() (*countingTransport, error) {
-	var t *memberlist.NetTransport
-	var err error
-	for range 10 { // the free TCP port may be taken for UDP
-		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{"127.0.0.1"}, Logger: discard})
-		if err == nil {
-			return &countingTransport{NodeAwareTransport: t, traffic: &f.traffic, port: t.GetAutoBindPort()}, nil
-		}
+// listen opens moult's sockets on loopback, where a member listened before if it did,
+// and counts. All systems have them: memberlist's own transport takes 64 KiB anew for
+// each packet, which hundreds of members in one process can't afford.
+func (f *fleet) listen(i int) (*countingTransport, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	own, err := mesh.Listen(net.JoinHostPort(loopback, strconv.Itoa(f.ports[i])))
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	_, f.ports[i], err = own.FinalAdvertiseAddr("", 0)
+	return &countingTransport{NodeAwareTransport: own, traffic: &f.traffic, port: f.ports[i]}, err
 }
 
 // traffic counts what all members of a pool send.

@@ -24,15 +24,12 @@ type moultMember struct{ node *mesh.Node }
 func startMoult(t *testing.T, f *fleet, i int) member {
 	id := identity.Identity{Cluster: cluster, HostID: hostID(i), Name: hostID(i), Role: role(i)}
 	cfg := mesh.Config{
-		Identity: id, Key: f.key(id.HostID), CertDER: f.certificate(id), Verifier: f.verifier, Boot: 1,
+		Identity: id, Key: f.key(id.HostID), CertDER: f.certificate(id), Verifier: f.verifier, Boot: f.boot.Load(),
 		OS: "linux", Arch: "amd64", Version: "1.0.0", Digest: digest, PeerAddr: "127.0.0.1:7947",
 		HostsPerAddress: 8, // all are at one
 		Logger:          slog.New(slog.DiscardHandler),
-		Pools:           []mesh.PoolConfig{{Segment: segment, Bind: "127.0.0.1:0", Keys: [][]byte{make([]byte, 32)}}},
-		Transport: func(_, bind string) (memberlist.NodeAwareTransport, error) {
-			own, err := mesh.Listen(bind)
-			return &countingTransport{NodeAwareTransport: own, traffic: &f.traffic}, err
-		},
+		Pools:           []mesh.PoolConfig{{Segment: segment, Bind: loopback + ":0", Keys: [][]byte{make([]byte, 32)}}},
+		Transport:       func(_, _ string) (memberlist.NodeAwareTransport, error) { return f.listen(i) },
 	}
 	if role(i) == identity.RoleServer {
 		cfg.KeyOf = f.enrolled
@@ -59,14 +56,21 @@ func (m moultMember) knows(other, generation int) bool {
 	return ok && r.JobID == jobID(generation)
 }
 
+func (m moultMember) restarted(other int, boot uint64) bool {
+	r, ok := m.node.Roster().Member(hostID(other))
+	return ok && r.Boot == boot && r.Liveness == mesh.Online
+}
+
 func (m moultMember) close() { _ = m.node.Close() }
 
-// view is what a member of the others was told: the newest generation of each.
+// view is what a member of the others was told: the newest record of each.
 type view struct {
 	mu    sync.Mutex
-	known map[string]int
+	known map[string]mesh.Record
 	own   atomic.Pointer[[]byte]
 }
+
+func newView() *view { return &view{known: map[string]mesh.Record{}} }
 
 func (v *view) take(name string, meta []byte) {
 	rec, err := mesh.DecodeRecord(meta)
@@ -75,17 +79,25 @@ func (v *view) take(name string, meta []byte) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.known[name] = int(rec.Seq) - 1
+	v.known[name] = rec.Record
 }
 
 func (v *view) knows(other, generation int) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	known, ok := v.known[hostID(other)]
-	return ok && known >= generation
+	return ok && int(known.Seq)-1 >= generation
+}
+
+func (v *view) restarted(other int, boot uint64) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.known[hostID(other)].Boot == boot
 }
 
 // memberlistMember is memberlist with DefaultLANConfig and the record as metadata.
+// Compression is off: it takes 100 KiB anew for each packet, for which hundreds of
+// members in one process would wait, and what a packet holds is reckoned without it.
 type memberlistMember struct {
 	*view
 	f    *fleet
@@ -94,15 +106,15 @@ type memberlistMember struct {
 }
 
 func startMemberlist(t *testing.T, f *fleet, i int) member {
-	m := &memberlistMember{view: &view{known: map[string]int{}}, f: f, i: i}
+	m := &memberlistMember{view: newView(), f: f, i: i}
 	raw := f.record(i, 0)
 	m.own.Store(&raw)
 	cfg := memberlist.DefaultLANConfig()
-	cfg.Name, cfg.Logger = hostID(i), discard
+	cfg.Name, cfg.Logger, cfg.EnableCompression = hostID(i), discard, false
 	cfg.Delegate, cfg.Events = m, m
-	transport, err := f.listen()
+	transport, err := f.listen(i)
 	must(t, err)
-	cfg.Transport, cfg.AdvertiseAddr, cfg.AdvertisePort = transport, "127.0.0.1", transport.port
+	cfg.Transport, cfg.AdvertiseAddr, cfg.AdvertisePort = transport, loopback, transport.port
 	m.list, err = memberlist.Create(cfg)
 	must(t, err)
 	return m
@@ -137,7 +149,8 @@ func (m *memberlistMember) NotifyLeave(*memberlist.Node)    {}
 // recordTag is the tag that carries the record.
 const recordTag = "record"
 
-// serfMember is serf with its defaults and the record as a tag.
+// serfMember is serf with its defaults, but for compression as memberlist here, and the
+// record as a tag.
 type serfMember struct {
 	*view
 	f    *fleet
@@ -148,14 +161,14 @@ type serfMember struct {
 
 func startSerf(t *testing.T, f *fleet, i int) member {
 	events := make(chan serf.Event, 4096)
-	m := &serfMember{view: &view{known: map[string]int{}}, f: f, i: i, stop: make(chan struct{})}
+	m := &serfMember{view: newView(), f: f, i: i, stop: make(chan struct{})}
 	cfg := serf.DefaultConfig()
 	cfg.NodeName, cfg.Logger, cfg.EventCh = hostID(i), discard, events
 	cfg.Tags = map[string]string{recordTag: string(f.record(i, 0))}
-	transport, err := f.listen()
+	transport, err := f.listen(i)
 	must(t, err)
-	cfg.MemberlistConfig.Transport, cfg.MemberlistConfig.Logger = transport, discard
-	cfg.MemberlistConfig.AdvertiseAddr, cfg.MemberlistConfig.AdvertisePort = "127.0.0.1", transport.port
+	cfg.MemberlistConfig.Transport, cfg.MemberlistConfig.Logger, cfg.MemberlistConfig.EnableCompression = transport, discard, false
+	cfg.MemberlistConfig.AdvertiseAddr, cfg.MemberlistConfig.AdvertisePort = loopback, transport.port
 	m.serf, err = serf.Create(cfg)
 	must(t, err)
 	go func() {

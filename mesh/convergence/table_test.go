@@ -19,7 +19,7 @@ func defaults(results []result, size int) (result, bool) {
 // the same size; where those came to no end, they are a bound.
 func table(results []result) string {
 	var b strings.Builder
-	b.WriteString("| members | by | one change: servers | all members | ratio | all at once: servers | ratio | all members | one change takes | all at once takes | at rest takes |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| members | by | one change: servers | all members | ratio | all at once: servers | ratio | all members | mass restart: servers | one change takes | all at once takes | at rest takes |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range results {
 		name := r.System
 		if r.Simulated {
@@ -40,8 +40,8 @@ func table(results []result) string {
 		if r.AllCapped {
 			all += fmt.Sprintf(" (%d seen)", r.AllSeen)
 		}
-		fmt.Fprintf(&b, "| %d | %s | %s (slowest %s) | %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Members, name, until(r.OneServers, false), until(r.OneSlowest, false),
-			until(r.OneAll, r.OneAll >= oneCap.Seconds()), oneRatio, all, allRatio, until(r.AllAll, r.AllAllCap), packets(r), r.AllCost, r.Rest)
+		fmt.Fprintf(&b, "| %d | %s | %s (slowest %s) | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Members, name, until(r.OneServers, false), until(r.OneSlowest, false),
+			until(r.OneAll, r.OneAll >= oneCap.Seconds()), oneRatio, all, allRatio, until(r.AllAll, r.AllAllCap), restart(r), packets(r), r.AllCost, r.Rest)
 	}
 	return b.String()
 }
@@ -54,6 +54,13 @@ func until(seconds float64, capped bool) string {
 		return fmt.Sprintf("%.1f ms", seconds*1e3)
 	}
 	return fmt.Sprintf("%.2f s", seconds)
+}
+
+func restart(r result) string {
+	if r.Simulated {
+		return ""
+	}
+	return until(r.Restart, r.RestartCap)
 }
 
 func packets(r result) string {
