@@ -33,20 +33,19 @@ type handover struct {
 // becomes the new program's first thread: ending any other thread would be taken
 // for the parent's death.
 //
-// A request to stop is not lost: what came before has ended ctx, and what comes
-// later ends this process, and the child with it.
+// A request to stop is not lost: what came before is noted, and what comes later ends
+// this process, and the child with it.
 func (s *supervisor) handOver(ctx context.Context, c *child) *child {
-	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, os.Interrupt, syscall.SIGTERM)
 	c.stopPumps()
 	fds := []int{descriptor(c.send), descriptor(c.recv), descriptor(c.out)}
 	state, err := json.Marshal(handover{PID: c.pid, Send: fds[0], Recv: fds[1], Out: fds[2], Pending: c.pending})
 	if err == nil {
 		s.side.flush(flushOutput)
-		signal.Stop(asked) // returns when all that was caught is delivered
-		signal.Reset(os.Interrupt, syscall.SIGTERM)
+		leaveToKernel(syscall.SIGINT, syscall.SIGTERM)
 		time.Sleep(signalDelay)
-		if len(asked) > 0 || ctx.Err() != nil {
+		signal.Stop(s.asked) // returns when all that was caught is delivered
+		signal.Reset(os.Interrupt, syscall.SIGTERM)
+		if len(s.asked) > 0 || ctx.Err() != nil {
 			c.startPumps()
 			return c
 		}
@@ -59,7 +58,7 @@ func (s *supervisor) handOver(ctx context.Context, c *child) *child {
 	return c
 }
 
-// signalDelay is how long a signal that was caught may take to end a context.
+// signalDelay is how long a thread that was given a signal may take to come to it.
 const signalDelay = 50 * time.Millisecond
 
 func withoutHandover(env []string) []string {

@@ -7,7 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"runtime"
+	"syscall"
 	"time"
 
 	"moult/updater/install"
@@ -100,6 +102,8 @@ func RunSupervisor(ctx context.Context, cfg SupervisorConfig) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	s := supervisorOf(cfg)
+	signal.Notify(s.asked, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(s.asked)
 	defer s.side.flush(flushOutput)
 	defer s.dropAhead()
 	s.Service.Well(startPatience)
@@ -131,7 +135,7 @@ func supervisorOf(cfg SupervisorConfig) *supervisor {
 	side := &sideline{to: cfg.Output}
 	cfg.Output = side
 	return &supervisor{
-		SupervisorConfig: cfg, side: side, delay: cfg.RestartDelay,
+		SupervisorConfig: cfg, side: side, delay: cfg.RestartDelay, asked: make(chan os.Signal, 1),
 		log: slog.New(sidelinedHandler{cfg.Logger.Handler(), side}).With("component", "supervisor"),
 	}
 }
@@ -139,7 +143,8 @@ func supervisorOf(cfg SupervisorConfig) *supervisor {
 // supervisor is the state of RunSupervisor, owned by its goroutine.
 type supervisor struct {
 	SupervisorConfig
-	side  *sideline // what log and Output are printed by
+	side  *sideline      // what log and Output are printed by
+	asked chan os.Signal // holds a request to stop, which ends the context, too, but in its own time
 	log   *slog.Logger
 	delay time.Duration // before the next start of a crashed child
 	alone bool          // RunTrial: this process takes the place of what it commits

@@ -528,13 +528,8 @@ func TestAgentThatGivesUpEndsTheSupervisor(t *testing.T) {
 }
 
 // A supervisor that is asked to stop while it hands over to the new binary stops: a
-// signal that the old program has caught is not forgotten by the new one. Only the
-// kernel may forget one: that it gave to a thread which did not run until the exec.
-// On a machine with a load of 25 that was one in 40, so make test leaves this out.
+// signal that the old program has caught is not forgotten by the new one.
 func TestStopIsHeededInTheHandover(t *testing.T) {
-	if os.Getenv("MOULT_LONG") == "" {
-		t.Skip("a busy machine may lose the signal in the kernel; MOULT_LONG=1 runs it")
-	}
 	for i := range 8 {
 		t.Run(fmt.Sprintf("%d ms after the commit", 5*i), func(t *testing.T) {
 			t.Parallel()
