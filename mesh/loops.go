@@ -56,9 +56,11 @@ func (n *Node) read(p *pool, msg []byte) {
 		}
 		n.results.answer(id, code)
 	case kindRecord:
-		n.takeGossip(p, body)
+		n.takeGossip(p, body, true)
 	case kindRecords:
-		n.takeRecords(p, body)
+		n.takeRecords(p, body, true)
+	case kindJoinRecords:
+		n.takeRecords(p, body, false)
 	case kindSighting:
 		n.takeHint(body)
 	case kindRing:
@@ -133,9 +135,9 @@ func (n *Node) startRelay(p *pool, body []byte) {
 	}
 }
 
-// takeGossip takes a record that was gossiped as a message, and gossips it on
-// while it is news. Most of what comes is known.
-func (n *Node) takeGossip(p *pool, raw []byte) {
+// takeGossip takes a record that was gossiped as a message, and gossips it on, if it
+// is to, while it is news. Most of what comes is known.
+func (n *Node) takeGossip(p *pool, raw []byte, on bool) {
 	if n.roster.has(raw) {
 		return
 	}
@@ -148,7 +150,9 @@ func (n *Node) takeGossip(p *pool, raw []byte) {
 	if err != nil || !news {
 		return
 	}
-	p.spread(rec)
+	if on {
+		p.spread(rec)
+	}
 	if q, ok := p.livePeer(rec.HostID); ok {
 		n.observed(p, rec.HostID, true, q.Addr)
 	}
@@ -255,14 +259,17 @@ func (n *Node) takePeer(p *pool, q peer) (audience bool) {
 	return true
 }
 
-// takeRecords takes the records that an exchange handed over.
-func (n *Node) takeRecords(p *pool, body []byte) {
+// takeRecords takes records that came together: in a packet, or handed over in an
+// exchange. Those of an exchange by which somebody joins are not gossiped on: all
+// that there is is news to who has just started, and when a site starts anew, all its
+// hosts would tell each other all of it.
+func (n *Node) takeRecords(p *pool, body []byte, on bool) {
 	for rd := (&reader{b: body}); len(rd.b) > 0; {
 		raw := rd.bytes32(MaxRecord)
 		if rd.failed {
 			n.counters.malformedMessage.Add(1)
 			return
 		}
-		n.takeGossip(p, raw)
+		n.takeGossip(p, raw, on)
 	}
 }

@@ -117,7 +117,7 @@ func (p *pool) LocalState(bool) []byte {
 
 // MergeRemoteState is memberlist handing over what the other side had. Messages
 // for others are none of this host's business.
-func (p *pool) MergeRemoteState(b []byte, _ bool) {
+func (p *pool) MergeRemoteState(b []byte, join bool) {
 	rd := &reader{b: bytes.Clone(b)}
 	for len(rd.b) > 0 {
 		id, to, from, msg := rd.uint64(), rd.text8(maxID), rd.text8(maxID), rd.bytes32(maxMailBytes)
@@ -126,6 +126,9 @@ func (p *pool) MergeRemoteState(b []byte, _ bool) {
 			return
 		}
 		if to == "" {
+			if join && len(msg) > 0 && msg[0] == kindRecords {
+				msg[0] = kindJoinRecords
+			}
 			p.receive(p, msg)
 			continue
 		}

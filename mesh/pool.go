@@ -333,6 +333,9 @@ func (p *pool) rejoin(stop <-chan struct{}) {
 			}
 			_, err := p.list.Join([]string{a}) // memberlist logs why not
 			p.noteSeed(a, err == nil)
+			if err == nil && !alone {
+				break // gossip brings the others; each exchange carries all that there is
+			}
 		}
 		next := p.timing.Rejoin
 		if alone {

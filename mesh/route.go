@@ -24,6 +24,8 @@ const (
 	kindRing     byte = 7 // receiver, sender: something is left to be fetched
 	kindTaken    byte = 8 // receiver, id 8: it was fetched
 	kindRecords  byte = 9 // signed records, each behind its length 4: what an exchange hands over
+	// kindJoinRecords is kindRecords of an exchange by which somebody joins. It is not sent.
+	kindJoinRecords byte = 255
 )
 
 const (

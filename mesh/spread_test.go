@@ -126,6 +126,34 @@ func TestExchangesHandOverRecords(t *testing.T) {
 	})
 }
 
+// Who joins is told of everything, which is known where it was told: when a site starts
+// anew, its hosts do not all gossip all of it. What another exchange brings was lost.
+func TestWhatJoiningBringsIsNotGossipedOn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t)
+		a, b := c.node("a1", "default"), c.node("a2", "default")
+		await(t, 10*time.Second, "they know each other", func() bool { return a.LivePeers() == 1 && b.LivePeers() == 1 })
+		a.Announce(PhaseFetching, "job-1")
+		await(t, 10*time.Second, "it was told", func() bool { return jobOf(b, "a1") == "job-1" && b.pools[0].broadcast.pending() == 0 })
+		d := c.start(c.withoutGossip("a3", "default"))
+		handed := b.pools[0].LocalState(true)
+		if len(handed) == 0 {
+			t.Fatal("there is nothing to hand over")
+		}
+		for _, join := range []bool{true, false} {
+			r := d.pools[0].broadcast.pending()
+			d.pools[0].MergeRemoteState(handed, join)
+			await(t, time.Second, "a1's record", func() bool { return jobOf(d, "a1") == "job-1" })
+			if gossips := d.pools[0].broadcast.pending() > r; gossips == join {
+				t.Errorf("gossips it on: %t, where joining is %t", gossips, join)
+			}
+			d.roster.mu.Lock()
+			d.roster.drop("a1")
+			d.roster.mu.Unlock()
+		}
+	})
+}
+
 // memberlist's metadata follows later. Who joins before it does, sees the newest
 // record all the same, and keeps it.
 func TestLateMetadataReplacesNoNewerRecord(t *testing.T) {
