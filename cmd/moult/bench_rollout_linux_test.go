@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"moult/cmd/internal/nodekit"
 )
 
@@ -29,7 +31,7 @@ const (
 	rolloutSegment = "default" // which servers are in
 	rolloutHosts   = 8
 	rolloutSizes   = 6 // the large binary's length over the small one's, as of 60 MB over 10
-	rolloutRounds  = 2 // of each size
+	rolloutRounds  = 5 // of each size, as the time that a host takes to leave varies
 	defaultSoak    = 5 * time.Second
 
 	minOverAnsible  = 3.0
@@ -105,8 +107,10 @@ func missedGoals(runs []fleetRollout) (missed []string) {
 		if r.AnsibleOver > 0 && r.Soak == 0 && r.AnsibleOver < minOverAnsible {
 			missed = append(missed, fmt.Sprintf("%s at %d Mbit/s is %.1f × faster than ansible, the goal is %g ×", r.By, r.Mbit, r.AnsibleOver, minOverAnsible))
 		}
-		if r.By == byStaged && r.OverRestarts > maxOverRestarts {
-			missed = append(missed, fmt.Sprintf("the whole with %.1f MB and a soak of %.0f s is %.2f × the restarts, the goal is %g ×", float64(r.Bytes)/1e6, r.Soak, r.OverRestarts, maxOverRestarts))
+	}
+	for kind, over := range overRestarts(runs) {
+		if over > maxOverRestarts {
+			missed = append(missed, fmt.Sprintf("the whole with %.1f MB and a soak of %.0f s is %.2f × the restarts, the goal is %g ×", float64(kind.bytes)/1e6, kind.soak, over, maxOverRestarts))
 		}
 	}
 	for _, soak := range []time.Duration{0, defaultSoak} {
@@ -115,6 +119,28 @@ func missedGoals(runs []fleetRollout) (missed []string) {
 		}
 	}
 	return missed
+}
+
+// rolloutKind is what the rounds of a staged fleet update have in common.
+type rolloutKind struct {
+	bytes int64
+	soak  float64
+}
+
+// overRestarts is the median over the rounds of each kind.
+func overRestarts(runs []fleetRollout) map[rolloutKind]float64 {
+	rounds := map[rolloutKind][]fleetRollout{}
+	for _, r := range runs {
+		if r.By == byStaged {
+			kind := rolloutKind{r.Bytes, r.Soak}
+			rounds[kind] = append(rounds[kind], r)
+		}
+	}
+	medians := map[rolloutKind]float64{}
+	for kind, of := range rounds {
+		medians[kind] = medianOf(of, func(r fleetRollout) float64 { return r.OverRestarts })
+	}
+	return medians
 }
 
 // sizeRatio is a staged turn with the large binary over one with the small; 0 where
@@ -173,6 +199,7 @@ func benchStaged(t *testing.T, mbit int) (runs []fleetRollout) {
 		f.publish(version, path)
 		f.moult("release", "stage", version)
 		f.awaitStaged(path)
+		unix.Sync() // all hosts share a disk here, which has what each of them has staged to write
 		r := f.update(byStaged, version, soak)
 		for _, turn := range r.Turns {
 			if !turn.Staged {
@@ -380,10 +407,10 @@ func (f *rolloutFleet) awaitStaged(path string) {
 	})
 }
 
-func medianOf(turns []turnTime, of func(turnTime) float64) float64 {
+func medianOf[T any](them []T, of func(T) float64) float64 {
 	var all []float64
-	for _, t := range turns {
-		all = append(all, of(t))
+	for _, one := range them {
+		all = append(all, of(one))
 	}
 	slices.Sort(all)
 	if len(all) == 0 {

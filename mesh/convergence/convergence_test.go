@@ -238,7 +238,9 @@ func massRestart(t *testing.T, s system, f *fleet, pool []member) (took time.Dur
 	for i := servers; i < len(pool); i++ {
 		pool[i] = s.start(t, f, i)
 	}
-	joinAll(t, pool, 0)
+	if !joinAll(t, pool, 0, restartCap) {
+		return restartCap, false
+	}
 	t.Logf("restarted and joined after %v", time.Since(began))
 	for next := servers; next < len(pool); {
 		if time.Since(began) > restartCap {
@@ -272,7 +274,9 @@ func startPool(t *testing.T, s system, f *fleet, size int) []member {
 	for i := 1; i < servers; i++ {
 		must(t, pool[i].join(pool[0].address()))
 	}
-	joinAll(t, pool, joinPause)
+	if !joinAll(t, pool, joinPause, settleCap) {
+		t.Fatalf("after %v the members have not joined", settleCap)
+	}
 	joined := time.Since(began)
 	settle(t, f, pool, began)
 	t.Logf("%d members: started after %v, joined after %v, know each other and are quiet after %v",
@@ -281,16 +285,19 @@ func startPool(t *testing.T, s system, f *fleet, size int) []member {
 }
 
 // joinAll has all but the servers join by these, a few at a time, with a pause for each
-// member that is there.
-func joinAll(t *testing.T, pool []member, pause time.Duration) {
+// member that is there, and tells whether they did within a limit.
+func joinAll(t *testing.T, pool []member, pause, limit time.Duration) bool {
 	t.Helper()
-	there, told := servers, time.Now()
+	there, told, end := servers, time.Now(), time.Now().Add(limit)
 	for batch := range slices.Chunk(pool[servers:], joinAtOnce) {
 		var joined sync.WaitGroup
 		for i, m := range batch {
-			joined.Go(func() { joinPatiently(t, m, pool[i%servers].address()) })
+			joined.Go(func() { joinPatiently(m, pool[i%servers].address(), end) })
 		}
 		joined.Wait()
+		if time.Now().After(end) {
+			return false
+		}
 		there += len(batch)
 		if time.Since(told) > progressEvery {
 			told = time.Now()
@@ -298,6 +305,7 @@ func joinAll(t *testing.T, pool []member, pause time.Duration) {
 		}
 		time.Sleep(time.Duration(there) * pause)
 	}
+	return true
 }
 
 // settle waits until all know all, and are quiet.
@@ -348,18 +356,10 @@ func settle(t *testing.T, f *fleet, pool []member, began time.Time) {
 	}
 }
 
-// joinPatiently joins a pool whose members are busy with each other.
-func joinPatiently(t *testing.T, m member, addr string) {
-	t.Helper()
-	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		err := m.join(addr)
-		if err == nil {
-			return
-		}
-		if time.Since(began) > settleCap {
-			t.Error(err)
-			return
-		}
+// joinPatiently joins a pool whose members are busy with each other, until end.
+func joinPatiently(m member, addr string, end time.Time) {
+	for m.join(addr) != nil && time.Now().Before(end) {
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
