@@ -126,10 +126,10 @@ type ordersOf struct {
 	from *server
 }
 
-// Send checks that the order's intent is committed (invariant 16), and plays the
-// host: it obeys no lower index (17) and begins each job once (13).
 func (ordersOf) Next(context.Context, fleet.Release, fleet.Host) error { return nil }
 
+// Send checks that the order's intent is committed (invariant 16), and plays the
+// host: it obeys no lower index (17) and begins each job once (13).
 func (o ordersOf) Send(_ context.Context, j fleet.Job, _ fleet.Release, _ fleet.Host) error {
 	behind := o.from.View().Audit(j.DispatchIndex+1, 1)
 	if len(behind) == 0 || behind[0].Index != j.DispatchIndex || behind[0].Action != (fleet.JobDispatched{}).Kind() || !strings.Contains(behind[0].Detail, j.ID) {

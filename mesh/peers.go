@@ -43,9 +43,9 @@ func newPeers() peers {
 	return peers{byID: map[string]*peer{}, untaken: map[string]time.Time{}}
 }
 
-// put has a member be as memberlist tells, and returns whether it was alive before.
-// When there is no room the one that is gone for longest is forgotten.
-func (t *peers) put(node memberlist.Node, alive bool) (was bool) {
+// put has a member be as memberlist tells. When there is no room the one that is gone
+// for longest is forgotten.
+func (t *peers) put(node memberlist.Node, alive bool) {
 	old := t.byID[node.Name]
 	if old == nil && len(t.byID) >= maxPeers {
 		gone := t.oldestGone()
@@ -54,7 +54,7 @@ func (t *peers) put(node memberlist.Node, alive bool) (was bool) {
 	}
 	t.changes++
 	q := &peer{node: node, alive: alive, since: time.Now(), change: t.changes}
-	was = old != nil && old.alive
+	was := old != nil && old.alive
 	switch {
 	case alive && was:
 		q.place = old.place
@@ -69,7 +69,6 @@ func (t *peers) put(node memberlist.Node, alive bool) (was bool) {
 		t.here = t.here[:last]
 	}
 	t.byID[node.Name], t.untaken[node.Name] = q, time.Time{}
-	return was
 }
 
 func (t *peers) swap(i, j int) {
@@ -109,13 +108,10 @@ func (p *pool) note(n *memberlist.Node, alive bool) {
 	node := *n
 	node.Meta = bytes.Clone(n.Meta)
 	p.mu.Lock()
-	switch was := p.peers.put(node, alive); {
-	case alive && !was:
-		if p.live.Add(1) == 1 {
-			poke(p.broadcast.filled) // with what was queued while nobody was here
-		}
-	case !alive && was:
-		p.live.Add(-1)
+	p.peers.put(node, alive)
+	here := int64(len(p.peers.here))
+	if before := p.live.Swap(here); before == 0 && here > 0 {
+		poke(p.broadcast.filled) // with what was queued while nobody was here
 	}
 	p.mu.Unlock()
 	p.notify()

@@ -118,7 +118,7 @@ func (u *Updater) beginStaging(ctx context.Context, o order.Order, off offer) {
 		case stopped:
 			s.state = Staging{}
 			if s.dropped {
-				u.dropPart(off)
+				u.discard(off, "staging stopped: the release was withdrawn")
 			}
 		default:
 			u.slog.Warn("release not staged; it is tried again, or fetched at this host's turn", "version", off.Version, "error", err)
@@ -272,21 +272,20 @@ func (u *Updater) dropStaged(off offer) {
 	if !u.cfg.Store.Has(off.Digest) {
 		return
 	}
-	if err := u.cfg.Store.Remove(off.Digest); err != nil {
-		u.slog.Warn("drop a withdrawn release", "version", off.Version, "error", err)
-		return
+	if u.discard(off, "dropped a withdrawn release") {
+		u.wake()
 	}
-	u.wake()
-	u.slog.Info("dropped a withdrawn release", "version", off.Version, "digest", off.Digest)
 }
 
-// dropPart deletes what had come in of a withdrawn release.
-func (u *Updater) dropPart(off offer) {
+// discard deletes what the store has of a withdrawn release, says so, and tells whether
+// it did.
+func (u *Updater) discard(off offer, says string) bool {
 	if err := u.cfg.Store.Remove(off.Digest); err != nil {
 		u.slog.Warn("drop a withdrawn release", "version", off.Version, "error", err)
-		return
+		return false
 	}
-	u.slog.Info("staging stopped: the release was withdrawn", "version", off.Version, "digest", off.Digest)
+	u.slog.Info(says, "version", off.Version, "digest", off.Digest)
+	return true
 }
 
 // end stops the staging and waits for it.
