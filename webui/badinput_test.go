@@ -205,7 +205,7 @@ func TestSlowerAdminIsToldWhoStarted(t *testing.T) {
 	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "1"))
 	b.Text(`(() => { window.refresh = htmx.trigger; htmx.trigger = () => {}; return "deaf" })()`)
 	w.MustPropose("user:bob", fleet.FleetUpdateStarted{ID: "theirs", TargetVersion: "2.0.0", HostIDs: []string{id}})
-	b.Do(chromedp.Click(chromedp.ID("start")))
+	b.Do(browsertest.Click(chromedp.ID("start")))
 	b.AwaitText("a fleet update to 2.0.0 is running, started by user:bob")
 	if where := b.Text(`document.querySelector("#start-form [data-note]")?.getAttribute("role")`); where != "alert" {
 		t.Errorf("it is not told beside the button: %s", where)
@@ -223,7 +223,7 @@ func TestScriptInAFormIsShownAndInert(t *testing.T) {
 	MustSignIn(b, srv, "/settings/users")
 	typed := `<img src=x onerror="window.hit=1">`
 	b.Do(chromedp.SendKeys(chromedp.CSS("#add-user [name=name]"), typed), chromedp.SendKeys(chromedp.CSS("#add-user [name=password]"), "long enough"),
-		chromedp.Click(chromedp.CSS("#add-user button")))
+		browsertest.Click(chromedp.CSS("#add-user button")))
 	b.AwaitText(`name "<img src=x onerror=\"window.hit=1\">": give 1 to 64 of a-z A-Z 0-9 . _ -`)
 	if hit := b.Text("window.hit"); hit != "undefined" {
 		t.Error("it was run")

@@ -2,8 +2,11 @@ package webui
 
 import (
 	"errors"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -21,9 +24,43 @@ func MustSignIn(b *browsertest.Browser, srv *httptest.Server, path string) {
 }
 
 // confirm says yes in the dialog that asks.
-func confirm() browsertest.Step { return chromedp.Click(chromedp.CSS("#confirm [value=yes]")) }
+func confirm() browsertest.Step { return browsertest.Click(chromedp.CSS("#confirm [value=yes]")) }
 
 var errNoLeaderInTest = errors.New("no leader; a majority of the servers must be up")
+
+// TestWhatIsTypedStaysInThePageWithoutItsScripts presses the button of a form whose
+// scripts did not arrive. The browser's own way of sending a form would put the
+// passwords into the address.
+func TestWhatIsTypedStaysInThePageWithoutItsScripts(t *testing.T) {
+	w := StartWorld(t)
+	srv := w.MustServeWithout("/static/actions.js")
+	b := browsertest.Start(t)
+	MustSignIn(b, srv, "/settings/users")
+	b.Do(chromedp.SendKeys(chromedp.CSS("[name=current_password]"), adminPassword), chromedp.SendKeys(chromedp.CSS("[name=new_password]"), "a new password"),
+		browsertest.Click(chromedp.CSS("[data-call$='account/password'] button")))
+	if got := b.Text("new Promise((done) => setTimeout(() => done(location.href), 300))"); got != srv.URL+"/settings/users" {
+		t.Errorf("the page is %s", got)
+	}
+	if got := b.Text("document.querySelector('[name=new_password]').value"); got != "a new password" {
+		t.Errorf("%q is left in the form", got)
+	}
+	scripted := regexp.MustCompile(`<form [^>]*data-(call|upload)=[^>]*>`)
+	err := fs.WalkDir(templateFiles, ".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".html") {
+			return err
+		}
+		text, err := fs.ReadFile(templateFiles, path)
+		for _, form := range scripted.FindAllString(string(text), -1) {
+			if !strings.Contains(form, ` method="dialog"`) {
+				t.Errorf("%s: the browser sends this form by itself: %s", path, form)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
 
 // TestAdminUpdatesTheFleetInABrowser goes the way of an admin: sign in, see the
 // chip, start, watch the page follow without a reload, cancel.
@@ -38,14 +75,14 @@ func TestAdminUpdatesTheFleetInABrowser(t *testing.T) {
 	b.AwaitText("2 online")
 	w.MustRelease("2.0.0", 2) // nobody reloads the page
 	b.AwaitText("out of date · 1.0.0 → 2.0.0")
-	b.Do(chromedp.Click(chromedp.CSS("a.button")), chromedp.WaitVisible(chromedp.ID("expect")))
+	b.Do(browsertest.Click(chromedp.CSS("a.button")), chromedp.WaitVisible(chromedp.ID("expect")))
 	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "3"))
 	w.MustEnrol("late", "1.0.0", false)
 	b.AwaitText("late: it is offline")
 	if typed := b.Text(`document.getElementById("expect").value`); typed != "3" {
 		t.Errorf("what was typed became %q", typed)
 	}
-	b.Do(chromedp.Click(chromedp.ID("start")))
+	b.Do(browsertest.Click(chromedp.ID("start")))
 	b.AwaitText("3 was confirmed, and 2 hosts would be updated now")
 	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("expect").value = ""`), chromedp.SendKeys(chromedp.ID("expect"), "2"))
 	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("start").click(); document.getElementById("start").click()`))
@@ -58,13 +95,13 @@ func TestAdminUpdatesTheFleetInABrowser(t *testing.T) {
 	w.MustPropose("coordinator", fleet.JobDispatched{JobID: "j1", HostID: id, FleetUpdateID: f.ID, FromVersion: "1.0.0", Boot: 1})
 	w.roster.set(id, Observation{Online: true, Version: "1.0.0", Phase: "restarting"})
 	b.AwaitText("restarting")
-	b.Do(chromedp.Click(chromedp.ID("cancel")), confirm())
+	b.Do(browsertest.Click(chromedp.ID("cancel")), confirm())
 	b.AwaitText("2.0.0 cancelled 0 of 2") // in the history
 	w.MustPropose("coordinator", fleet.JobFinished{JobID: "j1", Status: fleet.JobSucceeded})
 	w.roster.set(id, Observation{Online: true, Version: "2.0.0"})
 	w.log.fail = errNoLeaderInTest
 	b.AwaitText("1 host goes to 2.0.0")
-	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "1"), chromedp.Click(chromedp.ID("start")))
+	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "1"), browsertest.Click(chromedp.ID("start")))
 	b.AwaitText(errNoLeaderInTest.Error())
 	b.Do(chromedp.Navigate(srv.URL + "/"))
 	b.AwaitText("Last fleet update to 2.0.0 cancelled")

@@ -125,7 +125,7 @@ func TestPageAsksForThePasswordAgain(t *testing.T) {
 	b.Do(
 		chromedp.SendKeys(chromedp.CSS("form[data-call='POST /api/users'] [name=name]"), "bob"),
 		chromedp.SendKeys(chromedp.CSS("form[data-call='POST /api/users'] [name=password]"), "long enough"),
-		chromedp.Click(chromedp.CSS("form[data-call='POST /api/users'] [type=submit]")),
+		browsertest.Click(chromedp.CSS("form[data-call='POST /api/users'] [type=submit]")),
 		chromedp.WaitVisible(password),
 		chromedp.SendKeys(password, "not the password\r"),
 	)
@@ -145,9 +145,9 @@ func TestPageAsksForThePasswordAgain(t *testing.T) {
 	b.Do(
 		chromedp.SendKeys(chromedp.CSS("form[data-call='POST /api/users'] [name=name]"), "rob"),
 		chromedp.SendKeys(chromedp.CSS("form[data-call='POST /api/users'] [name=password]"), "long enough"),
-		chromedp.Click(chromedp.CSS("form[data-call='POST /api/users'] [type=submit]")),
+		browsertest.Click(chromedp.CSS("form[data-call='POST /api/users'] [type=submit]")),
 		chromedp.WaitVisible(password),
-		chromedp.Click(chromedp.CSS("#reauth [type=button]")),
+		browsertest.Click(chromedp.CSS("#reauth [type=button]")),
 	)
 	b.AwaitText("this takes the password once more")
 	if _, ok := w.state.View().UserByName("rob"); ok {

@@ -174,11 +174,11 @@ func TestServersAreIncludedInABrowser(t *testing.T) {
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, fleetPath)
 	b.AwaitText("1 host goes to 2.0.0")
-	b.Do(chromedp.Click(chromedp.ID("with-servers")))
+	b.Do(browsertest.Click(chromedp.ID("with-servers")))
 	b.AwaitText("3 hosts go to 2.0.0")
 	b.CheckAccessibility("fleet update with servers")
 	b.Screenshot("fleet-update-with-servers")
-	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "3"), chromedp.Click(chromedp.ID("start")))
+	b.Do(chromedp.SendKeys(chromedp.ID("expect"), "3"), browsertest.Click(chromedp.ID("start")))
 	b.AwaitText("Fleet update to 2.0.0 running")
 	if f, active := w.state.View().ActiveFleetUpdate(); !active || !f.Servers || f.Hosts.Len() != 3 {
 		t.Errorf("%+v", f)

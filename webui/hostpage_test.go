@@ -140,7 +140,7 @@ func TestAdminFollowsAnUpdateInABrowser(t *testing.T) {
 	srv := w.MustServe("server-2")
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/")
-	b.Do(chromedp.Click(chromedp.CSS("#host-"+id+" a")), chromedp.WaitVisible(chromedp.ID("update")))
+	b.Do(browsertest.Click(chromedp.CSS("#host-"+id+" a")), chromedp.WaitVisible(chromedp.ID("update")))
 	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("update").click(); document.getElementById("update").click()`))
 	b.AwaitText("Waiting for its turn")
 	b.AwaitText("Nothing yet.")
@@ -166,7 +166,7 @@ func TestAdminFollowsAnUpdateInABrowser(t *testing.T) {
 	if n := b.Text(`document.querySelectorAll("#log li:not(.more)").length`); n != "2" {
 		t.Errorf("%s lines", n)
 	}
-	b.Do(chromedp.Navigate(srv.URL+"/hosts/"+id), chromedp.Click(chromedp.ID("remove")), confirm())
+	b.Do(chromedp.Navigate(srv.URL+"/hosts/"+id), browsertest.Click(chromedp.ID("remove")), confirm())
 	b.AwaitText("No host has joined yet")
 
 	other := w.MustEnrol("web-2", "1.0.0", true)

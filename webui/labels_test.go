@@ -83,7 +83,7 @@ func TestLabelsAreEditedOnTheHostsPage(t *testing.T) {
 	typed := func(text string) {
 		b.Do(chromedp.WaitVisible(chromedp.ID("label-lines")))
 		b.Text(fmt.Sprintf(`document.getElementById("label-lines").value = %q`, text)) // in place of what is there
-		b.Do(chromedp.Click(chromedp.CSS("#labels button")))
+		b.Do(browsertest.Click(chromedp.CSS("#labels button")))
 	}
 	typed("rack=a\n\n spare \ntier = web")
 	b.Do(chromedp.WaitReady(chromedp.CSS(`#labels input[value*=tier]`))) // the page is there anew

@@ -191,7 +191,7 @@ func TestAdminPublishesInABrowser(t *testing.T) {
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/releases")
 	publish := func(files ...string) {
-		b.Do(chromedp.SetUploadFiles(chromedp.ID("files"), files), chromedp.Click(chromedp.CSS("#publish button")))
+		b.Do(chromedp.SetUploadFiles(chromedp.ID("files"), files), browsertest.Click(chromedp.CSS("#publish button")))
 	}
 	publish(files[:2]...)
 	b.AwaitText("choose manifest.json, manifest.json.minisig and the binaries")
@@ -201,6 +201,6 @@ func TestAdminPublishesInABrowser(t *testing.T) {
 	publish(files...)
 	b.AwaitText("3.0.0 number 3")
 	b.AwaitNoText("signature is wrong")
-	b.Do(chromedp.Click(chromedp.CSS("#live .danger")), confirm())
+	b.Do(browsertest.Click(chromedp.CSS("#live .danger")), confirm())
 	b.AwaitText("withdrawn")
 }

@@ -171,21 +171,21 @@ func TestAdminManagesPeopleInABrowser(t *testing.T) {
 	b.Do(chromedp.Evaluate[chromedp.Void](`for (let i = 0; i < 2; i++) document.querySelector("#add-user button").click()`))
 	b.AwaitText("vera viewer")
 	b.Do(chromedp.SendKeys(chromedp.CSS("#add-user [name=name]"), "vera"), chromedp.SendKeys(chromedp.CSS("#add-user [name=password]"), "short one"),
-		chromedp.Click(chromedp.CSS("#add-user button")))
+		browsertest.Click(chromedp.CSS("#add-user button")))
 	b.AwaitText(`a user called "vera" exists already`)
 	vera, _ := w.state.View().UserByName("vera")
 	row := "#user-" + vera.ID
-	b.Do(chromedp.Click(chromedp.CSS(row+" summary")), chromedp.SetValue(chromedp.CSS(row+" select"), "operator"), chromedp.Click(chromedp.CSS(row+" button")))
+	b.Do(browsertest.Click(chromedp.CSS(row+" summary")), chromedp.SetValue(chromedp.CSS(row+" select"), "operator"), browsertest.Click(chromedp.CSS(row+" button")))
 	b.AwaitText("vera operator")
 
-	b.Do(chromedp.SendKeys(chromedp.CSS("#add-token [name=name]"), "ci"), chromedp.Click(chromedp.CSS("#add-token button")))
+	b.Do(chromedp.SendKeys(chromedp.CSS("#add-token [name=name]"), "ci"), browsertest.Click(chromedp.CSS("#add-token button")))
 	b.AwaitText("It is shown this once")
 	secret := b.Text(`document.getElementById("new-token-secret").textContent`)
 	if _, known := w.state.View().APITokenByHash(hashSecret(secret)); !known {
 		t.Errorf("%q is not the token", secret)
 	}
 	b.Screenshot("users-token")
-	b.Do(chromedp.Click(chromedp.CSS("[data-copy]")))
+	b.Do(browsertest.Click(chromedp.CSS("[data-copy]")))
 	b.AwaitText("Copied")
 	b.Do(chromedp.Reload())
 	b.AwaitText("Make an API token")
@@ -193,7 +193,7 @@ func TestAdminManagesPeopleInABrowser(t *testing.T) {
 		t.Error("the token is shown again")
 	}
 	b.Do(chromedp.SendKeys(chromedp.CSS("[name=current_password]"), adminPassword), chromedp.SendKeys(chromedp.CSS("[name=new_password]"), "a new password"),
-		chromedp.Click(chromedp.CSS("[data-call$='account/password'] button")), chromedp.WaitVisible(chromedp.ID("password")))
+		browsertest.Click(chromedp.CSS("[data-call$='account/password'] button")), chromedp.WaitVisible(chromedp.ID("password")))
 	b.Do(chromedp.SendKeys(chromedp.ID("username"), "admin"), chromedp.SendKeys(chromedp.ID("password"), "a new password"),
 		chromedp.Submit(chromedp.ID("password")), chromedp.WaitVisible(chromedp.ID("live")))
 }
@@ -205,7 +205,7 @@ func TestAdminAddsAHostInABrowser(t *testing.T) {
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/settings/add-host")
 	b.AwaitText("No host has joined yet")
-	b.Do(chromedp.SendKeys(chromedp.CSS("[name=segment]"), "dmz"), chromedp.Click(chromedp.CSS("#join button")))
+	b.Do(chromedp.SendKeys(chromedp.CSS("[name=segment]"), "dmz"), browsertest.Click(chromedp.CSS("#join button")))
 	b.AwaitText("MOULT_TOKEN=MOULT1.")
 	b.AwaitText("agent dmz admin")
 	if n := len(w.state.View().JoinTokens()); n != 2 { // the other one was server-2's

@@ -231,7 +231,7 @@ func TestAdminConnectsAWebhookInABrowser(t *testing.T) {
 	MustSignIn(b, srv, "/settings/webhooks")
 	b.AwaitText("There is none")
 	b.Do(chromedp.SendKeys(chromedp.CSS("#add-webhook [name=name]"), "pager"), chromedp.SendKeys(chromedp.CSS("#add-webhook [name=url]"), "https://u:p@hooks.example/S3CRET"),
-		chromedp.SetValue(chromedp.CSS("#add-webhook [name=format]"), "slack"), chromedp.Click(chromedp.CSS("#add-webhook button")))
+		chromedp.SetValue(chromedp.CSS("#add-webhook [name=format]"), "slack"), browsertest.Click(chromedp.CSS("#add-webhook button")))
 	b.AwaitText("url: it holds a user name or a password; give a bearer_token instead")
 	b.Do(chromedp.Evaluate[chromedp.Void](`document.querySelector("#add-webhook [name=url]").value = ""`),
 		chromedp.SendKeys(chromedp.CSS("#add-webhook [name=url]"), "https://hooks.example/S3CRET"), chromedp.SendKeys(chromedp.CSS("#add-webhook [name=bearer_token]"), "B34RER"),
@@ -244,27 +244,27 @@ func TestAdminConnectsAWebhookInABrowser(t *testing.T) {
 	hook := w.state.View().Webhooks()[0]
 	card := "#webhook-" + hook.ID
 	test := card + " [data-call$='/test']"
-	b.Do(chromedp.Click(chromedp.CSS(test)))
+	b.Do(browsertest.Click(chromedp.CSS(test)))
 	b.AwaitText("pager: The receiver took it (status 200)")
 	b.Screenshot("webhooks-tested")
 	w.tester.status, w.tester.err = 404, errors.New("the receiver answered 404; check the whole url")
-	b.Do(chromedp.Click(chromedp.CSS(test)))
+	b.Do(browsertest.Click(chromedp.CSS(test)))
 	b.AwaitText("The test was not taken: the receiver answered 404; check the whole url.")
 	b.AwaitNoText("The receiver took it")
 	b.CheckAccessibility("webhooks, a test failed")
 	b.Screenshot("webhooks-test-failed")
 
-	b.Do(chromedp.Click(chromedp.CSS(card+" summary")), chromedp.Click(chromedp.CSS(card+" [value=fleet_update_halted]")), chromedp.Click(chromedp.CSS(card+" form button")))
+	b.Do(browsertest.Click(chromedp.CSS(card+" summary")), browsertest.Click(chromedp.CSS(card+" [value=fleet_update_halted]")), browsertest.Click(chromedp.CSS(card+" form button")))
 	b.AwaitText("Told of fleet update halted")
 	b.CheckAccessibility("webhooks, open")
 	b.Screenshot("webhooks-open")
-	b.Do(chromedp.Click(chromedp.CSS(card+` [data-body='{"bearer_token":""}']`)), confirm())
+	b.Do(browsertest.Click(chromedp.CSS(card+` [data-body='{"bearer_token":""}']`)), confirm())
 	b.AwaitNoText("with a bearer token")
-	b.Do(chromedp.Click(chromedp.CSS(card + ` [data-body='{"enabled":false}']`)))
+	b.Do(browsertest.Click(chromedp.CSS(card + ` [data-body='{"enabled":false}']`)))
 	b.AwaitText("disabled")
 	if h, _ := w.state.View().Webhook(hook.ID); h.Enabled || h.BearerToken != "" || h.URL != "https://hooks.example/S3CRET" || fmt.Sprint(h.Kinds) != "[fleet_update_halted]" {
 		t.Errorf("%+v", h)
 	}
-	b.Do(chromedp.Click(chromedp.CSS(card+" .danger")), confirm())
+	b.Do(browsertest.Click(chromedp.CSS(card+" .danger")), confirm())
 	b.AwaitText("There is none")
 }

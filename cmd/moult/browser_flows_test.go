@@ -34,7 +34,7 @@ func (u browserUser) fillIn(name, password string) {
 		chromedp.SendKeys(chromedp.ID("password"), password), chromedp.Submit(chromedp.ID("password")))
 }
 
-func (u browserUser) click(selector string) { u.Do(chromedp.Click(chromedp.CSS(selector))) }
+func (u browserUser) click(selector string) { u.Do(browsertest.Click(chromedp.CSS(selector))) }
 
 func (u browserUser) confirm() { u.click("#confirm [value=yes]") }
 

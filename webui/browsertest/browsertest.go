@@ -116,6 +116,26 @@ func (b *Browser) Do(steps ...Step) {
 	}
 }
 
+// Click clicks on an element once the page's scripts are there: nobody hears a
+// click before.
+func Click[S chromedp.Selectable](sel S) Step {
+	loaded := chromedp.Evaluate[bool](`document.readyState === "complete"`)
+	return chromedp.Steps(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		ticker := time.NewTicker(pollInterval)
+		defer ticker.Stop()
+		for {
+			if done, err := loaded(ctx, t); done || err != nil {
+				return err
+			}
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}), chromedp.Click(sel))
+}
+
 // Text returns what a JavaScript expression gives, or promises, as text.
 func (b *Browser) Text(expression string) string {
 	b.tb.Helper()

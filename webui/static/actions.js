@@ -10,6 +10,8 @@
 //   data-then="/jobs/{job_id}" where to go then, with fields of the answer
 //   data-show="id"            which element to fill with the answer: its parts
 //                             with data-field are given the field of that name
+//   method="dialog"            of a form: without this script nothing is sent; the
+//                             browser's own way would put passwords into the address
 //
 // An error is shown beside what was pressed. What was pressed stays disabled
 // until the answer is there, so a double click is one call.
