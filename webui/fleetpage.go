@@ -57,6 +57,7 @@ type planView struct {
 	Servers   bool            // they take part
 	IsServer  map[string]bool // by host id
 	Behind    int             // servers that are behind, whether they take part or not
+	Staging   *releaseStagingJSON
 }
 
 // historyRow is a fleet update of the past.
@@ -176,6 +177,7 @@ func (p picture) planView(servers []ServerStatus) *planView {
 		v.NoRelease = true
 		return v
 	}
+	v.Staging = p.releaseStaging(p.newest)
 	v.Hosts = p.rows(chosen[:min(len(chosen), maxPlanRows)])
 	v.LeftOut = left[:min(len(left), maxPlanRows)]
 	v.More = len(left) - len(v.LeftOut)

@@ -43,26 +43,6 @@ type turnJSON struct {
 	Staging *stagingJSON `json:"staging,omitempty"`
 }
 
-// stagingJSON is how far a host is with what it is to have before its turn.
-type stagingJSON struct {
-	State  string `json:"state"`  // awaits_patch, fetching or failed
-	Done   int64  `json:"done"`   // bytes
-	Total  int64  `json:"total"`  // bytes
-	Reason string `json:"reason"` // why it failed
-}
-
-// String tells it in words.
-func (s stagingJSON) String() string {
-	switch s.State {
-	case "awaits_patch":
-		return "awaits a patch that is being made"
-	case "failed":
-		return "not staged: " + s.Reason
-	default:
-		return fmt.Sprintf("%s of %s staged", byteCount(s.Done), byteCount(s.Total))
-	}
-}
-
 func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
 	out := fleetUpdateJSON{
 		ID: f.ID, TargetVersion: f.TargetVersion, Status: f.Status, CurrentHostID: f.CurrentHostID,
@@ -87,18 +67,6 @@ func (p picture) fleetUpdate(f fleet.FleetUpdate) fleetUpdateJSON {
 		out.Hosts = append(out.Hosts, turn)
 	}
 	return out
-}
-
-// staged tells whether a host has an artifact, and if it does not, how far it is with it.
-func (o Observation) staged(sha256 string) (bool, *stagingJSON) {
-	if o.holds(sha256) {
-		return true, nil
-	}
-	s := o.Staging
-	if s.Digest != sha256 || s.State == "staged" {
-		return false, nil
-	}
-	return false, &stagingJSON{State: s.State, Done: s.Done, Total: s.Total, Reason: s.Error}
 }
 
 // waitingFor tells why the next turn of a fleet update does not begin: the same reason

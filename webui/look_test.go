@@ -73,6 +73,14 @@ func StartShowcase(tb testing.TB) *furnished {
 	f.MustPropose("coordinator", fleet.JobDispatched{JobID: f.job, HostID: "id-web-2", FleetUpdateID: "fu-1", FromVersion: "1.4.1", Boot: 1})
 	say(f.job, "order accepted: update from 1.4.1 to 1.4.2", "fetching from web-1 at 10.0.0.9:7947", "verified: 17.8 MB, sha256 77c0…", "trial: the new binary is started", "panic: open /etc/moult/site.toml: permission denied", "rolled back to 1.4.1: the new binary exited with code 2")
 	f.MustPropose("coordinator", fleet.JobFinished{JobID: f.job, Status: fleet.JobFailed, Error: "rolled back: exited with code 2: panic: open /etc/moult/site.toml: permission denied"})
+	f.MustPropose("user:admin", fleet.ReleaseStaged{Version: "1.4.2"})
+	wanted, _ := f.state.View().Release("1.4.2")
+	for id, s := range map[string]Staging{
+		"id-web-2": {State: "fetching", Done: 2, Total: 3}, "id-web-3": {State: "failed", Error: "7 MB are free in /var/lib/moult, staging 17.8 MB leaves at least 268 MB free; free some space"},
+	} {
+		s.Digest = wanted.Artifacts[0].SHA256
+		f.roster.set(id, Observation{Online: true, Version: "1.4.1", Digest: strings.Repeat("9f3a", 16), Phase: "idle", LastSeen: now, Staging: s})
+	}
 	return f
 }
 

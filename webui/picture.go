@@ -11,6 +11,7 @@ type picture struct {
 	fleet.View
 	observed   map[string]Observation
 	target     string          // the version that hosts are meant to run
+	newest     fleet.Release   // of that version; the zero value where none is available
 	inProgress map[string]bool // hosts with an unfinished job or a turn to come, by id
 	looksInto  map[string]bool // segments that a server or a relay that is online is in
 	unheard    map[string]bool // agents that this server was not up for long enough to have heard of, by id
@@ -24,7 +25,7 @@ type picture struct {
 func (u *ui) picture() picture {
 	p := picture{View: u.View(), observed: u.Observed(), target: u.Version, inProgress: map[string]bool{}, version: u.Version, hosts: &u.hosts, now: u.Now(), started: u.Started}
 	if newest, exists := p.NewestRelease(); exists {
-		p.target = newest.Version
+		p.target, p.newest = newest.Version, newest
 	}
 	p.enrolled = p.hosts.byID(p.View)
 	p.looksInto = p.lookedInto()
@@ -64,6 +65,10 @@ type hostJSON struct {
 	Labels           map[string]string `json:"labels"`
 	Quarantine       *fleet.Quarantine `json:"quarantine"` // set: it gets no orders
 	Progress         *progressJSON     `json:"progress"`
+	// Staged: it has the release of the target version, and does not run it. Staging is
+	// how far it is with it.
+	Staged  bool         `json:"staged"`
+	Staging *stagingJSON `json:"staging,omitempty"`
 }
 
 // progressJSON is how far a download is, in bytes.
@@ -88,6 +93,9 @@ func (p picture) host(h *fleet.Host) hostJSON {
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
+	}
+	if a, fits := p.newest.Artifact(h.OS, h.Arch); fits && h.Role == fleet.RoleAgent && !o.runs(a.SHA256) {
+		out.Staged, out.Staging = o.staged(a.SHA256)
 	}
 	if o.Total > 0 {
 		out.Progress = &progressJSON{Done: o.Done, Total: o.Total}

@@ -27,6 +27,7 @@ type releaseRow struct {
 	Target bool   // what hosts are meant to run
 	Signed bool   // by a release key that is pinned now
 	Hosts  int    // that run it
+	Stage  string // what the button to stage it says; "": there is none
 	After  string // what is true once it is withdrawn, for who is asked; "" for one that is withdrawn
 }
 
@@ -50,10 +51,18 @@ func (u *ui) releasesPage(w http.ResponseWriter, r *http.Request) error {
 			v.Older++
 		} else {
 			_, err := release.Verify(ReleaseKeys(cluster), rel.Manifest, rel.Signature)
-			v.Releases = append(v.Releases, releaseRow{
-				releaseJSON: showRelease(rel), Hosts: runs[rel.Version], Signed: err == nil,
+			row := releaseRow{
+				releaseJSON: p.release(rel), Hosts: runs[rel.Version], Signed: err == nil,
 				Target: !rel.Withdrawn && rel.Version == p.target, After: p.afterWithdrawal(rel, runs[rel.Version]),
-			})
+			}
+			switch s := row.Staging; {
+			case !row.Target:
+			case s == nil && row.Hosts < len(p.agents()):
+				row.Stage = "Stage"
+			case s != nil && s.Staged < s.Hosts:
+				row.Stage = "Stage again"
+			}
+			v.Releases = append(v.Releases, row)
 		}
 		delete(runs, rel.Version)
 	}

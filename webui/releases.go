@@ -36,6 +36,8 @@ type releaseJSON struct {
 	PublishedAt time.Time        `json:"published_at"`
 	PublishedBy string           `json:"published_by"`
 	Artifacts   []fleet.Artifact `json:"artifacts"`
+	// Staging is how far the hosts are with a release that all of them stage.
+	Staging *releaseStagingJSON `json:"staging,omitempty"`
 }
 
 func showRelease(r fleet.Release) releaseJSON {
@@ -46,11 +48,18 @@ func showRelease(r fleet.Release) releaseJSON {
 }
 
 func (u *ui) listReleases(w http.ResponseWriter, _ *http.Request) error {
-	all := []releaseJSON{}
-	for _, r := range u.View().Releases() {
-		all = append(all, showRelease(r))
+	p, all := u.picture(), []releaseJSON{}
+	for _, r := range p.Releases() {
+		all = append(all, p.release(r))
 	}
 	return ok(w, map[string]any{"releases": all})
+}
+
+// release is a release as the lists show it.
+func (p picture) release(r fleet.Release) releaseJSON {
+	out := showRelease(r)
+	out.Staging = p.releaseStaging(r)
+	return out
 }
 
 func (u *ui) withdrawRelease(w http.ResponseWriter, r *http.Request) error {

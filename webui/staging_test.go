@@ -2,6 +2,7 @@ package webui
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"moult/consensus/fleet"
@@ -63,4 +64,65 @@ func TestFleetUpdateTellsOfStaging(t *testing.T) {
 	w.MustPropose("coordinator", fleet.JobDispatched{JobID: "j1", HostID: ids["a"], FleetUpdateID: id, FromVersion: "1.0.0", Boot: 1})
 	w.MustPropose("coordinator", fleet.JobFinished{JobID: "j1", Status: fleet.JobSucceeded})
 	waits("later turns", "")
+}
+
+// A release that all hosts stage tells how far they are, before any fleet update; by
+// API, on its page, on that of fleet updates, and on the host's.
+func TestReleaseTellsOfStaging(t *testing.T) {
+	w := StartWorld(t)
+	ids := map[string]string{}
+	for _, name := range []string{"a", "b", "c", "d", "gone", "new"} {
+		ids[name] = w.MustEnrol(name, "1.0.0", true)
+	}
+	w.MustRelease("2.0.0", 2)
+	rel, _ := w.state.View().Release("2.0.0")
+	digest, size := rel.Artifacts[0].SHA256, rel.Artifacts[0].Size
+	show := func(name string, o Observation) {
+		o.Phase, o.LastSeen = "idle", w.clock.Now()
+		w.roster.set(ids[name], o)
+	}
+	show("a", Observation{Online: true, Version: "1.0.0", Staging: Staging{Digest: digest, State: "fetching", Done: 2, Total: 4}})
+	show("b", Observation{Online: true, Version: "1.0.0", Staging: Staging{Digest: digest, State: "failed", Total: 4, Error: "<b>the disk is full"}})
+	show("c", Observation{Online: true, Version: "1.0.0", Holds: []string{digest[:16]}})
+	show("d", Observation{Online: true, Version: "1.0.0", Staging: Staging{Digest: "0123", State: "fetching", Done: 1, Total: 4}})
+	show("gone", Observation{Version: "1.0.0"})
+	show("new", Observation{Online: true, Version: "2.0.0", Digest: digest[:16]})
+	staging := func() any {
+		t.Helper()
+		return w.Call(viewerToken, "GET", "/api/releases", "").OK()["releases"].([]any)[0].(map[string]any)["staging"]
+	}
+	if got := staging(); got != nil {
+		t.Errorf("nobody stages it: %v", got)
+	}
+	w.Admin("GET", "/releases", "").Shows("Stage Withdraw")
+	w.Admin("POST", "/api/releases/2.0.0/stage", "").OK()
+	want := fmt.Sprintf("map[done:%v failed:1 hosts:4 reasons:[map[host_id:%s name:b reason:<b>the disk is full]] staged:1 total:%v]", size/2+size, ids["b"], 4*size)
+	if got := fmt.Sprint(staging()); got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+	w.Admin("GET", "/releases", "").Shows("Staging of 2.0.0 33 Staged on 1 of 4 hosts, 1 cannot have it now.", "b : &lt;b&gt;the disk is full", "Stage again Withdraw")
+	w.Admin("GET", fleetPath, "").Shows("The release is staged on 1 of 4 hosts", "1 cannot have it now", "2 B of 4 B staged", "not staged: &lt;b&gt;the disk is full")
+	for name, want := range map[string]string{"a": "false map[done:2 reason: state:fetching total:4]", "c": "true <nil>", "d": "false <nil>", "new": "false <nil>"} {
+		h := w.Call(viewerToken, "GET", "/api/hosts/"+ids[name], "").OK()
+		if got := fmt.Sprint(h["staged"], " ", h["staging"]); got != want {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	w.Admin("GET", "/hosts/"+ids["a"], "").Shows("Staged 2.0.0: 2 B of 4 B staged")
+	w.Admin("GET", "/hosts/"+ids["c"], "").Shows("Staged 2.0.0: it is there and verified")
+
+	for _, name := range []string{"a", "b", "d"} {
+		show(name, Observation{Online: true, Version: "1.0.0", Holds: []string{digest[:16]}})
+	}
+	page := w.Admin("GET", "/releases", "")
+	page.Shows("Staged on 4 of 4 hosts.")
+	if strings.Contains(page.Body.String(), "/stage\"") {
+		t.Error("who has staged all is asked to stage it")
+	}
+	w.MustRelease("3.0.0", 3)
+	w.Admin("POST", "/api/releases/3.0.0/stage", "").OK() // takes its place
+	second := w.Call(viewerToken, "GET", "/api/releases", "").OK()["releases"].([]any)[1].(map[string]any)
+	if second["version"] != "2.0.0" || second["staging"] != nil {
+		t.Errorf("a release whose place another one took: %v", second)
+	}
 }

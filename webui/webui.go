@@ -141,8 +141,13 @@ type Staging struct {
 
 // holds tells whether a host says that it runs or holds an artifact.
 func (o Observation) holds(sha256 string) bool {
-	return o.Digest != "" && strings.HasPrefix(sha256, o.Digest) ||
+	return o.runs(sha256) ||
 		slices.ContainsFunc(o.Holds, func(prefix string) bool { return prefix != "" && strings.HasPrefix(sha256, prefix) })
+}
+
+// runs tells whether a host says that it runs an artifact.
+func (o Observation) runs(sha256 string) bool {
+	return o.Digest != "" && strings.HasPrefix(sha256, o.Digest)
 }
 
 // Trust knows what removals and new gossip keys need, and how far they are.

@@ -221,6 +221,7 @@ type (
 			Done  int64 `json:"done"`
 			Total int64 `json:"total"`
 		} `json:"progress,omitempty"`
+		apiStaged
 	}
 	apiJob struct {
 		ID            string      `json:"id"`
@@ -270,8 +271,13 @@ type (
 		FailedReason string `json:"failed_reason"`
 		Role         string `json:"role"`
 		Phase        string `json:"phase"`
-		Staged       bool   `json:"staged"`
-		Staging      *struct {
+		apiStaged
+	}
+	// apiStaged is whether a host has what it is to have before its turn, and if not,
+	// how far it is with it.
+	apiStaged struct {
+		Staged  bool `json:"staged"`
+		Staging *struct {
 			State  string `json:"state"`
 			Done   int64  `json:"done"`
 			Total  int64  `json:"total"`
@@ -297,7 +303,22 @@ type (
 		Version   string        `json:"version"`
 		Number    uint64        `json:"number"`
 		Available bool          `json:"available"`
+		Staged    bool          `json:"staged"`
 		Artifacts []apiArtifact `json:"artifacts"`
+		// Staging is how far the hosts are with a release that all of them stage.
+		Staging *apiReleaseStaging `json:"staging,omitempty"`
+	}
+	apiReleaseStaging struct {
+		Hosts   int   `json:"hosts"`
+		Staged  int   `json:"staged"`
+		Failed  int   `json:"failed"`
+		Done    int64 `json:"done"`
+		Total   int64 `json:"total"`
+		Reasons []struct {
+			HostID string `json:"host_id"`
+			Name   string `json:"name"`
+			Reason string `json:"reason"`
+		} `json:"reasons"`
 	}
 	apiArtifact struct {
 		OS     string `json:"os"`

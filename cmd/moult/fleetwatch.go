@@ -143,23 +143,6 @@ func staging(u apiFleetUpdate) string {
 	return fmt.Sprintf("staged: %d of %d hosts to come", staged, pending)
 }
 
-// stagingWords tells whether a host that waits for its turn has the release, or how
-// far it is with it; "" when neither is known.
-func (t apiTurn) stagingWords() string {
-	switch {
-	case t.Staged:
-		return "yes"
-	case t.Staging == nil:
-		return ""
-	case t.Staging.State == "awaits_patch":
-		return "awaits a patch"
-	case t.Staging.State == "failed":
-		return "no: " + t.Staging.Reason
-	default:
-		return fmt.Sprintf("%d %%", t.Staging.Done*100/max(t.Staging.Total, 1))
-	}
-}
-
 // phaseOf is what a host whose turn it is shows; servers are not among the hosts.
 func phaseOf(t apiTurn, h apiHost) string { return cmp.Or(h.Phase, t.Phase) }
 

@@ -126,6 +126,7 @@ func newHostCommand() *cobra.Command {
 				{"STATUS", h.status() + ", seen " + h.seen()},
 				{"VERSION", dash(h.AgentVersion)},
 				{"TARGET", target(h)},
+				{"STAGED", dash(h.stagingWords())},
 				{"PHASE", dash(h.Phase)},
 				{"RUNS FROM", h.runsFrom()},
 				{"KEEPS OF RELEASES", nodekit.ByteCount(h.KeptBytes)},

@@ -7,7 +7,6 @@ import (
 	"io"
 	"mime/multipart"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -214,27 +213,12 @@ func newReleaseListCommand(f *clientFlags) *cobra.Command {
 				state := "available"
 				if !r.Available {
 					state = "withdrawn"
+				} else if r.Staging != nil && r.Staging.Hosts > 0 {
+					state += ", " + r.Staging.String()
 				}
 				rows = append(rows, []string{printable(r.Version), fmt.Sprint(r.Number), state, strings.Join(platforms, " ")})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"VERSION", "NUMBER", "STATE", "PLATFORMS"}, rows)
-		}),
-	}
-}
-
-func newReleaseStageCommand(f *clientFlags) *cobra.Command {
-	return &cobra.Command{
-		Use: "stage VERSION", Short: "Have all hosts fetch and verify a release ahead of their turn", Args: cobra.ExactArgs(1),
-		Long: `Have all hosts fetch and verify a release in the background. Nothing is installed: an
-update to it then is a restart. The hosts of a fleet update stage by themselves when
-it starts, so this is for the hours before. One release at a time is staged for all
-hosts; a withdrawn one is dropped.`,
-		Example: "  moult release stage 1.4.2",
-		RunE: f.run(func(cmd *cobra.Command, c *client, args []string) error {
-			if err := c.call(cmd.Context(), http.MethodPost, "/api/releases/"+url.PathEscape(args[0])+"/stage", nil, nil); err != nil {
-				return err
-			}
-			return done(cmd, map[string]any{"staging": args[0]}, "all hosts stage release "+printable(args[0])+" in the background")
 		}),
 	}
 }
