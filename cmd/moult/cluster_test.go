@@ -104,6 +104,10 @@ type testCluster struct {
 	published map[string]string // version: the binary that was published as it
 }
 
+// longReason has servers wait long for a host's own reason, for tests of what it says:
+// on a busy machine it may come later than people want to wait.
+const longReason = "--server-arg=--reason=20s"
+
 // startCluster runs `moult dev` on version A until the test ends.
 func startCluster(t testing.TB, servers, agents int, args ...string) *testCluster {
 	t.Helper()

@@ -24,7 +24,7 @@ func TestE2EBadReleaseIsRolledBack(t *testing.T) {
 	} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			c := startCluster(t, 1, 3, "--agent-arg=--trial-timeout=6s")
+			c := startCluster(t, 1, 3, "--agent-arg=--trial-timeout=6s", longReason)
 			c.badRelease("6.6.6", mode)
 			id := c.startFleetUpdate(nil)
 			u := c.awaitFleetUpdate(id, "halted", time.Minute)

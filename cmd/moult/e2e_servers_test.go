@@ -172,7 +172,7 @@ func TestE2EBadServerReleaseIsRolledBack(t *testing.T) {
 	for mode, reason := range modes {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			c := startCluster(t, 3, 0, "--server-arg=--soak=500ms", "--server-arg=--trial-timeout=6s")
+			c := startCluster(t, 3, 0, "--server-arg=--soak=500ms", "--server-arg=--trial-timeout=6s", longReason)
 			c.badRelease("6.6.6", mode)
 			u := c.awaitFleetUpdate(c.startServersUpdate(allServers...), "halted", 2*time.Minute)
 			if !strings.Contains(u.HaltedReason, reason) || !strings.Contains(u.HaltedReason, "server rejoined at "+versionA) {
@@ -210,7 +210,7 @@ func TestE2EBadServerReleaseIsRolledBack(t *testing.T) {
 // alone, a server comes back, and its job ends with what is true.
 func TestE2EServerKilledInItsTrial(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3, 0, "--server-arg=--soak=3s")
+	c := startCluster(t, 3, 0, "--server-arg=--soak=3s", longReason)
 	c.publish(versionB, binary(t, versionB))
 	name := allServers[slices.IndexFunc(allServers, func(s string) bool { return s != c.leader() })]
 
@@ -305,7 +305,7 @@ func TestE2EServerThatLosesTheOthersStaysAsItWas(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			c := startCluster(t, 3, 1, "--server-arg=--soak=500ms", "--server-arg=--trial-timeout=20s") // the agent is a live peer
+			c := startCluster(t, 3, 1, "--server-arg=--soak=500ms", "--server-arg=--trial-timeout=20s", longReason) // the agent is a live peer
 			c.publish(versionB, binary(t, versionB))
 			leader := c.leader()
 			name := allServers[slices.IndexFunc(allServers, func(s string) bool { return s != leader })]
