@@ -20,8 +20,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"moult/cmd/internal/nodekit"
 )
 
 // The benchmark of a whole fleet update: real agents and a real server, each in a
@@ -197,8 +195,7 @@ func benchStaged(t *testing.T, mbit int) (runs []fleetRollout) {
 			pad(t, path, rolloutSizes*small)
 		}
 		f.publish(version, path)
-		f.moult("release", "stage", version)
-		f.awaitStaged(path)
+		f.moult("release", "stage", version, "--wait")
 		unix.Sync() // all hosts share a disk here, which has what each of them has staged to write
 		r := f.update(byStaged, version, soak)
 		for _, turn := range r.Turns {
@@ -389,21 +386,6 @@ func (f *rolloutFleet) awaitPatch() {
 			err = errors.New("there is none")
 		}
 		return err
-	})
-}
-
-// awaitStaged waits until all agents have verified a binary.
-func (f *rolloutFleet) awaitStaged(path string) {
-	f.t.Helper()
-	digest, err := nodekit.FileDigest(path)
-	must(f.t, err)
-	f.await(5*time.Minute, "all hosts to have staged", func() error {
-		for _, h := range f.agents {
-			if _, err := os.Stat(filepath.Join(f.dir, h.name, "data", "artifacts", digest)); err != nil {
-				return err
-			}
-		}
-		return nil
 	})
 }
 
