@@ -94,7 +94,7 @@ func (p picture) host(h *fleet.Host) hostJSON {
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
 	}
-	if a, fits := p.newest.Artifact(h.OS, h.Arch); fits && h.Role == fleet.RoleAgent && !o.runs(a.SHA256) {
+	if a, fits := p.newest.Artifact(h.OS, h.Arch); fits && !o.runs(a.SHA256) {
 		out.Staged, out.Staging = o.staged(a.SHA256)
 	}
 	if o.Total > 0 {

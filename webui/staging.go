@@ -68,7 +68,7 @@ func (p picture) releaseStaging(rel fleet.Release) *releaseStagingJSON {
 	for _, h := range p.agents() {
 		o := p.observed[h.ID]
 		a, fits := rel.Artifact(h.OS, h.Arch)
-		if !fits || !o.Online || h.Quarantine != nil || o.runs(a.SHA256) || !p.behind(h.ID, rel.Version) {
+		if !fits || !o.Online || h.Quarantine != nil || !p.behind(h.ID, rel.Version) {
 			continue
 		}
 		out.Hosts++

@@ -71,9 +71,11 @@ func TestFleetUpdateTellsOfStaging(t *testing.T) {
 func TestReleaseTellsOfStaging(t *testing.T) {
 	w := StartWorld(t)
 	ids := map[string]string{}
-	for _, name := range []string{"a", "b", "c", "d", "gone", "new"} {
+	for _, name := range []string{"a", "b", "c", "d", "gone", "new", "twin"} {
 		ids[name] = w.MustEnrol(name, "1.0.0", true)
 	}
+	w.MustPropose("coordinator", fleet.HostQuarantined{HostID: ids["twin"], Why: "two machines answer as it"})
+	w.MustRelease("1.5.0", 1)
 	w.MustRelease("2.0.0", 2)
 	rel, _ := w.state.View().Release("2.0.0")
 	digest, size := rel.Artifacts[0].SHA256, rel.Artifacts[0].Size
@@ -124,5 +126,34 @@ func TestReleaseTellsOfStaging(t *testing.T) {
 	second := w.Call(viewerToken, "GET", "/api/releases", "").OK()["releases"].([]any)[1].(map[string]any)
 	if second["version"] != "2.0.0" || second["staging"] != nil {
 		t.Errorf("a release whose place another one took: %v", second)
+	}
+	if got := w.Admin("GET", "/releases", "").Body.String(); strings.Contains(got, "/api/releases/1.5.0/stage") {
+		t.Error("an old release has the button, too")
+	}
+}
+
+// Of many hosts that cannot have a release it tells why of some; and a release that the
+// hosts of a fleet update stage is that one's to tell of.
+func TestReleaseTellsOfStagingWithinLimits(t *testing.T) {
+	w := StartWorld(t)
+	w.MustRelease("2.0.0", 2)
+	rel, _ := w.state.View().Release("2.0.0")
+	for i := range maxStagingReasons + 5 {
+		id := w.MustEnrol(fmt.Sprintf("web-%d", i), "1.0.0", true)
+		w.roster.set(id, Observation{Online: true, Version: "1.0.0", Phase: "idle", Staging: Staging{Digest: rel.Artifacts[0].SHA256, State: "failed", Error: "no"}})
+	}
+	id := w.Admin("POST", "/api/fleet/update", "").OK()["fleet_update_id"].(string)
+	w.MustPropose("coordinator", fleet.ReleaseStaged{Version: "2.0.0", FleetUpdateID: id})
+	staging := func() map[string]any {
+		t.Helper()
+		got, _ := w.Admin("GET", "/api/releases", "").OK()["releases"].([]any)[0].(map[string]any)["staging"].(map[string]any)
+		return got
+	}
+	if got := staging(); got != nil {
+		t.Errorf("the hosts of a fleet update stage it: %v", got)
+	}
+	w.Admin("POST", "/api/releases/2.0.0/stage", "").OK()
+	if got := staging(); got["failed"] != float64(maxStagingReasons+5) || len(got["reasons"].([]any)) != maxStagingReasons {
+		t.Errorf("%v", got)
 	}
 }
