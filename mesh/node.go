@@ -131,7 +131,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 func (n *Node) openPools() error {
 	for _, pc := range n.cfg.Pools {
 		p := &pool{
-			segment: pc.Segment, seeds: slices.Clone(pc.Join), self: n.cfg.Identity.HostID, timing: n.cfg.Timing,
+			segment: pc.Segment, server: n.cfg.Identity.Role == identity.RoleServer, seeds: slices.Clone(pc.Join), self: n.cfg.Identity.HostID, timing: n.cfg.Timing,
 			meta:    func() []byte { return n.Record().Raw },
 			receive: n.receive, notify: func() { poke(n.peersDirty) },
 			removed: n.verifier.removed,

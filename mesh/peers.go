@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"moult/mesh/identity"
 )
 
 // maxPeers bounds what a pool knows of members: of those that are gone the
@@ -27,6 +29,12 @@ type peer struct {
 func (q *peer) leaving() bool {
 	rec, err := DecodeRecord(q.node.Meta)
 	return err == nil && rec.Leaving
+}
+
+// isServer is what its record says, which need not be true.
+func (q *peer) isServer() bool {
+	rec, err := DecodeRecord(q.node.Meta)
+	return err == nil && rec.Role == string(identity.RoleServer)
 }
 
 // peers is a pool's members but for the node itself. What is done for each packet,

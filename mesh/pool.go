@@ -23,6 +23,7 @@ import (
 // pool is one segment: a memberlist, and what it last said of each member.
 type pool struct {
 	segment   string
+	server    bool // this node is one
 	seeds     []string
 	keyring   *memberlist.Keyring
 	keysMu    sync.Mutex // orders setKeys
@@ -247,9 +248,26 @@ const seedPatience = 12
 // for what it most likely has no need of.
 const nowAndThenRounds = 6
 
+// alone tells whether nobody is here by whom this node would be found. Servers that
+// all start anew know each other at once, and agents that have not noticed do not look
+// for them: so to a server other servers are not enough. Under the lock.
+func (p *pool) alone() bool {
+	return !slices.ContainsFunc(p.peers.here, func(q *peer) bool { return !p.server || !q.isServer() })
+}
+
+func (p *pool) isAlone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.alone()
+}
+
+// serverRounds is for how many rounds a server that is alone does not look less and less
+// often: until the servers that start anew have a leader, none knows whom to ask.
+const serverRounds = 5
+
 // find asks others for members of the segment, when that is due.
 func (p *pool) find(stop <-chan struct{}) []string {
-	if p.findSeeds == nil || p.livePeerCount() > 0 && rand.N(nowAndThenRounds) != 0 {
+	if p.findSeeds == nil || p.livePeerCount() > 0 && !p.isAlone() && rand.N(nowAndThenRounds) != 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), p.timing.Stream)
@@ -274,7 +292,7 @@ func (p *pool) find(stop <-chan struct{}) []string {
 func (p *pool) missing(found []string) (addrs []string, alone bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	alone = len(p.peers.here) == 0
+	alone = p.alone()
 	want := map[string]bool{}
 	if len(p.peers.here) < len(p.peers.byID) {
 		for _, q := range p.peers.byID {
@@ -322,7 +340,7 @@ func (p *pool) noteSeed(addr string, answered bool) {
 // restart, or a healed partition, must come together without anybody's help.
 func (p *pool) rejoin(stop <-chan struct{}) {
 	first := min(time.Second, p.timing.Rejoin)
-	wait := first
+	wait, rounds := first, 0 // of being alone
 	for {
 		addrs, alone := p.missing(p.find(stop))
 		for _, a := range addrs {
@@ -339,9 +357,12 @@ func (p *pool) rejoin(stop <-chan struct{}) {
 		}
 		next := p.timing.Rejoin
 		if alone {
-			next, wait = wait, min(2*wait, p.timing.Rejoin)
+			next = wait
+			if rounds++; !p.server || rounds > serverRounds {
+				wait = min(2*wait, p.timing.Rejoin)
+			}
 		} else {
-			wait = first
+			wait, rounds = first, 0
 		}
 		// Spread, so that the hosts of a restarted site don't all knock at once.
 		if !pause(stop, next*3/4+rand.N(next/4+1)) {

@@ -129,6 +129,39 @@ func TestIslandsOfASegmentMeet(t *testing.T) {
 	})
 }
 
+// Servers that all start anew know each other at once, and no agent that has not noticed
+// looks for them: they ask on until they know one, in seconds, and then no more.
+func TestServersAskOnUntilTheyKnowAnAgent(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newCluster(t)
+		agent := c.node("a1", "left")
+		known := time.Now().Add(3 * time.Second) // by when they have a leader, and read who there is
+		var asked atomic.Int64
+		start := func(host string, join []string) *Node {
+			cfg := c.configAlone(host, "left")
+			cfg.Pools[0].Join = join
+			cfg.FindSeeds = func(context.Context, string, []Contact) []string {
+				asked.Add(1)
+				if time.Now().Before(known) {
+					return nil
+				}
+				return agent.Members("left")
+			}
+			return c.start(cfg)
+		}
+		s1 := start("s1", nil)
+		s2 := start("s2", s1.GossipAddrs())
+		await(t, 2*time.Second, "the servers to meet", func() bool { return s1.LivePeers() == 1 && s2.LivePeers() == 1 })
+		awaitLiveness(t, time.Until(known)+2*time.Second, "a1", Online, s1, s2)
+		time.Sleep(20 * time.Second)
+		before := asked.Load()
+		time.Sleep(10 * time.Minute)
+		if n := asked.Load() - before; n > 60 { // of some 140 rounds one in six asks
+			t.Errorf("%d times others were asked in ten minutes of peace", n)
+		}
+	})
+}
+
 // A renewed certificate goes out with the next message.
 func TestMessagesCarryTheRenewedCertificate(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -24,14 +24,18 @@ func enrolledKey(raft *consensus.Node) func(hostID string) (ed25519.PublicKey, b
 	}
 }
 
-// maxAgentSeeds bounds how many agents a server that knows no other server asks.
-const maxAgentSeeds = 16
+// How many agents a server asks that knows no other server, and one that knows
+// servers alone.
+const (
+	maxAgentSeeds       = 16
+	agentsBesideServers = 4
+)
 
 // gossipSeeds adds the gossip addresses of other servers in a segment, as the state
-// knows them by now, to those of joining: the first server knows none by that. A
-// server that was restored from a backup is the only one, and where the agents knew
-// the others to be there is nobody: it looks for the agents.
-func gossipSeeds(hosts []fleet.Host, self, segment string, joining []string) []string {
+// knows them by now, to those of joining, and so many of agents: the first server knows
+// none by that. A server that was restored from a backup is the only one, and where the
+// agents knew the others to be there is nobody: it looks for the agents.
+func gossipSeeds(hosts []fleet.Host, self, segment string, joining []string, beside int) []string {
 	seeds := slices.Clone(joining)
 	var agents []string
 	for _, h := range hosts {
@@ -44,25 +48,31 @@ func gossipSeeds(hosts []fleet.Host, self, segment string, joining []string) []s
 			agents = append(agents, addr)
 		}
 	}
-	if len(seeds) > 0 {
-		return seeds
+	if len(seeds) == 0 {
+		beside = maxAgentSeeds
 	}
 	rand.Shuffle(len(agents), func(i, j int) { agents[i], agents[j] = agents[j], agents[i] })
-	return agents[:min(len(agents), maxAgentSeeds)]
+	return append(seeds, agents[:min(len(agents), beside)]...)
 }
 
-// seedsWhileAlone adds what the state knows by now to what find has found, as long
-// as this server knows nobody to ask. When the pools open, right after a start, the
-// log may not have been read, so the state names nobody; and a server that is the
-// only one would have to wait until an agent happens to pick it for an exchange.
+// seedsWhileAlone adds what the state knows by now to what find has found, as long as
+// this server knows no agent. When the pools open, right after a start, the log may not
+// have been read, so the state names nobody; and a server that is the only one, or that
+// knows servers alone because all of them have just started, would have to wait until an
+// agent happens to pick it for an exchange.
 func seedsWhileAlone(raft *consensus.Node, self string, find findSeeds) findSeeds {
 	return func(ctx context.Context, segment string, neighbours []mesh.Contact) []string {
-		found := find(ctx, segment, neighbours)
-		if len(neighbours) > 0 {
+		found, view := find(ctx, segment, neighbours), raft.State().View()
+		if slices.ContainsFunc(neighbours, func(c mesh.Contact) bool { return !isServer(view, c.HostID) }) {
 			return found
 		}
-		return append(gossipSeeds(raft.State().View().Hosts(), self, segment, nil), found...)
+		return append(gossipSeeds(view.Hosts(), self, segment, nil, agentsBesideServers), found...)
 	}
+}
+
+func isServer(v fleet.View, hostID string) bool {
+	h, ok := v.Host(hostID)
+	return ok && h.Role == fleet.RoleServer
 }
 
 type findSeeds = func(ctx context.Context, segment string, neighbours []mesh.Contact) []string

@@ -23,17 +23,20 @@ func TestGossipSeeds(t *testing.T) {
 	agent := host("a1", fleet.RoleAgent, "default", "10.0.0.3:7946")
 	elsewhere := host("a2", fleet.RoleAgent, "branch", "10.1.0.4:7946")
 	for name, c := range map[string]struct {
-		hosts         []fleet.Host
-		joining, want []string
+		hosts   []fleet.Host
+		joining []string
+		beside  int
+		want    []string
 	}{
-		"nothing read yet":      {nil, nil, nil},
-		"the only server":       {[]fleet.Host{self, agent, elsewhere}, nil, []string{agent.GossipAddr}},
-		"one of two":            {[]fleet.Host{self, other, agent}, nil, []string{other.GossipAddr}},
-		"told whom to join":     {[]fleet.Host{self, agent}, []string{"10.0.0.9:7946"}, []string{"10.0.0.9:7946"}},
-		"told what it knows":    {[]fleet.Host{self, other}, []string{other.GossipAddr}, []string{other.GossipAddr}},
-		"nobody in its segment": {[]fleet.Host{self, elsewhere}, nil, nil},
+		"nothing read yet":      {nil, nil, 0, nil},
+		"the only server":       {[]fleet.Host{self, agent, elsewhere}, nil, 0, []string{agent.GossipAddr}},
+		"one of two":            {[]fleet.Host{self, other, agent}, nil, 0, []string{other.GossipAddr}},
+		"agents beside it":      {[]fleet.Host{self, agent, other, elsewhere}, nil, 2, []string{other.GossipAddr, agent.GossipAddr}},
+		"told whom to join":     {[]fleet.Host{self, agent}, []string{"10.0.0.9:7946"}, 0, []string{"10.0.0.9:7946"}},
+		"told what it knows":    {[]fleet.Host{self, other}, []string{other.GossipAddr}, 0, []string{other.GossipAddr}},
+		"nobody in its segment": {[]fleet.Host{self, elsewhere}, nil, 0, nil},
 	} {
-		if got := gossipSeeds(c.hosts, self.ID, "default", c.joining); !slices.Equal(got, c.want) {
+		if got := gossipSeeds(c.hosts, self.ID, "default", c.joining, c.beside); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
@@ -72,5 +75,6 @@ func TestServerThatIsAloneAsksWhomTheStateNames(t *testing.T) {
 		must(t, err)
 	}
 	expect("afterwards", nil, agent, stale)
-	expect("when it knows others", []mesh.Contact{{HostID: "a1"}}, stale)
+	expect("when it knows an agent", []mesh.Contact{{HostID: "s2"}, {HostID: "a1"}}, stale)
+	expect("when it knows a server", []mesh.Contact{{HostID: "s1"}}, agent, stale)
 }

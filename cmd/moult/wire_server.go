@@ -157,7 +157,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 	}
 	hosts := raft.State().View().Hosts()
 	for i, p := range pools {
-		pools[i].Join = gossipSeeds(hosts, creds.HostID, p.Segment, p.Join)
+		pools[i].Join = gossipSeeds(hosts, creds.HostID, p.Segment, p.Join, 0)
 	}
 	// Right after a start the state may not have been read, nor the enrolment of the
 	// first server name anybody: the Raft group does.
