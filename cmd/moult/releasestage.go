@@ -54,6 +54,10 @@ online could not stage it, and stderr says why; an interrupt ends the waiting al
 // failed have: the leader tells them again every 15 s.
 const stagingStuck = 20 * time.Second
 
+// stagingSilent is how long all may stand still while some have not said that they cannot:
+// agents of an older moult say nothing.
+const stagingSilent = 2 * time.Minute
+
 // stagingUnheard is longer than any server needs to hear of the order to stage.
 const stagingUnheard = 5 * time.Second
 
@@ -66,7 +70,8 @@ func awaitStaged(ctx context.Context, ask func(context.Context) (apiReleaseStagi
 	view := &stagingView{w: w}
 	_, view.redraws = canRedraw(w)
 	defer view.end()
-	answered, moved := time.Now(), time.Now()
+	answered, moved, changed := time.Now(), time.Now(), time.Now()
+	var last apiReleaseStaging
 	for {
 		s, err := ask(ctx)
 		switch {
@@ -85,7 +90,10 @@ func awaitStaged(ctx context.Context, ask func(context.Context) (apiReleaseStagi
 			if s.Failed == 0 || s.Staged+s.Failed < s.Hosts {
 				moved = time.Now()
 			}
-			if time.Since(moved) > stagingStuck {
+			if s.Staged != last.Staged || s.Failed != last.Failed || s.Done != last.Done {
+				last, changed = s, time.Now()
+			}
+			if time.Since(moved) > stagingStuck || time.Since(changed) > stagingSilent {
 				return s, errors.New(s.problem())
 			}
 		}
@@ -130,6 +138,9 @@ func (s apiReleaseStaging) problem() string {
 	}
 	if more := s.Failed - len(s.Reasons); more > 0 {
 		lines = append(lines, fmt.Sprintf("  and %d more", more))
+	}
+	if silent := s.Hosts - s.Staged - s.Failed; silent > 0 {
+		lines = append(lines, fmt.Sprintf("  %d more did not say for %v that they are getting it", silent, stagingSilent))
 	}
 	return strings.Join(lines, "\n")
 }

@@ -50,8 +50,10 @@ func TestWaitingForStagedHostsEndsWhenAllHaveIt(t *testing.T) {
 			return stagedOn(0, 1, 3), nil // failed before, and told again
 		case since < 8*time.Second:
 			return apiReleaseStaging{}, errors.New("no server answers")
-		case since < time.Hour:
-			return stagedOn(1, 0, 3), nil
+		case since < time.Hour: // slowly
+			s := stagedOn(1, 0, 3)
+			s.Done = int64(since / time.Minute)
+			return s, nil
 		}
 		return stagedOn(3, 0, 3), nil
 	})
@@ -76,6 +78,13 @@ func TestWaitingForStagedHostsTellsWhoCannot(t *testing.T) {
 	want := "staged on 1 of 4 hosts, 3 cannot; they are told again every ten minutes, and fetch it at their turn:\n  web-0: no ?[31mroom\n  web-1: no ?[31mroom\n  and 1 more"
 	if err.Error() != want {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestWaitingForStagedHostsEndsWhenNobodySaysAnything(t *testing.T) {
+	_, took, err := awaitIn(t, func(time.Duration) (apiReleaseStaging, error) { return stagedOn(2, 0, 3), nil })
+	if err == nil || !strings.HasSuffix(err.Error(), "  1 more did not say for 2m0s that they are getting it") || took < stagingSilent || took > stagingSilent+time.Second {
+		t.Errorf("%v after %v", err, took)
 	}
 }
 
