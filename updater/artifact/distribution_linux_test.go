@@ -245,10 +245,7 @@ func (d *distribution) moult(hosts, kill int, after time.Duration) (seconds, cop
 func (d *distribution) startNodes(hosts int) []*node {
 	t := d.t
 	t.Helper()
-	for _, n := range d.nodes {
-		n.close()
-	}
-	d.nodes = nil
+	d.stopNodes()
 	for i := range hosts + 1 {
 		d.nodes = append(d.nodes, d.startNode(i, d.creds[i]))
 		t.Cleanup(d.nodes[i].close)
@@ -260,6 +257,13 @@ func (d *distribution) startNodes(hosts int) []*node {
 	must(t, err)
 	runtime.GC() // nobody pays for what came before
 	return d.nodes
+}
+
+func (d *distribution) stopNodes() {
+	for _, n := range d.nodes {
+		n.close()
+	}
+	d.nodes = nil
 }
 
 // fetchAll has all hosts fetch at the same moment and returns the seconds until the

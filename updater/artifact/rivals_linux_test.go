@@ -23,6 +23,7 @@ import (
 func (d *distribution) nginx(hosts int) float64 {
 	t := d.t
 	t.Helper()
+	d.stopNodes() // the seed's has the port
 	dir := d.hostDir(0)
 	must(t, os.WriteFile(filepath.Join(dir, "nginx.conf"), fmt.Appendf(nil, `daemon off; master_process off; pid nginx.pid; error_log stderr;
 events { worker_connections 4096; }
