@@ -309,16 +309,17 @@ type (
 		Staging *apiReleaseStaging `json:"staging,omitempty"`
 	}
 	apiReleaseStaging struct {
-		Hosts   int   `json:"hosts"`
-		Staged  int   `json:"staged"`
-		Failed  int   `json:"failed"`
-		Done    int64 `json:"done"`
-		Total   int64 `json:"total"`
-		Reasons []struct {
-			HostID string `json:"host_id"`
-			Name   string `json:"name"`
-			Reason string `json:"reason"`
-		} `json:"reasons"`
+		Hosts   int                `json:"hosts"`
+		Staged  int                `json:"staged"`
+		Failed  int                `json:"failed"`
+		Done    int64              `json:"done"`
+		Total   int64              `json:"total"`
+		Reasons []apiStagingReason `json:"reasons"`
+	}
+	apiStagingReason struct {
+		HostID string `json:"host_id"`
+		Name   string `json:"name"`
+		Reason string `json:"reason"`
 	}
 	apiArtifact struct {
 		OS     string `json:"os"`

@@ -19,8 +19,7 @@ const watchInterval = 400 * time.Millisecond
 const watchPatience = 60 * time.Second
 
 // watchFleetUpdate shows a fleet update until it ends: a live table on a
-// terminal, a line per change elsewhere. A server that dies meanwhile only
-// costs a pause, as long as another address answers.
+// terminal, a line per change elsewhere.
 func watchFleetUpdate(ctx context.Context, c *client, id string, w io.Writer, asJSON bool) error {
 	var view watchView = &plainWatch{w: w, seen: map[string]string{}}
 	if f, ok := canRedraw(w); ok && !asJSON {
@@ -29,37 +28,64 @@ func watchFleetUpdate(ctx context.Context, c *client, id string, w io.Writer, as
 	if asJSON {
 		view = &jsonWatch{w: w}
 	}
-	lastAnswer, left := time.Now(), math.MaxInt
+	left := math.MaxInt
+	ask := func(ctx context.Context) (fleetSight, error) { return watchOnce(ctx, c, id) }
+	return poll(ctx, ask, func(seen fleetSight) (ended bool, err error) {
+		u := seen.update
+		if unended(u) > left {
+			return false, nil // of a server that has just started and is not caught up
+		}
+		left = unended(u)
+		view.show(u, seen.hosts)
+		switch u.Status {
+		case "completed":
+			return true, nil
+		case "halted":
+			return true, fmt.Errorf("halted: %s", printable(u.HaltedReason))
+		case "cancelled":
+			if u.CurrentHostID == "" {
+				return true, errors.New("cancelled")
+			}
+		}
+		return false, nil
+	})
+}
+
+// poll asks again and again until look says that this is the end, or an error is one. A
+// server that dies meanwhile only costs a pause, as long as another address answers.
+func poll[T any](ctx context.Context, ask func(context.Context) (T, error), look func(T) (ended bool, err error)) error {
+	answered := time.Now()
 	for {
-		u, hosts, err := watchOnce(ctx, c, id)
+		seen, err := ask(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case isFinal(err):
-			return err
-		case err != nil && time.Since(lastAnswer) > watchPatience:
-			return err
-		case err == nil && unended(u) > left:
-			lastAnswer = time.Now() // of a server that has just started and is not caught up
 		case err == nil:
-			lastAnswer, left = time.Now(), unended(u)
-			view.show(u, hosts)
-			switch u.Status {
-			case "completed":
-				return nil
-			case "halted":
-				return fmt.Errorf("halted: %s", printable(u.HaltedReason))
-			case "cancelled":
-				if u.CurrentHostID == "" {
-					return errors.New("cancelled")
-				}
+			answered = time.Now()
+			if ended, err := look(seen); ended {
+				return err
 			}
+		case time.Since(answered) >= patienceWith(err):
+			return err
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(watchInterval):
 		}
+	}
+}
+
+// patienceWith is how long an error may be the only answer.
+func patienceWith(err error) time.Duration {
+	var e *apiError
+	switch {
+	case errors.As(err, &e) && e.Status < 500:
+		return 0 // waiting does not change it
+	case errors.Is(err, errNotStaged):
+		return stagingUnheard
+	default:
+		return watchPatience
 	}
 }
 
@@ -73,23 +99,22 @@ func unended(u apiFleetUpdate) (n int) {
 	return n
 }
 
-func watchOnce(ctx context.Context, c *client, id string) (apiFleetUpdate, map[string]apiHost, error) {
-	var u apiFleetUpdate
-	if err := c.call(ctx, http.MethodGet, "/api/fleet-updates/"+id, nil, &u); err != nil {
-		return u, nil, err
-	}
-	list, err := c.hosts(ctx, "")
-	hosts := map[string]apiHost{}
-	for _, h := range list {
-		hosts[h.ID] = h
-	}
-	return u, hosts, err
+// fleetSight is a fleet update and the hosts, by id.
+type fleetSight struct {
+	update apiFleetUpdate
+	hosts  map[string]apiHost
 }
 
-// isFinal tells an answer that waiting does not change: 4xx.
-func isFinal(err error) bool {
-	var e *apiError
-	return errors.As(err, &e) && e.Status < 500
+func watchOnce(ctx context.Context, c *client, id string) (seen fleetSight, err error) {
+	if err := c.call(ctx, http.MethodGet, "/api/fleet-updates/"+id, nil, &seen.update); err != nil {
+		return seen, err
+	}
+	list, err := c.hosts(ctx, "")
+	seen.hosts = map[string]apiHost{}
+	for _, h := range list {
+		seen.hosts[h.ID] = h
+	}
+	return seen, err
 }
 
 type watchView interface {

@@ -32,9 +32,9 @@ const (
 )
 
 // gossipSeeds adds the gossip addresses of other servers in a segment, as the state
-// knows them by now, to those of joining, and so many of agents: the first server knows
-// none by that. A server that was restored from a backup is the only one, and where the
-// agents knew the others to be there is nobody: it looks for the agents.
+// knows them by now, to those of joining: the first server knows none by that. Behind
+// them come at most so many agents. A server that was restored from a backup is the only
+// one, and where the agents knew the others to be there is nobody: it looks for the agents.
 func gossipSeeds(hosts []fleet.Host, self, segment string, joining []string, beside int) []string {
 	seeds := slices.Clone(joining)
 	var agents []string
@@ -61,18 +61,18 @@ func gossipSeeds(hosts []fleet.Host, self, segment string, joining []string, bes
 // knows servers alone because all of them have just started, would have to wait until an
 // agent happens to pick it for an exchange.
 func seedsWhileAlone(raft *consensus.Node, self string, find findSeeds) findSeeds {
+	role := enrolledRole(raft)
+	isAgent := func(c mesh.Contact) bool {
+		r, _ := role(c.HostID)
+		return r != identity.RoleServer
+	}
 	return func(ctx context.Context, segment string, neighbours []mesh.Contact) []string {
-		found, view := find(ctx, segment, neighbours), raft.State().View()
-		if slices.ContainsFunc(neighbours, func(c mesh.Contact) bool { return !isServer(view, c.HostID) }) {
+		found := find(ctx, segment, neighbours)
+		if slices.ContainsFunc(neighbours, isAgent) {
 			return found
 		}
-		return append(gossipSeeds(view.Hosts(), self, segment, nil, agentsBesideServers), found...)
+		return append(gossipSeeds(raft.State().View().Hosts(), self, segment, nil, agentsBesideServers), found...)
 	}
-}
-
-func isServer(v fleet.View, hostID string) bool {
-	h, ok := v.Host(hostID)
-	return ok && h.Role == fleet.RoleServer
 }
 
 type findSeeds = func(ctx context.Context, segment string, neighbours []mesh.Contact) []string

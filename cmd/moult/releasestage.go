@@ -64,45 +64,30 @@ const stagingUnheard = 5 * time.Second
 var errNotStaged = errors.New("not all hosts stage the release")
 
 // awaitStaged shows how far the hosts are with a release, as ask tells, until all of
-// them have it. A server that dies meanwhile only costs a pause, as long as another one
-// answers.
-func awaitStaged(ctx context.Context, ask func(context.Context) (apiReleaseStaging, error), w io.Writer) (apiReleaseStaging, error) {
+// them have it.
+func awaitStaged(ctx context.Context, ask func(context.Context) (apiReleaseStaging, error), w io.Writer) (last apiReleaseStaging, err error) {
 	view := &stagingView{w: w}
 	_, view.redraws = canRedraw(w)
 	defer view.end()
-	answered, moved, changed := time.Now(), time.Now(), time.Now()
-	var last apiReleaseStaging
-	for {
-		s, err := ask(ctx)
+	onTheirWay, changed := time.Now(), time.Now()
+	err = poll(ctx, ask, func(s apiReleaseStaging) (ended bool, err error) {
+		view.show(s)
+		if s.Staged+s.Failed < s.Hosts {
+			onTheirWay = time.Now()
+		}
+		if s.Staged != last.Staged || s.Failed != last.Failed || s.Done != last.Done {
+			changed = time.Now()
+		}
+		last = s
 		switch {
-		case ctx.Err() != nil:
-			return s, ctx.Err()
-		case isFinal(err):
-			return s, err
-		case err != nil && (time.Since(answered) > watchPatience || errors.Is(err, errNotStaged) && time.Since(answered) > stagingUnheard):
-			return s, err
-		case err == nil:
-			answered = time.Now()
-			view.show(s)
-			if s.Staged == s.Hosts {
-				return s, nil
-			}
-			if s.Failed == 0 || s.Staged+s.Failed < s.Hosts {
-				moved = time.Now()
-			}
-			if s.Staged != last.Staged || s.Failed != last.Failed || s.Done != last.Done {
-				last, changed = s, time.Now()
-			}
-			if time.Since(moved) > stagingStuck || time.Since(changed) > stagingSilent {
-				return s, errors.New(s.problem())
-			}
+		case s.Staged == s.Hosts:
+			return true, nil
+		case time.Since(onTheirWay) > stagingStuck || time.Since(changed) > stagingSilent:
+			return true, errors.New(s.problem())
 		}
-		select {
-		case <-ctx.Done():
-			return s, ctx.Err()
-		case <-time.After(watchInterval):
-		}
-	}
+		return false, nil
+	})
+	return last, err
 }
 
 // stagingOf asks how far the hosts are with a release.

@@ -32,11 +32,7 @@ func awaitIn(t *testing.T, at func(since time.Duration) (apiReleaseStaging, erro
 func stagedOn(staged, failed, hosts int) apiReleaseStaging {
 	s := apiReleaseStaging{Hosts: hosts, Staged: staged, Failed: failed, Done: int64(staged), Total: int64(hosts)}
 	for i := range min(failed, 2) {
-		s.Reasons = append(s.Reasons, struct {
-			HostID string `json:"host_id"`
-			Name   string `json:"name"`
-			Reason string `json:"reason"`
-		}{Name: fmt.Sprintf("web-%d", i), Reason: "no \x1b[31mroom"})
+		s.Reasons = append(s.Reasons, apiStagingReason{Name: fmt.Sprintf("web-%d", i), Reason: "no \x1b[31mroom"})
 	}
 	return s
 }
