@@ -382,13 +382,11 @@ func (c *testCluster) awaitTurn(id string, position int, status string) apiTurn 
 func (c *testCluster) awaitPhase(name string, phases ...string) {
 	c.t.Helper()
 	c.await(time.Minute, name+" to be in phase "+strings.Join(phases, " or "), func() error {
-		phase := c.hosts()[name].Phase
-		for _, p := range phases {
-			if p == phase {
-				return nil
-			}
+		h := c.hosts()[name]
+		if slices.Contains(phases, h.Phase) {
+			return nil
 		}
-		return fmt.Errorf("phase %s", phase)
+		return fmt.Errorf("%+v", h)
 	})
 }
 

@@ -173,7 +173,7 @@ func observation(m mesh.Member, r updater.Report, s updater.Staging) coordinator
 		Unsighted: (m.Liveness == mesh.Offline || m.Liveness == mesh.Unreachable) && !m.Sighted,
 		Server:    m.Role == string(identity.RoleServer), Segments: m.Segments,
 		Boot: m.Boot, Seq: m.Seq, Version: m.Version, Digest: m.Digest,
-		Phase: string(m.Phase), JobID: m.JobID, LastSeen: m.LastSeen, Holds: m.Holds,
+		Phase: string(m.Phase), JobID: m.JobID, Since: m.Since, LastSeen: m.LastSeen, Holds: m.Holds,
 	}
 	if s.Digest != "" {
 		ob.Stage = coordinator.StageObservation{

@@ -46,8 +46,9 @@ func TestObservationsOfWhatChanged(t *testing.T) {
 		t.Errorf("after a report of h1 told is %+v", changed)
 	}
 	must(t, roster.Feed(mesh.Sighting{Relay: "r", Segment: "dmz", Alive: false, Record: rec("h0", 2)}))
-	if changed, _, _ = o.Observations(now); len(changed) != 1 || changed["h0"].Seq != 2 || changed["h0"].Online {
-		t.Errorf("after a record of h0 told is %+v", changed)
+	changed, _, _ = o.Observations(now)
+	if len(changed) != 1 || changed["h0"].Seq != 2 || changed["h0"].Online || time.Since(changed["h0"].Since) > time.Minute {
+		t.Errorf("after a record of h0, which went away, told is %+v", changed)
 	}
 }
 

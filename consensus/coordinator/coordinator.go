@@ -95,6 +95,7 @@ type Observation struct {
 	Sources     []fleet.Source
 	Holds       []string // the first 16 hex digits of artifacts that it has, besides what it runs
 	Stage       StageObservation
+	Since       time.Time // of the last change of Online, Left or Unreachable, on this server's clock
 	LastSeen    time.Time
 }
 
@@ -144,6 +145,10 @@ func (p UnreachablePolicy) Validate() error {
 	}
 	return nil
 }
+
+// ReturnWait is how long a host may have been away at its turn before it counts as
+// offline: an agent that is restarted by its service manager is gone for a second.
+const ReturnWait = 5 * time.Second
 
 // Limits of waits for what somebody else has to mend.
 const (

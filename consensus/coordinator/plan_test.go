@@ -389,6 +389,8 @@ func (w *world) see(name string, pairs []string) {
 			o.Online, o.Unreachable = false, true
 		case "left":
 			o.Online, o.Left, o.Unreachable = false, true, false
+		case "just-now":
+			o.Since = w.now
 		case "boot":
 			o.Boot = uint64(number)
 		case "version":

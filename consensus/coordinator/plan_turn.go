@@ -176,6 +176,9 @@ func cannotDispatch(in input, h fleet.Host, target string) obstacle {
 	if heard := in.Memory.since.Add(in.Timeouts.NoSign); (!known || seen.Unsighted) && in.Now.Before(heard) {
 		return obstacle{later: heard}
 	}
+	if back := seen.Since.Add(ReturnWait); in.Now.Before(back) {
+		return obstacle{later: back}
+	}
 	o := obstacle{why: offline(in, h)}
 	if in.Unreachable == WaitForUnreachable && cutOff(in, h) != "" {
 		o.wait = UnreachableWait

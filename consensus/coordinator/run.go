@@ -191,6 +191,7 @@ func (c *coordinator) commit(ctx context.Context, change fleet.Change, timeout t
 	var refused *fleet.Error
 	switch {
 	case err == nil:
+		c.tellEnd(change)
 		return true
 	case errors.As(err, &refused):
 		// The state moved on between planning and committing: plan again.
@@ -199,6 +200,17 @@ func (c *coordinator) commit(ctx context.Context, change fleet.Change, timeout t
 		c.Logger.Warn("change not committed", "change", change.Kind(), "error", err)
 	}
 	return false
+}
+
+// tellEnd logs the end of a fleet update that came without a job: that of a job is told
+// in its line.
+func (c *coordinator) tellEnd(change fleet.Change) {
+	switch end := change.(type) {
+	case fleet.FleetUpdateHalted:
+		c.Logger.Warn("fleet update halted", "fleet_update", end.ID, "host", end.HostID, "reason", end.Reason)
+	case fleet.FleetUpdateCompleted:
+		c.Logger.Info("fleet update completed", "fleet_update", end.ID)
+	}
 }
 
 // send sends the order of a job, if its dispatch stands in the state. A slow
