@@ -23,9 +23,9 @@ import (
 type Mesh interface {
 	// Announce puts a phase and the job it is about into the host's record.
 	Announce(phase, jobID string)
-	// Report sends a report, with the record added, to the servers. It may block
-	// for as long as a send takes.
-	Report(Report)
+	// Report sends a report, with the record added, to the servers. It does not
+	// wait for them.
+	Report(context.Context, Report)
 }
 
 // Config is what an Updater needs of its host.

@@ -106,7 +106,7 @@ func (u *Updater) report(ctx context.Context) {
 		if r.JobID == "" && r.KeyFork == nil && r.Staging == nil && r.Stored == 0 {
 			continue
 		}
-		u.cfg.Mesh.Report(r)
+		u.cfg.Mesh.Report(ctx, r)
 	}
 }
 

@@ -106,7 +106,7 @@ func (h *host) Announce(phase, job string) {
 	h.announced = append(h.announced, phase+" "+job)
 }
 
-func (h *host) Report(r Report) {
+func (h *host) Report(_ context.Context, r Report) {
 	h.mu.Lock()
 	h.reports = append(h.reports, r)
 	acks, u := h.acks, h.updater

@@ -96,13 +96,12 @@ func (c *testCluster) onTrial(id string) {
 	})
 }
 
-// A fleet update with its servers: the agents first, then the followers, then the old
+// A fleet update with its servers: the agents first, then the followers, then the
 // leader, which led no more by then. Whatever was acknowledged meanwhile is kept.
 func TestE2EServersAreUpdated(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 3, 2, "--server-arg=--soak=500ms")
 	c.publish(versionB, binary(t, versionB))
-	old := c.leader()
 	pids := map[string]int{}
 	for _, name := range allServers {
 		pids[name] = c.pid(name)
@@ -130,8 +129,12 @@ func TestE2EServersAreUpdated(t *testing.T) {
 		}
 	}
 	slices.SortFunc(order, func(a, b began) int { return a.at.Compare(b.at) })
-	if len(order) != 5 || !strings.HasPrefix(order[0].name, "agent") || !strings.HasPrefix(order[1].name, "agent") || order[4].name != old {
-		t.Errorf("%s led; the order was %v", old, order)
+	if len(order) != 5 || !strings.HasPrefix(order[0].name, "agent") || !strings.HasPrefix(order[1].name, "agent") {
+		t.Fatalf("the order was %v", order)
+	}
+	// Not who led at first: on a busy machine another may come to lead meanwhile.
+	if last := order[4].name; !strings.Contains(c.read(last+"/log"), "handing leadership over before this server is updated") {
+		t.Errorf("%s came last and had not led; the order was %v", last, order)
 	}
 	c.awaitServersOn(versionB)
 	c.await(30*time.Second, "the servers that just started to see the agents", func() error {
@@ -143,9 +146,6 @@ func TestE2EServersAreUpdated(t *testing.T) {
 		return nil
 	})
 	c.allOn(versionB)
-	if now := c.leader(); now == old {
-		t.Errorf("%s leads again", now)
-	}
 	for _, name := range allServers {
 		c.installedIs(name, versionB)
 		if tried, run := c.serverStarts(name, versionB, true), c.serverStarts(name, versionB, false); tried != 1 || run != 1 {

@@ -67,13 +67,13 @@ func TestTheCoordinatorSeesWhatIsReportedWithoutGossip(t *testing.T) {
 	}
 
 	network.Drop(1)
-	host := &nodekit.HostMesh{Node: a1, Logger: quiet}
+	host := nodekit.NewHostMesh(a1, quiet)
 	host.Announce(updater.PhaseTrial, "job-1")
 	nodekit.Sleep(ctx, 4*mesh.DefaultTiming.Gossip)
 	if o := seenNow(); o.JobID != "" {
 		t.Fatalf("gossip still gets through: %+v", o)
 	}
-	host.Report(updater.Report{JobID: "job-1"})
+	host.Report(ctx, updater.Report{JobID: "job-1"})
 	awaitSeen("what was reported", func(o coordinator.Observation) bool {
 		return o.JobID == "job-1" && o.Phase == string(mesh.PhaseTrial) && o.Seq == a1.Record().Seq
 	})

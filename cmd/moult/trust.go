@@ -38,8 +38,8 @@ const (
 	// rotationDwell is how long each stage lasts at least: a host that restarts
 	// meanwhile must not miss one.
 	rotationDwell = 10 * time.Second
-	// rotationUnheard is how long a leader waits for hosts that it has not seen at
-	// all: it may have started a moment ago.
+	// rotationUnheard is how long a server, since its start, waits for hosts that it has
+	// not seen at all.
 	rotationUnheard = time.Minute
 )
 
@@ -340,14 +340,15 @@ func rotations(v fleet.View, live map[string]mesh.Liveness, follows map[string]n
 	return out
 }
 
-// rotor carries rotations on while this server leads.
+// rotor carries rotations on whenever this server leads. It lasts as long as the server,
+// so that a change of leader makes nobody wait anew for hosts that are off.
 type rotor struct {
 	keeper  *trustKeeper
 	propose func(ctx context.Context, actor string, c fleet.Change) (fleet.Result, error)
 	logger  *slog.Logger
 
-	began time.Time            // of leading
-	since map[string]time.Time // when this leader first saw a stage, by segment
+	began time.Time            // of this server
+	since map[string]time.Time // when it first saw a stage as the leader, by segment
 	seen  map[string]uint64    // which one: its revision
 }
 

@@ -286,9 +286,7 @@ func runLockedServer(ctx context.Context, o serverOptions, link *updater.Supervi
 		raft.Lead(ctx, func(ctx context.Context) { forgeries.lead(ctx, members, logger.With("component", "forgeries")) })
 	})
 	tasks.Go(func() { raft.Lead(ctx, func(ctx context.Context) { desk.lead(ctx, node.Roster()) }) })
-	tasks.Go(func() {
-		raft.Lead(ctx, func(ctx context.Context) { newRotor(trust, logger.With("component", "trust")).run(ctx) })
-	})
+	tasks.Go(func() { raft.Lead(ctx, newRotor(trust, logger.With("component", "trust")).run) })
 	tasks.Go(func() { publisher.keepUp(ctx, held.Peers.Holders) })
 	patches := &patchMaker{state: raft.State(), artifacts: held.Store, patches: held.Patches, members: node.Roster().Members, logger: logger.With("component", "patches")}
 	tasks.Go(func() { raft.Lead(ctx, patches.run) })

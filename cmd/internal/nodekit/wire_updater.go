@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"log/slog"
 	"path/filepath"
-	"sync"
-	"time"
 
 	"moult/mesh"
 	"moult/mesh/identity"
@@ -50,7 +48,7 @@ func OpenUpdater(s UpdaterSide, logger *slog.Logger) (*updater.Updater, error) {
 		DataDir:     s.Data, Installed: s.Installed, Place: s.Place, Version: s.Me.Build.Version, Digest: s.Me.Digest,
 		Store: s.Held.Store, Candidates: s.Held.Peers.Holders, Relays: s.Held.Peers.relays, Named: s.Held.Peers.named, HTTP: s.Held.Client, Limiter: s.Held.Limiter, Patches: s.Held.Patches,
 		Spare: s.Spare, MayRestart: s.MayRestart,
-		Mesh: &HostMesh{Node: s.Node, Logger: logger.With("component", "reports")},
+		Mesh: NewHostMesh(s.Node, logger.With("component", "reports")),
 		Link: s.Link, Logger: logger,
 	})
 	if err != nil {
@@ -105,38 +103,4 @@ func hasPeers(node *mesh.Node) func() (bool, <-chan struct{}) {
 		changed := node.Roster().Changed()
 		return node.LivePeers() > 0, changed
 	}
-}
-
-// reportSendTimeout bounds the sending of one report.
-const reportSendTimeout = 5 * time.Second
-
-// HostMesh is the updater's view of the mesh.
-type HostMesh struct {
-	Node   *mesh.Node
-	Logger *slog.Logger
-}
-
-// Announce puts a phase and the job it is about into the host's record.
-func (m *HostMesh) Announce(phase, jobID string) { m.Node.Announce(mesh.Phase(phase), jobID) }
-
-// Report sends a report, with the signed record in it, to every server that is
-// known: the leader acts on it, the others show it.
-func (m *HostMesh) Report(r updater.Report) {
-	r.Record = m.Node.Record().Raw
-	payload, err := json.Marshal(r)
-	if err != nil {
-		m.Logger.Error("encode report", "error", err)
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), reportSendTimeout)
-	defer cancel()
-	var sends sync.WaitGroup
-	for _, s := range m.Node.Roster().Servers() {
-		sends.Go(func() {
-			if err := m.Node.Send(ctx, s.HostID, TopicReport, payload); err != nil {
-				m.Logger.Debug("send report", "server", s.HostID, "error", err)
-			}
-		})
-	}
-	sends.Wait()
 }
