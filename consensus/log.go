@@ -11,11 +11,14 @@ import (
 )
 
 // raftLogger lets Raft, which speaks hclog, write to a slog.Logger. The slog
-// handler alone decides which levels are written.
+// handler alone decides which levels are written. What Raft complains about a server
+// it repeats with each attempt: three times a second while that server is down. With
+// repeats, such lines come once in a repeatEvery and say how many there were.
 type raftLogger struct {
-	out  *slog.Logger
-	name string
-	args []any
+	out     *slog.Logger
+	name    string
+	args    []any
+	repeats *repeats // nil: all lines are written
 }
 
 var _ hclog.Logger = raftLogger{}
@@ -46,6 +49,15 @@ func (l raftLogger) Log(level hclog.Level, msg string, args ...any) {
 			a = fmt.Sprintf(fmt.Sprint(f[0]), f[1:]...)
 		}
 		out[i] = a
+	}
+	if l.repeats != nil && level >= hclog.Warn {
+		held, write := l.repeats.see(msg, args)
+		if !write {
+			return
+		}
+		if held > 0 {
+			out = append(out, "repeated", held)
+		}
 	}
 	l.out.Log(context.Background(), slogLevel(level), msg, out...)
 }

@@ -93,7 +93,7 @@ func Open(cfg Config) (*Node, error) {
 }
 
 func (n *Node) startRaft(logs raft.LogStore, stable raft.StableStore) error {
-	logger := raftLogger{out: n.logger}
+	logger := raftLogger{out: n.logger, repeats: &repeats{}}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, snapshotsKept, logger)
 	if err != nil {
 		return fmt.Errorf("open the snapshots in %s: %w", n.cfg.Dir, err)
