@@ -12,13 +12,16 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
@@ -124,7 +127,7 @@ func Click[S chromedp.Selectable](sel S) Step {
 		ticker := time.NewTicker(pollInterval)
 		defer ticker.Stop()
 		for {
-			if done, err := loaded(ctx, t); done || err != nil {
+			if done, err := loaded(ctx, t); done || err != nil && !pageLeft(err) {
 				return err
 			}
 			select {
@@ -141,11 +144,36 @@ func (b *Browser) Text(expression string) string {
 	b.tb.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	text, err := chromedp.Run(ctx, chromedp.Evaluate[string]("Promise.resolve("+expression+").then(String)", chromedp.EvalAwaitPromise))
+	text, err := evaluate(ctx, chromedp.Evaluate[string]("Promise.resolve("+expression+").then(String)", chromedp.EvalAwaitPromise))
 	if err != nil {
 		b.tb.Fatal(err)
 	}
 	return text
+}
+
+// evaluate asks the page. One that is left meanwhile does not answer: then it asks the
+// next.
+func evaluate(ctx context.Context, ask chromedp.Action[string]) (string, error) {
+	for {
+		text, err := chromedp.Run(ctx, ask)
+		if err == nil || !pageLeft(err) {
+			return text, err
+		}
+		select {
+		case <-time.After(pollInterval):
+		case <-ctx.Done():
+			return "", err
+		}
+	}
+}
+
+// pageLeft tells whether a question failed because the browser left the page that was
+// asked.
+func pageLeft(err error) bool {
+	var refused *cdproto.Error
+	return errors.As(err, &refused) && slices.ContainsFunc([]string{
+		"Inspected target navigated or closed", "Execution context was destroyed", "Cannot find context with specified id",
+	}, func(s string) bool { return strings.Contains(refused.Message, s) })
 }
 
 // Cookies returns the cookies that the browser has for the page.
@@ -183,7 +211,7 @@ func (b *Browser) await(text string, want bool) {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
-		body, err := chromedp.Run(b.ctx, chromedp.Evaluate[string]("document.body ? document.body.innerText : ''"))
+		body, err := evaluate(b.ctx, chromedp.Evaluate[string]("document.body ? document.body.innerText : ''"))
 		if err != nil {
 			b.tb.Fatal(err)
 		}
