@@ -133,8 +133,14 @@ func TestE2EServersAreUpdated(t *testing.T) {
 		t.Fatalf("the order was %v", order)
 	}
 	// Not who led at first: on a busy machine another may come to lead meanwhile.
-	if last := order[4].name; !strings.Contains(c.read(last+"/log"), "handing leadership over before this server is updated") {
-		t.Errorf("%s came last and had not led; the order was %v", last, order)
+	last := order[4].name
+	log := c.read(last + "/log")
+	over := strings.LastIndex(log, "handing leadership over before this server is updated")
+	if over < 0 {
+		t.Fatalf("%s came last and had not led; the order was %v", last, order)
+	}
+	if until, _, tried := strings.Cut(log[over:], "restarting on trial"); !tried || strings.Contains(until, "entering leader state") {
+		t.Errorf("%s led again before it was restarted", last)
 	}
 	c.awaitServersOn(versionB)
 	c.await(30*time.Second, "the servers that just started to see the agents", func() error {

@@ -142,7 +142,8 @@ func (r *reporter) spread(ctx context.Context) {
 	r.to = known
 }
 
-// deliver sends the newest report to a server, and those that came meanwhile as one.
+// deliver sends the newest report to a server, and those that came meanwhile as one. What
+// is on its way when ctx ends goes on: a host that restarts tells that it does.
 func (r *reporter) deliver(ctx context.Context, hostID string, to *reportedTo) {
 	for {
 		r.mu.Lock()
@@ -154,7 +155,7 @@ func (r *reporter) deliver(ctx context.Context, hostID string, to *reportedTo) {
 		to.number = r.number
 		payload := r.newest
 		r.mu.Unlock()
-		sending, cancel := context.WithTimeout(ctx, reportSendTimeout)
+		sending, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportSendTimeout)
 		r.send(sending, hostID, payload)
 		cancel()
 	}

@@ -20,6 +20,7 @@ type reportNet struct {
 	moved   chan struct{}
 	silent  string // a server that never answers
 	got     []string
+	ended   int // sends to the silent one that were given up
 }
 
 func (n *reportNet) reporter() *reporter {
@@ -42,6 +43,9 @@ func (n *reportNet) reporter() *reporter {
 			n.mu.Unlock()
 			if silent {
 				<-ctx.Done()
+				n.mu.Lock()
+				n.ended++
+				n.mu.Unlock()
 			}
 		},
 	}
@@ -74,6 +78,14 @@ func (n *reportNet) took() string {
 	return got
 }
 
+// givenUp counts the sends to the silent server that have ended.
+func (n *reportNet) givenUp() int {
+	synctest.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ended
+}
+
 // A server that lost its power holds up no report to another one. It gets the newest
 // when it answers again, and not all that came meanwhile.
 func TestReportsDoNotWaitForASilentServer(t *testing.T) {
@@ -93,6 +105,10 @@ func TestReportsDoNotWaitForASilentServer(t *testing.T) {
 			t.Errorf("after the first was given up they have got %q", got)
 		}
 		stop()
+		if ended := n.givenUp(); ended != 1 {
+			t.Errorf("%d sends have ended with the host's work, want the first alone", ended)
+		}
+		time.Sleep(reportSendTimeout)
 	})
 }
 
