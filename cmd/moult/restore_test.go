@@ -280,6 +280,9 @@ func TestE2ERecover(t *testing.T) {
 		return nil
 	})
 	c.kill("server-2")
+	up := c.pid("server-1") // and stands still for a moment
+	must(t, syscall.Kill(up, syscall.SIGSTOP))
+	time.AfterFunc(2*time.Second, func() { _ = syscall.Kill(up, syscall.SIGCONT) })
 	if out := c.refusedCommand("server", "recover", "--data", data("server-3"), "--"+recoverFlag); !strings.Contains(out, "start this server instead") {
 		t.Errorf("with one of the others up: %s", out)
 	}
