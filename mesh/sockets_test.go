@@ -67,7 +67,7 @@ func TestPacketsAreTheReceivers(t *testing.T) {
 func TestSocketsCloseWhileSomethingWaits(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	s := startSockets(t)
-	conn, err := s.DialTimeout(s.tcp.Addr().String(), time.Second)
+	conn, err := s.DialTimeout(s.tcp.Addr().String(), 20*time.Second)
 	must(t, err)
 	defer conn.Close()
 	_, err = s.WriteTo([]byte("x"), s.udp.LocalAddr().String())

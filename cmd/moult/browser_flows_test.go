@@ -46,7 +46,7 @@ func (u browserUser) server() string { return u.Text("location.origin") }
 // cancel and start again, meet a bad release, and let a viewer look on.
 func TestBrowserRunsTheFleet(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3, 3, "--agent-arg=--trial-timeout=6s")
+	c := startCluster(t, 3, 3, "--agent-arg=--soak=4s") // so that a turn is seen, and the next one has not begun when it is cancelled
 	u := browserUser{browsertest.Start(t), c}
 	admin := strings.TrimSpace(c.read("admin.password"))
 	leader := c.leader()

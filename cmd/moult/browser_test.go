@@ -24,7 +24,7 @@ import (
 // update arrive without reloading the page.
 func TestBrowserSmoke(t *testing.T) {
 	b := browsertest.Start(t)
-	c := startCluster(t, 1, 2)
+	c := startCluster(t, 1, 2, "--agent-arg=--soak=3s") // so that the fleet update is seen to run
 	password := strings.TrimSpace(c.read("admin.password"))
 
 	b.Do(chromedp.Navigate(c.client.addrs[0]+"/"), chromedp.WaitVisible(chromedp.ID("password")))

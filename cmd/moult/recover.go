@@ -129,12 +129,16 @@ func inspectForRecovery(ctx context.Context, data string) (r *recovery, err erro
 	return r, nil
 }
 
+// recoverPatience is how long another server may take to answer: to hold one that stands
+// still for a moment for lost would leave two clusters.
+const recoverPatience = 10 * time.Second
+
 // ask finds out which of the other servers are up.
 func (r *recovery) ask(ctx context.Context) {
 	var mu sync.Mutex
 	var asked sync.WaitGroup
 	r.up = map[string]nodeStatus{}
-	client := newServerClient(func() identity.Credentials { return r.creds }, minStatusTimeout)
+	client := newServerClient(func() identity.Credentials { return r.creds }, recoverPatience)
 	for _, s := range r.stopped.Servers {
 		if s.ID == r.self.ID {
 			continue

@@ -137,12 +137,9 @@ func runs(version string) func(apiHost) error {
 func TestE2ERestore(t *testing.T) {
 	t.Parallel()
 	const versionC = "3.0.0"
-	c := startCluster(t, 3, 2, "--server-arg=--no-sign=5s")
+	c := startCluster(t, 3, 2, "--server-arg=--no-sign=5s", "--agent-arg=--soak=2s")
 	c.publish(versionB, binary(t, versionB))
-	if job := c.update("agent-1", versionB); job.Status != "succeeded" {
-		t.Fatalf("the first update: %+v", job)
-	}
-	id := c.startFleetUpdate(map[string]any{"target_version": versionB}) // of agent-2 only
+	id := c.startFleetUpdate(map[string]any{"target_version": versionB}) // which two soaks keep from ending before it is paused
 	if err := c.try(http.MethodPost, "/api/fleet-updates/"+id+"/pause", nil, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -280,6 +277,9 @@ func TestE2ERecover(t *testing.T) {
 		return nil
 	})
 	c.kill("server-2")
+	up := c.pid("server-1") // and stands still for a moment
+	must(t, syscall.Kill(up, syscall.SIGSTOP))
+	time.AfterFunc(2*time.Second, func() { _ = syscall.Kill(up, syscall.SIGCONT) })
 	if out := c.refusedCommand("server", "recover", "--data", data("server-3"), "--"+recoverFlag); !strings.Contains(out, "start this server instead") {
 		t.Errorf("with one of the others up: %s", out)
 	}

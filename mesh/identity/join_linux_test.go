@@ -32,7 +32,7 @@ func TestJoinTellsHowFarItGot(t *testing.T) {
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			err := ask(ctx, slow.Client(), "https://"+addr+joinPath, JoinRequest{}, &struct{}{})
 			if err == nil || !strings.HasSuffix(err.Error(), want) {

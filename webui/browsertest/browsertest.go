@@ -31,7 +31,7 @@ import (
 
 // Limits of a test's browser.
 const (
-	lifetime     = 3 * time.Minute // of the browser
+	lifetime     = 6 * time.Minute // of the browser
 	patience     = 30 * time.Second
 	pollInterval = 50 * time.Millisecond
 )
