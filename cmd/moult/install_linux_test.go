@@ -62,7 +62,7 @@ func TestRecoveryRunsAsTheOwner(t *testing.T) {
 	if err := os.Chown(data, 12345, 12345); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := inspectForRecovery(t.Context(), data); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
+	if _, err := inspectForRecovery(data); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
 		t.Errorf("recover: %v", err)
 	}
 	if entries, err := os.ReadDir(data); err != nil || len(entries) > 0 {

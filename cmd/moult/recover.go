@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,14 +44,20 @@ directories: wipe them, and let them join as new servers.`,
   moult server recover --data /var/lib/moult --` + recoverFlag,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := inspectForRecovery(cmd.Context(), data)
+			r, err := inspectForRecovery(data)
 			if err != nil {
 				return fmt.Errorf("recover %s: %w", data, err)
 			}
 			defer r.unlock()
-			if !asJSON {
-				r.tell(cmd.ErrOrStderr())
+			tell := cmd.ErrOrStderr()
+			if asJSON {
+				tell = io.Discard
 			}
+			fmt.Fprintf(tell, "Asking the other servers, for %v at most ...\n", recoverPatience)
+			if err := r.ask(cmd.Context()); err != nil {
+				return fmt.Errorf("recover %s: ask the other servers: %w", data, err)
+			}
+			r.tell(tell)
 			if err := r.refuse(); err != nil {
 				return fmt.Errorf("recover %s: %w", data, err)
 			}
@@ -81,12 +88,12 @@ type recovery struct {
 	self    consensus.Member
 	stopped consensus.Stopped
 	up      map[string]nodeStatus // of the others, by id
+	silent  map[string]error      // why the rest of them did not answer
 	unlock  func()
 }
 
-// inspectForRecovery reads a data directory and asks the other servers. The caller
-// unlocks it.
-func inspectForRecovery(ctx context.Context, data string) (r *recovery, err error) {
+// inspectForRecovery reads a data directory. The caller unlocks it.
+func inspectForRecovery(data string) (r *recovery, err error) {
 	if _, err := os.Stat(data); err != nil {
 		return nil, fmt.Errorf("look into --data: %w", err)
 	}
@@ -125,7 +132,6 @@ func inspectForRecovery(ctx context.Context, data string) (r *recovery, err erro
 			r.self.Address = s.Address
 		}
 	}
-	r.ask(ctx)
 	return r, nil
 }
 
@@ -133,25 +139,32 @@ func inspectForRecovery(ctx context.Context, data string) (r *recovery, err erro
 // still for a moment for lost would leave two clusters.
 const recoverPatience = 10 * time.Second
 
-// ask finds out which of the other servers are up.
-func (r *recovery) ask(ctx context.Context) {
+// ask finds out which of the other servers are up. Its error is that it was broken off.
+func (r *recovery) ask(ctx context.Context) error {
 	var mu sync.Mutex
 	var asked sync.WaitGroup
-	r.up = map[string]nodeStatus{}
+	r.up, r.silent = map[string]nodeStatus{}, map[string]error{}
 	client := newServerClient(func() identity.Credentials { return r.creds }, recoverPatience)
 	for _, s := range r.stopped.Servers {
 		if s.ID == r.self.ID {
 			continue
 		}
 		asked.Go(func() {
-			if st, err := client.Status(ctx, s.Address); err == nil {
-				mu.Lock()
-				defer mu.Unlock()
-				r.up[s.ID] = st
+			st, err := client.Status(ctx, s.Address)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				if request, ok := errors.AsType[*url.Error](err); ok {
+					err = request.Err // without the address of the page
+				}
+				r.silent[s.ID] = err
+				return
 			}
+			r.up[s.ID] = st
 		})
 	}
 	asked.Wait()
+	return ctx.Err()
 }
 
 // refuse says why the server must not go on alone.
@@ -233,6 +246,11 @@ func (r *recovery) tell(w io.Writer) {
 		told = append(told, fmt.Sprintf("%s (%s)", printable(r.nameOf(s.ID)), state))
 	}
 	fmt.Fprintf(w, "others       %s\n", dash(strings.Join(told, ", ")))
+	for _, s := range r.stopped.Servers {
+		if err := r.silent[s.ID]; err != nil {
+			fmt.Fprintf(w, "             %s: %s\n", printable(r.nameOf(s.ID)), printable(err.Error()))
+		}
+	}
 	fmt.Fprintln(w, "may be lost  whatever only they had: changes after the last index, acknowledged or not")
 	if u, active := v.ActiveFleetUpdate(); active {
 		fmt.Fprintf(w, "will be halted  the fleet update to %s, which is %s\n", printable(u.TargetVersion), u.Status)

@@ -4,8 +4,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -14,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"moult/consensus"
 )
 
 // lateServer is a server that is no child of `moult dev`.
@@ -249,6 +253,19 @@ func refuseDamaged(t *testing.T, c *testCluster, file, phrase string, place []st
 		if _, err := os.Stat(place[1]); !os.IsNotExist(err) {
 			t.Errorf("restore %s left %s behind", try.file, place[1])
 		}
+	}
+}
+
+// Who breaks the asking off has not learned that nobody is up.
+func TestRecoveryThatIsBrokenOffChangesNothing(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer silent.Close()
+	r := &recovery{stopped: consensus.Stopped{Servers: []consensus.ServerStatus{{ID: "other", Address: silent.Addr().String(), Voter: true}}}}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if err := r.ask(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("asking ended with %v", err)
 	}
 }
 
