@@ -17,6 +17,7 @@
     return { name, url: origin + location.pathname + location.search, ask: origin + "/healthz" };
   });
 
+  let ready = false; // htmx hears what is to be fetched
   let stream = null;
   let open = false; // the stream is there
   let heard = 0; // when something came from the stream last
@@ -54,7 +55,7 @@
   // The stream.
 
   function listen() {
-    if (stream || document.hidden) return;
+    if (stream || document.hidden || !ready) return;
     stream = new EventSource("/api/events");
     const heardNow = () => {
       heard = Date.now();
@@ -171,5 +172,8 @@
   });
 
   window.moultChanged = changed;
-  listen();
+  document.addEventListener("DOMContentLoaded", () => {
+    ready = true;
+    listen();
+  });
 })();
