@@ -158,6 +158,10 @@
   document.addEventListener("htmx:timeout", () => lost(silent));
   document.addEventListener("htmx:beforeOnLoad", (event) => {
     const status = event.detail.xhr.status;
+    if (status === 401 && document.querySelector("[aria-busy=true]")) {
+      event.preventDefault(); // a call under way may bring a new session; at its end all is fetched again
+      return;
+    }
     if (status < 500) {
       found();
     } else {
