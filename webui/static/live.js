@@ -171,7 +171,7 @@
 
   // What people typed, opened or were told stays when a region is fetched again.
   Object.assign(Idiomorph.defaults.callbacks, {
-    beforeAttributeUpdated: (name, el) => !(["open", "selected", "aria-busy"].includes(name) || (name === "value" && el.matches("input:not([type=hidden]), textarea, select"))),
+    beforeAttributeUpdated: (name, el) => !(["open", "selected", "aria-busy"].includes(name) || (name === "value" && el.matches("input:not([type=hidden]), textarea, select")) || (name === "checked" && el.checked !== el.defaultChecked)),
     beforeNodeRemoved: (node) => !(node instanceof Element && node.matches("[data-note]")),
   });
 
