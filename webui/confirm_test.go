@@ -168,6 +168,7 @@ func TestPageAsksForThePasswordAgain(t *testing.T) {
 	}
 	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("reauth-password").value = ""`), chromedp.SendKeys(password, adminPassword+"\r"))
 	b.AwaitText("bob")
+	b.Do(answered())
 	b.AwaitNoText("this is not your password")
 	if _, ok := w.state.View().UserByName("bob"); !ok {
 		t.Error("bob is not there")
