@@ -31,7 +31,7 @@ import (
 
 // Limits of a test's browser.
 const (
-	lifetime     = 3 * time.Minute // of the browser
+	lifetime     = 8 * time.Minute // of the browser: to look at each page takes minutes on a busy machine
 	patience     = 30 * time.Second
 	pollInterval = 50 * time.Millisecond
 )
