@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -119,7 +120,7 @@ func startCluster(tb testing.TB, n int, adjust func(*Config)) *cluster {
 func (c *cluster) open(id, addr string) *server {
 	c.tb.Helper()
 	if addr == "" {
-		addr = "127.0.0.1:0"
+		addr = loopback() + ":0"
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -171,6 +172,16 @@ func (c *cluster) open(id, addr string) *server {
 	defer c.mu.Unlock()
 	c.servers = append(c.servers, s)
 	return s
+}
+
+// loopback is an address that only this process uses, where a machine has more than
+// one: others' connections would take the ports of servers that are stopped for a while.
+func loopback() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1"
+	}
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 1+pid>>14%200, pid>>7%128, 1+pid%128)
 }
 
 // reach returns the running server at an address, if the network lets it.
