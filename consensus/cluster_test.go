@@ -95,13 +95,13 @@ func startCluster(tb testing.TB, n int, adjust func(*Config)) *cluster {
 		c.stop()
 	})
 	first := c.open("s1", "")
-	if err := first.Bootstrap(c.within(10 * time.Second)); err != nil {
+	if err := first.Bootstrap(c.within(patience)); err != nil {
 		tb.Fatal(err)
 	}
 	mustPropose(tb, first, user("first"))
 	for i := 2; i <= n; i++ {
 		s := c.open(fmt.Sprintf("s%d", i), "")
-		if err := first.AddServer(c.within(10*time.Second), s.id, s.addr); err != nil {
+		if err := first.AddServer(c.within(patience), s.id, s.addr); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -276,7 +276,7 @@ func (c *cluster) Kill(s *server) {
 // Stop stops a server in good order.
 func (c *cluster) Stop(s *server) {
 	c.tb.Helper()
-	if err := s.Close(c.within(10 * time.Second)); err != nil {
+	if err := s.Close(c.within(patience)); err != nil {
 		stacks := make([]byte, 1<<20)
 		c.tb.Errorf("close %s: %v\n%s", s.id, err, stacks[:runtime.Stack(stacks, true)])
 	}
@@ -421,7 +421,7 @@ func hasUser(s *server, name string) bool {
 
 func mustPropose(tb testing.TB, s *server, c fleet.Change) fleet.Result {
 	tb.Helper()
-	r, err := s.Propose(within(tb, 10*time.Second), "user:test", c)
+	r, err := s.Propose(within(tb, patience), "user:test", c)
 	if err != nil {
 		tb.Fatal(err)
 	}
