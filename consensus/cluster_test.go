@@ -320,6 +320,14 @@ func (c *cluster) AwaitLeader() *server {
 	return leader
 }
 
+// HandOver has another server lead. On a busy machine a target may be too slow for it.
+func (c *cluster) HandOver(leader *server) {
+	c.tb.Helper()
+	awaitSoon(c.tb, "the handover", func() bool {
+		return leader.TransferLeadership(c.within(time.Second)) == nil || c.AwaitLeader() != leader
+	})
+}
+
 // Followers returns the others.
 func (c *cluster) Followers(leader *server) []*server {
 	var out []*server
