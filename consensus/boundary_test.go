@@ -28,7 +28,7 @@ func TestFollowerKnowsWhereItsSnapshotEnds(t *testing.T) {
 		mustPropose(t, leader, user(fmt.Sprint("before-", i)))
 	}
 	fresh := c.open("s4", "")
-	if err := leader.AddServer(c.within(10*time.Second), fresh.id, fresh.addr); err != nil {
+	if err := leader.AddServer(c.within(patience), fresh.id, fresh.addr); err != nil {
 		t.Fatal(err)
 	}
 	awaitSoon(t, "the new server is a voter", func() bool { return fresh.Ready() == nil && fresh.voters() == 4 })
@@ -157,11 +157,8 @@ func TestDivergedFollowerTakesASnapshot(t *testing.T) {
 	if err := errors.Join(store.StoreLogs(entries), store.Close()); err != nil {
 		t.Fatal(err)
 	}
+	c.HandOver(c.AwaitLeader()) // another term
 	leader := c.AwaitLeader()
-	if err := leader.TransferLeadership(c.within(patience)); err != nil { // another term
-		t.Fatal(err)
-	}
-	leader = c.AwaitLeader()
 	for i := range 60 {
 		mustPropose(t, leader, user(fmt.Sprint("other-", i)))
 	}

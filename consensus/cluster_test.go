@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -94,13 +95,13 @@ func startCluster(tb testing.TB, n int, adjust func(*Config)) *cluster {
 		c.stop()
 	})
 	first := c.open("s1", "")
-	if err := first.Bootstrap(c.within(10 * time.Second)); err != nil {
+	if err := first.Bootstrap(c.within(patience)); err != nil {
 		tb.Fatal(err)
 	}
 	mustPropose(tb, first, user("first"))
 	for i := 2; i <= n; i++ {
 		s := c.open(fmt.Sprintf("s%d", i), "")
-		if err := first.AddServer(c.within(10*time.Second), s.id, s.addr); err != nil {
+		if err := first.AddServer(c.within(patience), s.id, s.addr); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -119,7 +120,7 @@ func startCluster(tb testing.TB, n int, adjust func(*Config)) *cluster {
 func (c *cluster) open(id, addr string) *server {
 	c.tb.Helper()
 	if addr == "" {
-		addr = "127.0.0.1:0"
+		addr = loopback() + ":0"
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -171,6 +172,16 @@ func (c *cluster) open(id, addr string) *server {
 	defer c.mu.Unlock()
 	c.servers = append(c.servers, s)
 	return s
+}
+
+// loopback is an address that only this process uses, where a machine has more than
+// one: others' connections would take the ports of servers that are stopped for a while.
+func loopback() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1"
+	}
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 1+pid>>14%200, pid>>7%128, 1+pid%128)
 }
 
 // reach returns the running server at an address, if the network lets it.
@@ -265,7 +276,7 @@ func (c *cluster) Kill(s *server) {
 // Stop stops a server in good order.
 func (c *cluster) Stop(s *server) {
 	c.tb.Helper()
-	if err := s.Close(c.within(10 * time.Second)); err != nil {
+	if err := s.Close(c.within(patience)); err != nil {
 		stacks := make([]byte, 1<<20)
 		c.tb.Errorf("close %s: %v\n%s", s.id, err, stacks[:runtime.Stack(stacks, true)])
 	}
@@ -307,6 +318,14 @@ func (c *cluster) AwaitLeader() *server {
 		return false
 	})
 	return leader
+}
+
+// HandOver has another server lead. On a busy machine a target may be too slow for it.
+func (c *cluster) HandOver(leader *server) {
+	c.tb.Helper()
+	awaitSoon(c.tb, "the handover", func() bool {
+		return leader.TransferLeadership(c.within(time.Second)) == nil || c.AwaitLeader() != leader
+	})
 }
 
 // Followers returns the others.
@@ -410,7 +429,7 @@ func hasUser(s *server, name string) bool {
 
 func mustPropose(tb testing.TB, s *server, c fleet.Change) fleet.Result {
 	tb.Helper()
-	r, err := s.Propose(within(tb, 10*time.Second), "user:test", c)
+	r, err := s.Propose(within(tb, patience), "user:test", c)
 	if err != nil {
 		tb.Fatal(err)
 	}

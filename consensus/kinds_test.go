@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"moult/consensus/fleet"
 )
@@ -38,7 +37,7 @@ func TestNewKindsWaitForTheOldestServer(t *testing.T) {
 			continue // it could not propose it
 		}
 		before := leader.View().Index()
-		_, err := s.Propose(c.within(10*time.Second), "user:test", newer)
+		_, err := s.Propose(c.within(patience), "user:test", newer)
 		var refused *fleet.Error
 		if !errors.As(err, &refused) || refused.Code != fleet.CodeUnknownChange || !strings.Contains(refused.Message, older) || !strings.Contains(refused.Message, "update all servers") {
 			t.Errorf("through %s: %v", s.id, err)
@@ -66,7 +65,7 @@ func TestNewKindsWaitForTheOldestServer(t *testing.T) {
 		fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "w2", Name: "pager-2", Format: fleet.WebhookJSON, URL: "https://h/", Kinds: all}},
 		fleet.WebhookChanged{WebhookID: "w1", Kinds: &all},
 	} {
-		if _, err := leader.Propose(c.within(10*time.Second), "user:test", change); !errors.As(err, new(*fleet.Error)) || !strings.Contains(err.Error(), "update all servers") {
+		if _, err := leader.Propose(c.within(patience), "user:test", change); !errors.As(err, new(*fleet.Error)) || !strings.Contains(err.Error(), "update all servers") {
 			t.Errorf("%s with a later kind of alerts: %v", change.Kind(), err)
 		}
 	}
@@ -79,14 +78,14 @@ func TestNewKindsWaitForTheOldestServer(t *testing.T) {
 		fleet.WebhookCreated{Webhook: fleet.Webhook{ID: "w2", Name: "pager-2", Format: fleet.WebhookJSON, URL: "https://h/", Kinds: forked}},
 		fleet.WebhookChanged{WebhookID: "w1", Kinds: &forked},
 	} {
-		if _, err := leader.Propose(c.within(10*time.Second), "user:test", change); !errors.As(err, new(*fleet.Error)) || !strings.Contains(err.Error(), "update all servers") {
+		if _, err := leader.Propose(c.within(patience), "user:test", change); !errors.As(err, new(*fleet.Error)) || !strings.Contains(err.Error(), "update all servers") {
 			t.Errorf("%s with the newest kind of alerts: %v", change.Kind(), err)
 		}
 	}
 	later(fleet.Known())
 	mustPropose(t, leader, fleet.WebhookChanged{WebhookID: "w1", Kinds: &forked})
 	mustPropose(t, leader, fleet.AlertRaised{AlertKind: fleet.AlertForkedReleaseKeys, Message: "m"})
-	if _, err := leader.Propose(c.within(10*time.Second), "user:test", newer); errors.As(err, new(*fleet.Error)) && strings.Contains(err.Error(), "update all servers") {
+	if _, err := leader.Propose(c.within(patience), "user:test", newer); errors.As(err, new(*fleet.Error)) && strings.Contains(err.Error(), "update all servers") {
 		t.Errorf("after the update: %v", err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"moult/consensus/fleet"
 )
@@ -27,7 +26,7 @@ func (c *cluster) AwaitVoters(servers ...*server) {
 func (c *cluster) add(id string, by *server) *server {
 	c.tb.Helper()
 	s := c.open(id, "")
-	if err := by.AddServer(c.within(10*time.Second), s.id, s.addr); err != nil {
+	if err := by.AddServer(c.within(patience), s.id, s.addr); err != nil {
 		c.tb.Fatal(err)
 	}
 	awaitSoon(c.tb, id+" is a voter", func() bool {
@@ -44,7 +43,7 @@ func (c *cluster) add(id string, by *server) *server {
 // remove removes a server that runs, and stops it.
 func (c *cluster) remove(s *server, by *server) {
 	c.tb.Helper()
-	if err := by.RemoveServer(c.within(20*time.Second), s.id); err != nil {
+	if err := by.RemoveServer(c.within(patience), s.id); err != nil {
 		c.tb.Fatal(err)
 	}
 	c.Kill(s)
@@ -93,14 +92,14 @@ func TestDemotedServerStaysOnStandby(t *testing.T) {
 	mustCluster(t, leader)
 	s1 := c.all()[0] // the state knows it as a server
 	mustPropose(t, leader, fleet.ServerStandbyChanged{HostID: s1.id, Standby: true})
-	if err := leader.DemoteServer(c.within(20*time.Second), s1.id); err != nil {
+	if err := leader.DemoteServer(c.within(patience), s1.id); err != nil {
 		t.Fatal(err)
 	}
 	leader = c.AwaitLeader() // another one, if it was s1
 	if leader == s1 || leader.voters() != 2 || !leader.IsMember(s1.id) {
 		t.Fatalf("the leader is %s, with %d voters", leader.id, leader.voters())
 	}
-	if err := leader.DemoteServer(c.within(10*time.Second), s1.id); err != nil {
+	if err := leader.DemoteServer(c.within(patience), s1.id); err != nil {
 		t.Errorf("demoting it again: %v", err)
 	}
 	// It follows, and would be promoted long since.
@@ -116,12 +115,12 @@ func TestDemotedServerStaysOnStandby(t *testing.T) {
 	mustPropose(t, leader, fleet.ServerStandbyChanged{HostID: s1.id})
 	awaitSoon(t, "it votes again", func() bool { return leader.voters() == 3 })
 
-	if err := leader.DemoteServer(c.within(10*time.Second), "nobody"); !errors.Is(err, ErrRefused) {
+	if err := leader.DemoteServer(c.within(patience), "nobody"); !errors.Is(err, ErrRefused) {
 		t.Errorf("demoting nobody: %v", err)
 	}
 	followers := c.Followers(leader)
 	c.Cut(followers[0])
-	if err := leader.DemoteServer(c.within(10*time.Second), followers[1].id); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), followers[0].id) {
+	if err := leader.DemoteServer(c.within(patience), followers[1].id); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), followers[0].id) {
 		t.Errorf("demoting one of the two that answer: %v", err)
 	}
 }
@@ -134,7 +133,7 @@ func TestServerMovesToAnotherAddress(t *testing.T) {
 	moving := c.Followers(leader)[0]
 	old := moving.addr
 	c.Kill(moving)
-	err := leader.AddServer(c.within(10*time.Second), moving.id, "127.0.0.1:1")
+	err := leader.AddServer(c.within(patience), moving.id, "127.0.0.1:1")
 	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "does not answer at 127.0.0.1:1") {
 		t.Errorf("moved to where nobody is: %v", err)
 	}
@@ -143,7 +142,7 @@ func TestServerMovesToAnotherAddress(t *testing.T) {
 		t.Skip("the system gave the same port again")
 	}
 	mustPropose(t, leader, user("meanwhile"))
-	if err := leader.AddServer(c.within(10*time.Second), moved.id, moved.addr); err != nil {
+	if err := leader.AddServer(c.within(patience), moved.id, moved.addr); err != nil {
 		t.Fatal(err)
 	}
 	c.AwaitVoters(c.all()...)
@@ -162,7 +161,7 @@ func TestOnlyServerMoves(t *testing.T) {
 	c.Kill(s)
 	moved := c.open(s.id, "")
 	awaitSoon(t, "it leads", moved.IsLeader)
-	if err := moved.AddServer(c.within(10*time.Second), moved.id, moved.addr); err != nil {
+	if err := moved.AddServer(c.within(patience), moved.id, moved.addr); err != nil {
 		t.Fatal(err)
 	}
 	if got := moved.Servers()[0]; got.Address != moved.addr || !got.Voter {

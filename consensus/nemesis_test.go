@@ -106,11 +106,11 @@ func TestAcknowledgedWritesSurviveAnyMinority(t *testing.T) {
 
 	// The lost server's place is taken by a new one, which starts from a snapshot.
 	survivor := c.AwaitLeader()
-	if err := survivor.RemoveServer(c.within(10*time.Second), lost.id); err != nil {
+	if err := survivor.RemoveServer(c.within(patience), lost.id); err != nil {
 		t.Fatal(err)
 	}
 	fresh := c.open("s9", "")
-	if err := survivor.AddServer(c.within(10*time.Second), fresh.id, fresh.addr); err != nil {
+	if err := survivor.AddServer(c.within(patience), fresh.id, fresh.addr); err != nil {
 		t.Fatal(err)
 	}
 	awaitSoon(t, "the new server is a voter", func() bool { return fresh.Ready() == nil && fresh.voters() == 3 })

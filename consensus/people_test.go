@@ -12,7 +12,7 @@ import (
 func TestTheOriginOfAChangeReachesTheAuditFromAnyServer(t *testing.T) {
 	c := startCluster(t, 3, nil)
 	for i, s := range c.all() {
-		ctx := fleet.WithOrigin(c.within(10*time.Second), "192.0.2.7")
+		ctx := fleet.WithOrigin(c.within(patience), "192.0.2.7")
 		result, err := s.Propose(ctx, "user:test", user(string(rune('a'+i))))
 		if err != nil {
 			t.Fatal(err)

@@ -81,7 +81,7 @@ func TestRestoredGroupGoesOn(t *testing.T) {
 	}
 	mustPropose(t, first, user("after"))
 	second := c.open("r2", "")
-	if err := first.AddServer(c.within(10*time.Second), second.id, second.addr); err != nil {
+	if err := first.AddServer(c.within(patience), second.id, second.addr); err != nil {
 		t.Fatal(err)
 	}
 	awaitSoon(t, "the second server is a voter", func() bool { return second.voters() == 2 && second.Ready() == nil })
@@ -152,7 +152,7 @@ func TestRecoveredServerGoesOnAlone(t *testing.T) {
 	mustPropose(t, left, user("alone"))
 	// What was lost comes back as new servers.
 	second := c.open("n2", "")
-	if err := left.AddServer(c.within(10*time.Second), second.id, second.addr); err != nil {
+	if err := left.AddServer(c.within(patience), second.id, second.addr); err != nil {
 		t.Fatal(err)
 	}
 	awaitSoon(t, "a new server is a voter", func() bool { return second.voters() == 2 && second.Ready() == nil })

@@ -2,13 +2,12 @@ package consensus
 
 import (
 	"testing"
-	"time"
 )
 
 func TestStatsTellHowAServerIs(t *testing.T) {
 	c := startCluster(t, 3, nil)
 	leader := c.AwaitLeader()
-	result, err := leader.Propose(c.within(10*time.Second), "user:admin", user("ann"))
+	result, err := leader.Propose(c.within(patience), "user:admin", user("ann"))
 	if err != nil {
 		t.Fatal(err)
 	}

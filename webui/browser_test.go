@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 
@@ -16,15 +17,21 @@ import (
 	"moult/webui/browsertest"
 )
 
-// MustSignIn opens a page of a server as admin.
+// MustSignIn opens a page of a server as admin. The page's scripts are there then.
 func MustSignIn(b *browsertest.Browser, srv *httptest.Server, path string) {
 	b.Do(chromedp.Navigate(srv.URL+path), chromedp.WaitVisible(chromedp.ID("password")),
 		chromedp.SendKeys(chromedp.ID("username"), "admin"), chromedp.SendKeys(chromedp.ID("password"), adminPassword),
-		chromedp.Submit(chromedp.ID("password")), chromedp.WaitVisible(chromedp.ID("live")))
+		chromedp.Submit(chromedp.ID("password")), chromedp.WaitVisible(chromedp.ID("live")), browsertest.Loaded())
 }
 
 // confirm says yes in the dialog that asks.
 func confirm() browsertest.Step { return browsertest.Click(chromedp.CSS("#confirm [value=yes]")) }
+
+// answered waits for the answers to what was pressed: the page may show before what
+// came of it, and empties the form only then.
+func answered() browsertest.Step {
+	return chromedp.WaitNotPresent(chromedp.CSS("[aria-busy=true]"))
+}
 
 var errNoLeaderInTest = errors.New("no leader; a majority of the servers must be up")
 
@@ -85,7 +92,7 @@ func TestAdminUpdatesTheFleetInABrowser(t *testing.T) {
 	b.Do(browsertest.Click(chromedp.ID("start")))
 	b.AwaitText("3 was confirmed, and 2 hosts would be updated now")
 	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("expect").value = ""`), chromedp.SendKeys(chromedp.ID("expect"), "2"))
-	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("start").click(); document.getElementById("start").click()`))
+	b.Do(clickTwice("start"))
 	b.AwaitText("Fleet update to 2.0.0 running")
 	b.AwaitNoText("was confirmed")
 	f, active := w.state.View().ActiveFleetUpdate()
@@ -169,6 +176,26 @@ func TestPageTellsOfAServerInTrouble(t *testing.T) {
 	b.AwaitText("1 online")
 	trouble.Store(false)
 	b.AwaitNoText("in trouble")
+}
+
+// TestPageMissesNothingWhileItLoads has a host change while one of the page's scripts is
+// still on its way.
+func TestPageMissesNothingWhileItLoads(t *testing.T) {
+	w := StartWorld(t)
+	id := w.MustEnrol("a", "1.0.0", true)
+	mux := http.NewServeMux()
+	mux.Handle("/", w.handler)
+	mux.HandleFunc("/static/actions.js", func(rw http.ResponseWriter, r *http.Request) {
+		time.Sleep(500 * time.Millisecond) // in which a stream would open
+		w.roster.set(id, Observation{Online: true, Version: "7.7.7"})
+		time.Sleep(500 * time.Millisecond) // in which it would tell of the change
+		w.handler.ServeHTTP(rw, r)
+	})
+	srv := httptest.NewServer(mux)
+	t.Cleanup(srv.Close)
+	b := browsertest.Start(t)
+	MustSignIn(b, srv, "/")
+	b.AwaitText("7.7.7")
 }
 
 // TestPagePollsWithoutTheStream has no stream to listen to.

@@ -114,10 +114,43 @@ func TestConfirming(t *testing.T) {
 	w.Admin("POST", "/api/account/confirm", `{"password":"x"}`).Refused(409, "no_account")
 }
 
+// mustServeSlowConfirmations holds a new session back until the page has asked for
+// something with the one that it replaces, which has ended.
+func (w *world) mustServeSlowConfirmations(t *testing.T) *httptest.Server {
+	refused := make(chan struct{}, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		confirms, fragment := r.URL.Path == "/api/account/confirm", r.Header.Get("HX-Request") == "true"
+		if !confirms && !fragment {
+			w.handler.ServeHTTP(rw, r)
+			return
+		}
+		rec := httptest.NewRecorder()
+		w.handler.ServeHTTP(rec, r)
+		switch {
+		case fragment && rec.Code == http.StatusUnauthorized:
+			select {
+			case refused <- struct{}{}:
+			default:
+			}
+		case confirms && rec.Code == http.StatusOK:
+			select {
+			case <-refused:
+			case <-r.Context().Done():
+				t.Error("the page did not wait for the answer")
+			}
+		}
+		maps.Copy(rw.Header(), rec.Header())
+		rw.WriteHeader(rec.Code)
+		_, _ = rw.Write(rec.Body.Bytes())
+	}))
+	t.Cleanup(srv.Close)
+	return srv
+}
+
 // In a browser the page asks, and then does what was wanted.
 func TestPageAsksForThePasswordAgain(t *testing.T) {
 	w := StartWorld(t)
-	srv := w.MustServe("server-2")
+	srv := w.mustServeSlowConfirmations(t)
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/settings/users")
 	w.clock.Advance(confirmedFor)
@@ -135,6 +168,7 @@ func TestPageAsksForThePasswordAgain(t *testing.T) {
 	}
 	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("reauth-password").value = ""`), chromedp.SendKeys(password, adminPassword+"\r"))
 	b.AwaitText("bob")
+	b.Do(answered())
 	b.AwaitNoText("this is not your password")
 	if _, ok := w.state.View().UserByName("bob"); !ok {
 		t.Error("bob is not there")

@@ -141,7 +141,7 @@ func TestAdminFollowsAnUpdateInABrowser(t *testing.T) {
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/")
 	b.Do(browsertest.Click(chromedp.CSS("#host-"+id+" a")), chromedp.WaitVisible(chromedp.ID("update")))
-	b.Do(chromedp.Evaluate[chromedp.Void](`document.getElementById("update").click(); document.getElementById("update").click()`))
+	b.Do(clickTwice("update"))
 	b.AwaitText("Waiting for its turn")
 	b.AwaitText("Nothing yet.")
 	jobs := w.state.View().Jobs(id)

@@ -168,8 +168,9 @@ func TestAdminManagesPeopleInABrowser(t *testing.T) {
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/settings/users")
 	b.Do(chromedp.SendKeys(chromedp.CSS("#add-user [name=name]"), "vera"), chromedp.SendKeys(chromedp.CSS("#add-user [name=password]"), "short one"))
-	b.Do(chromedp.Evaluate[chromedp.Void](`for (let i = 0; i < 2; i++) document.querySelector("#add-user button").click()`))
+	b.Do(browsertest.Script(`for (let i = 0; i < 2; i++) document.querySelector("#add-user button").click()`))
 	b.AwaitText("vera viewer")
+	b.Do(answered())
 	b.Do(chromedp.SendKeys(chromedp.CSS("#add-user [name=name]"), "vera"), chromedp.SendKeys(chromedp.CSS("#add-user [name=password]"), "short one"),
 		browsertest.Click(chromedp.CSS("#add-user button")))
 	b.AwaitText(`a user called "vera" exists already`)
@@ -224,7 +225,7 @@ func TestAdminMovesLeadershipInABrowser(t *testing.T) {
 	srv := w.MustServe("server-2")
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/settings/servers")
-	b.Do(chromedp.Evaluate[chromedp.Void](`for (let i = 0; i < 2; i++) document.getElementById("transfer").click()`), confirm())
+	b.Do(clickTwice("transfer"), confirm())
 	b.Do(chromedp.WaitVisible(chromedp.CSS("#transfer:not([aria-busy])")))
 	if moved := w.servers.transferred.Load(); moved != 1 {
 		t.Errorf("moved %d times", moved)

@@ -254,7 +254,11 @@ func TestAdminConnectsAWebhookInABrowser(t *testing.T) {
 	b.CheckAccessibility("webhooks, a test failed")
 	b.Screenshot("webhooks-test-failed")
 
-	b.Do(browsertest.Click(chromedp.CSS(card+" summary")), browsertest.Click(chromedp.CSS(card+" [value=fleet_update_halted]")), browsertest.Click(chromedp.CSS(card+" form button")))
+	b.Do(browsertest.Click(chromedp.CSS(card+" summary")), browsertest.Click(chromedp.CSS(card+" [value=fleet_update_halted]")))
+	other := "night-pager"
+	w.MustPropose("user:bob", fleet.WebhookChanged{WebhookID: hook.ID, Name: &other})
+	b.AwaitText(other) // and what was ticked meanwhile stays so
+	b.Do(browsertest.Click(chromedp.CSS(card + " form button")))
 	b.AwaitText("Told of fleet update halted")
 	b.CheckAccessibility("webhooks, open")
 	b.Screenshot("webhooks-open")

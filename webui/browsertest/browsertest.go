@@ -31,7 +31,7 @@ import (
 
 // Limits of a test's browser.
 const (
-	lifetime     = 6 * time.Minute // of the browser
+	lifetime     = 8 * time.Minute // of the browser: to look at each page takes minutes on a busy machine
 	patience     = 30 * time.Second
 	pollInterval = 50 * time.Millisecond
 )
@@ -119,11 +119,10 @@ func (b *Browser) Do(steps ...Step) {
 	}
 }
 
-// Click clicks on an element once the page's scripts are there: nobody hears a
-// click before.
-func Click[S chromedp.Selectable](sel S) Step {
+// Loaded waits until the page's scripts are there: nobody hears what is done before.
+func Loaded() Step {
 	loaded := chromedp.Evaluate[bool](`document.readyState === "complete"`)
-	return chromedp.Steps(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		ticker := time.NewTicker(pollInterval)
 		defer ticker.Stop()
 		for {
@@ -136,7 +135,17 @@ func Click[S chromedp.Selectable](sel S) Step {
 				return ctx.Err()
 			}
 		}
-	}), chromedp.Click(sel))
+	})
+}
+
+// Click clicks on an element once the page's scripts are there.
+func Click[S chromedp.Selectable](sel S) Step {
+	return chromedp.Steps(Loaded(), chromedp.Click(sel))
+}
+
+// Script runs a script once the page's own are there.
+func Script(script string) Step {
+	return chromedp.Steps(Loaded(), chromedp.Evaluate[chromedp.Void](script))
 }
 
 // Text returns what a JavaScript expression gives, or promises, as text.

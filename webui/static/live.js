@@ -17,6 +17,7 @@
     return { name, url: origin + location.pathname + location.search, ask: origin + "/healthz" };
   });
 
+  let ready = false; // htmx hears what is to be fetched
   let stream = null;
   let open = false; // the stream is there
   let heard = 0; // when something came from the stream last
@@ -54,7 +55,7 @@
   // The stream.
 
   function listen() {
-    if (stream || document.hidden) return;
+    if (stream || document.hidden || !ready) return;
     stream = new EventSource("/api/events");
     const heardNow = () => {
       heard = Date.now();
@@ -157,6 +158,10 @@
   document.addEventListener("htmx:timeout", () => lost(silent));
   document.addEventListener("htmx:beforeOnLoad", (event) => {
     const status = event.detail.xhr.status;
+    if (status === 401 && document.querySelector("[aria-busy=true]")) {
+      event.preventDefault(); // a call under way may bring a new session; at its end all is fetched again
+      return;
+    }
     if (status < 500) {
       found();
     } else {
@@ -166,10 +171,13 @@
 
   // What people typed, opened or were told stays when a region is fetched again.
   Object.assign(Idiomorph.defaults.callbacks, {
-    beforeAttributeUpdated: (name, el) => !(["open", "selected", "aria-busy"].includes(name) || (name === "value" && el.matches("input:not([type=hidden]), textarea, select"))),
+    beforeAttributeUpdated: (name, el) => !(["open", "selected", "aria-busy"].includes(name) || (name === "value" && el.matches("input:not([type=hidden]), textarea, select")) || (name === "checked" && el.checked !== el.defaultChecked)),
     beforeNodeRemoved: (node) => !(node instanceof Element && node.matches("[data-note]")),
   });
 
   window.moultChanged = changed;
-  listen();
+  document.addEventListener("DOMContentLoaded", () => {
+    ready = true;
+    listen();
+  });
 })();
