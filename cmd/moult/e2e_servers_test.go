@@ -216,7 +216,7 @@ func TestE2EBadServerReleaseIsRolledBack(t *testing.T) {
 // alone, a server comes back, and its job ends with what is true.
 func TestE2EServerKilledInItsTrial(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3, 0, "--server-arg=--soak=3s", longReason)
+	c := startCluster(t, 3, 0, "--server-arg=--soak=5s", longReason)
 	c.publish(versionB, binary(t, versionB))
 	name := allServers[slices.IndexFunc(allServers, func(s string) bool { return s != c.leader() })]
 
