@@ -182,14 +182,16 @@ func (p *partitionRun) minorityDidNothing(x *segmentedHost, cutAt, healAt time.T
 // acknowledges a write.
 func (f *faultRun) well(limit time.Duration) {
 	f.t.Helper()
-	f.c.await(limit, "all to be well", func() error {
-		for _, addr := range f.c.client.addrs {
-			if err := f.wellAt(addr); err != nil {
-				return fmt.Errorf("%s: %w", addr, err)
-			}
+	f.c.await(limit, "all to be well", f.allWell)
+}
+
+func (f *faultRun) allWell() error {
+	for _, addr := range f.c.client.addrs {
+		if err := f.wellAt(addr); err != nil {
+			return fmt.Errorf("%s: %w", addr, err)
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 func (f *faultRun) wellAt(addr string) error {
