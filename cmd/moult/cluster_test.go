@@ -108,6 +108,10 @@ type testCluster struct {
 // on a busy machine it may come later than people want to wait.
 const longReason = "--server-arg=--reason=20s"
 
+// longSoak has trials last long enough to be met in the middle, also by who stood still
+// for a moment.
+const longSoak = "--agent-arg=--soak=4s"
+
 // startCluster runs `moult dev` on version A until the test ends.
 func startCluster(t testing.TB, servers, agents int, args ...string) *testCluster {
 	t.Helper()

@@ -24,10 +24,10 @@ func TestE2EBadReleaseIsRolledBack(t *testing.T) {
 	} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			c := startCluster(t, 1, 3, "--agent-arg=--trial-timeout=6s", longReason)
+			c := startCluster(t, 1, 3, "--agent-arg=--trial-timeout=20s", longReason) // a good one has to come up in it, too
 			c.badRelease("6.6.6", mode)
 			id := c.startFleetUpdate(nil)
-			u := c.awaitFleetUpdate(id, "halted", time.Minute)
+			u := c.awaitFleetUpdate(id, "halted", 2*time.Minute)
 			if u.Hosts[0].Status != "failed" || !strings.Contains(u.Hosts[0].FailedReason, reason) || !strings.Contains(u.HaltedReason, "agent-1") {
 				t.Errorf("first host: %+v; halted: %s", u.Hosts[0], u.HaltedReason)
 			}
@@ -48,7 +48,7 @@ func TestE2EBadReleaseIsRolledBack(t *testing.T) {
 			}
 			// A good release afterwards brings all up, and the alerts close.
 			c.publish("7.0.0", buildVersion(t, "7.0.0"))
-			c.awaitFleetUpdate(c.startFleetUpdate(nil), "completed", time.Minute)
+			c.awaitFleetUpdate(c.startFleetUpdate(nil), "completed", 2*time.Minute)
 			c.await(30*time.Second, "the alerts to close", func() error {
 				if c.openAlerts() > 0 {
 					return errors.New("some are open")

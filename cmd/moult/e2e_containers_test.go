@@ -44,7 +44,7 @@ func (o *outsider) arguments(data string) []string {
 	}
 	return []string{
 		"agent", "--data", data, "--name", o.name, "--gossip", o.gossip, "--peer", o.peer,
-		"--join", plan.Servers[0].Peer, "--token", token.Token, "--soak", "500ms", "--trial-timeout", "6s",
+		"--join", plan.Servers[0].Peer, "--token", token.Token, "--soak", "500ms", "--trial-timeout", "30s",
 	}
 }
 

@@ -28,7 +28,7 @@ func TestE2ELeaderKilled(t *testing.T) {
 				return nil
 			})
 		}},
-		{"while a host restarts", nil, func(c *testCluster, _ string) {
+		{"while a host restarts", []string{longSoak}, func(c *testCluster, _ string) {
 			c.awaitPhase("agent-1", "restarting", "trial")
 		}},
 		{"between hosts", nil, func(c *testCluster, id string) {

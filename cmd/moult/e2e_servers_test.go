@@ -72,6 +72,22 @@ func (c *testCluster) serverStarts(name, version string, trial bool) int {
 	return n
 }
 
+// serverStarted fails unless a server started this often in a version. It says so in its
+// log a moment after the others know.
+func (c *testCluster) serverStarted(name, version string, trial bool, want int) {
+	c.t.Helper()
+	what := fmt.Sprintf("%s to start %d times in %s, trial %v", name, want, version, trial)
+	c.await(20*time.Second, what, func() error {
+		if n := c.serverStarts(name, version, trial); n < want {
+			return fmt.Errorf("it did %d times", n)
+		}
+		return nil
+	})
+	if n := c.serverStarts(name, version, trial); n != want {
+		c.t.Errorf("want %s, it did %d times", what, n)
+	}
+}
+
 // killed kills a server with -9 and returns what starts it again, once nothing of it is
 // left: a service manager waits for that too.
 func (c *testCluster) killed(name string) (restart func()) {
@@ -154,9 +170,8 @@ func TestE2EServersAreUpdated(t *testing.T) {
 	c.allOn(versionB)
 	for _, name := range allServers {
 		c.installedIs(name, versionB)
-		if tried, run := c.serverStarts(name, versionB, true), c.serverStarts(name, versionB, false); tried != 1 || run != 1 {
-			t.Errorf("%s was tried %d times and started %d times", name, tried, run)
-		}
+		c.serverStarted(name, versionB, true, 1)
+		c.serverStarted(name, versionB, false, 1)
 		// The process that is stopped and killed by its id is the whole server.
 		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pids[name]))
 		if err == nil && exe != filepath.Join(c.dir, name, "moult") || childOf(pids[name]) != 0 {
@@ -201,9 +216,7 @@ func TestE2EBadServerReleaseIsRolledBack(t *testing.T) {
 				if name == failed {
 					want = 2
 				}
-				if n := c.serverStarts(name, versionA, false); n != want {
-					t.Errorf("%s started %d times, want %d (%q failed)", name, n, want, failed)
-				}
+				c.serverStarted(name, versionA, false, want)
 			}
 			if open := c.openAlerts(); open != 2 {
 				t.Errorf("%d alerts are open, want update_failed and fleet_update_halted", open)
@@ -216,7 +229,7 @@ func TestE2EBadServerReleaseIsRolledBack(t *testing.T) {
 // alone, a server comes back, and its job ends with what is true.
 func TestE2EServerKilledInItsTrial(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3, 0, "--server-arg=--soak=3s", longReason)
+	c := startCluster(t, 3, 0, "--server-arg=--soak=5s", longReason)
 	c.publish(versionB, binary(t, versionB))
 	name := allServers[slices.IndexFunc(allServers, func(s string) bool { return s != c.leader() })]
 
@@ -240,9 +253,7 @@ func TestE2EServerKilledInItsTrial(t *testing.T) {
 	}
 	c.awaitFleetUpdate(id, "completed", 2*time.Minute) // it is tried again
 	c.installedIs(name, versionB)
-	if n := c.serverStarts(name, versionB, false); n != 1 {
-		t.Errorf("it started %d times in %s", n, versionB)
-	}
+	c.serverStarted(name, versionB, false, 1)
 }
 
 // A server is killed with -9 at any moment of its update: the job's verdict is what

@@ -19,13 +19,13 @@ func TestE2EFleetUpdate(t *testing.T) {
 	c := startCluster(t, 3, 5)
 	c.refused(http.StatusConflict, "nothing_to_update", http.MethodPost, "/api/fleet/update", map[string]any{})
 	c.refused(http.StatusNotFound, "release_not_found", http.MethodPost, "/api/fleet/update", map[string]any{"target_version": "9"})
-	first := c.hosts()["agent-1"]
-	c.refused(http.StatusConflict, "already_up_to_date", http.MethodPost, "/api/hosts/"+first.ID+"/update", nil)
+	last := c.hosts()["agent-5"] // its turn is not over before the fleet update is
+	c.refused(http.StatusConflict, "already_up_to_date", http.MethodPost, "/api/hosts/"+last.ID+"/update", nil)
 
 	c.publish(versionB, binary(t, versionB))
 	id := c.startFleetUpdate(map[string]any{})
 	c.refused(http.StatusConflict, "fleet_update_running", http.MethodPost, "/api/fleet/update", map[string]any{})
-	c.refused(http.StatusConflict, "update_in_progress", http.MethodPost, "/api/hosts/"+first.ID+"/update", nil)
+	c.refused(http.StatusConflict, "update_in_progress", http.MethodPost, "/api/hosts/"+last.ID+"/update", nil)
 	u := c.awaitFleetUpdate(id, "completed", 2*time.Minute)
 	c.allOn(versionB)
 
@@ -69,7 +69,7 @@ func TestE2EFleetUpdate(t *testing.T) {
 
 func TestE2ECancel(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1, 3)
+	c := startCluster(t, 1, 3, longSoak)
 	c.publish(versionB, binary(t, versionB))
 	id := c.startFleetUpdate(nil)
 	c.awaitTurn(id, 1, "running")
@@ -130,7 +130,7 @@ func TestE2EPeerWithCorruptBytesIsPassedOver(t *testing.T) {
 // the trial is judged without them, and the fleet update ends once they are back.
 func TestE2EAllServersGoneAndBack(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 3, 2)
+	c := startCluster(t, 3, 2, longSoak)
 	c.publish(versionB, binary(t, versionB))
 	id := c.startFleetUpdate(nil)
 	c.awaitPhase("agent-1", "restarting", "trial")

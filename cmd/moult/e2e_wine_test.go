@@ -227,10 +227,16 @@ func (w *windowsHost) supervisor() (pid int) {
 // update publishes a release and updates the fleet to it.
 func (w *windowsHost) update(version, program, status string, patience time.Duration) apiFleetUpdate {
 	w.t.Helper()
+	return w.c.awaitFleetUpdate(w.startUpdate(version, program), status, patience)
+}
+
+// startUpdate publishes a release and starts the fleet update to it.
+func (w *windowsHost) startUpdate(version, program string) (id string) {
+	w.t.Helper()
 	dir := filepath.Join(w.t.TempDir(), "release")
 	w.c.moult("release", "create", "--version", version, "--key", filepath.Join(w.c.dir, "release.key"), "--out", dir, "windows/amd64="+program)
 	w.c.moult("release", "publish", dir)
-	return w.c.awaitFleetUpdate(w.c.startFleetUpdate(map[string]any{"target_version": version}), status, patience)
+	return w.c.startFleetUpdate(map[string]any{"target_version": version})
 }
 
 func (w *windowsHost) installedIs(program string) {
@@ -262,7 +268,7 @@ func (w *windowsHost) scannedFiles(last string) {
 	c := buildForWine(w.t, ".", "-X main.version=4.0.0")
 	d := buildForWine(w.t, ".", "-X main.version=5.0.0")
 
-	w.holdOpen(holder, wineProgram, 35*time.Second)
+	release := w.holdOpen(holder, wineProgram)
 	u := w.update("4.0.0", c, "halted", 90*time.Second)
 	reason := u.Hosts[0].FailedReason
 	if !strings.Contains(reason, wineProgram) || !strings.Contains(reason, "virus scanner") {
@@ -272,38 +278,41 @@ func (w *windowsHost) scannedFiles(last string) {
 	w.isRunning()
 	w.installedIs(last)
 
-	w.await(time.Minute, "the file to be free", func() error {
-		if len(w.processes("holdopen")) > 0 || len(w.processes(wineProgram+" ")) > 2 {
-			return errNotYet
+	release()
+	w.awaitRestarted()
+
+	release = w.holdOpen(holder, wineProgram)
+	id := w.startUpdate("5.0.0", d)
+	w.await(90*time.Second, "the binary to be swapped while the service restarts", func() error {
+		text, err := os.ReadFile(w.unixPath(wineRestartLog))
+		if err == nil && !strings.Contains(string(text), "swapping "+wineProgram+" for version 5.0.0") {
+			err = fmt.Errorf("%w: the helper says %q", errNotYet, text)
 		}
-		return nil
+		return err
 	})
-	w.holdOpen(holder, wineProgram, 20*time.Second)
-	w.update("5.0.0", d, "completed", 90*time.Second)
+	release()
+	w.c.awaitFleetUpdate(id, "completed", 90*time.Second)
 	w.awaitVersion("5.0.0")
 	w.isRunning()
 	w.installedIs(d)
-	if said := w.awaitRestarted(); !strings.Contains(said, "swapping "+wineProgram) {
-		w.t.Errorf("the binary was not swapped while the service restarted: %s", said)
-	}
+	w.awaitRestarted()
 }
 
-// awaitRestarted waits for the end of the helper that restarts the service, and
-// returns what it said: a service that is stopped while it still looks whether the
-// new one stays is started again, with the binary before.
-func (w *windowsHost) awaitRestarted() (said string) {
+// awaitRestarted waits for the end of the helper that restarts the service: a service
+// that is stopped while it still looks whether the new one stays is started again,
+// with the binary before.
+func (w *windowsHost) awaitRestarted() {
 	w.t.Helper()
 	w.await(time.Minute, "the helper that restarts the service to be done", func() error {
 		text, err := os.ReadFile(w.unixPath(wineRestartLog))
 		if err != nil {
 			return err
 		}
-		if said = string(text); !strings.Contains(said, wineService+" runs") {
-			return fmt.Errorf("%w: it says %q", errNotYet, said)
+		if !strings.Contains(string(text), wineService+" runs") {
+			return fmt.Errorf("%w: it says %q", errNotYet, text)
 		}
 		return nil
 	})
-	return said
 }
 
 // failedStart puts a program in place that is no service, as if an update had done

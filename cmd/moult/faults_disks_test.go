@@ -162,11 +162,16 @@ func (f *diskRun) breakServer() {
 		f.c.await(slowDiskLimit, "another server to lead than "+name, func() error { return f.ledByAnother(name) })
 	}
 	mend()
-	if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) { // a service manager starts it again
-		f.noteMoment(f.fault.name + ", the server ended")
-		f.c.startAgain(name, argv)
-	}
-	f.well(catchUpLimit)
+	started := false
+	f.c.await(catchUpLimit, "all to be well", func() error {
+		// A service manager starts it again, when it ends a moment later, too.
+		if !started && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			started = true
+			f.noteMoment(f.fault.name + ", the server ended")
+			f.c.startAgain(name, argv)
+		}
+		return f.allWell()
+	})
 	f.writer.revoke() // what was pushed; the sick server could not have followed
 }
 

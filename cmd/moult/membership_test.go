@@ -100,7 +100,9 @@ func TestE2EMembership(t *testing.T) {
 	}
 
 	// server-3 loses its disk: it is another server under the same name.
+	pid := c.pid("server-3")
 	c.kill("server-3")
+	c.awaitEnd(pid)
 	if err := os.RemoveAll(filepath.Join(c.dir, "server-3", "data")); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +131,5 @@ func TestE2EMembership(t *testing.T) {
 	c.client.addrs = append(c.client.addrs[1:], away)
 	restart()
 	c.awaitServers("server-1 voter", "server-4 voter", "server-5 voter")
-	if err := httpOK(t.Context(), away+"/readyz"); err != nil {
-		t.Errorf("server-1: %v", err)
-	}
+	c.await(30*time.Second, "server-1 to be ready", func() error { return httpOK(t.Context(), away+"/readyz") })
 }

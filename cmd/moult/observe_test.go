@@ -55,43 +55,45 @@ func TestObservationsOfWhatChanged(t *testing.T) {
 // What a host stages is told as soon as it is another; its progress wakes nobody more
 // often than once in a progressPause, and is seen when somebody looks.
 func TestStagingIsObserved(t *testing.T) {
-	roster := mesh.NewFedRoster(mesh.Config{})
-	must(t, roster.Feed(mesh.Sighting{Relay: "r", Segment: "dmz", Alive: true, Record: mesh.SignedRecord{
-		Raw: []byte{1}, Record: mesh.Record{HostID: "h0", Boot: 1, Seq: 1, Role: "agent", Segments: []string{"dmz"}},
-	}}))
-	view := newStagingFleet(t, 1).state.View()
-	o := newObserver(roster.Roster)
-	_, now, _ := o.Observations(0)
-	stage := func(state updater.StagingState, done int64) (woken bool) {
-		before := o.Changed()
-		o.storeKept("h0", updater.Report{Stored: done, Staging: &updater.Staging{Digest: wantedDigest, State: state, Done: done, Total: 9}}, view)
-		select {
-		case <-before:
-			return true
-		default:
-			return false
+	synctest.Test(t, func(t *testing.T) { // on a machine that stands still, a progressPause goes by between two lines
+		roster := mesh.NewFedRoster(mesh.Config{})
+		must(t, roster.Feed(mesh.Sighting{Relay: "r", Segment: "dmz", Alive: true, Record: mesh.SignedRecord{
+			Raw: []byte{1}, Record: mesh.Record{HostID: "h0", Boot: 1, Seq: 1, Role: "agent", Segments: []string{"dmz"}},
+		}}))
+		view := newStagingFleet(t, 1).state.View()
+		o := newObserver(roster.Roster)
+		_, now, _ := o.Observations(0)
+		stage := func(state updater.StagingState, done int64) (woken bool) {
+			before := o.Changed()
+			o.storeKept("h0", updater.Report{Stored: done, Staging: &updater.Staging{Digest: wantedDigest, State: state, Done: done, Total: 9}}, view)
+			select {
+			case <-before:
+				return true
+			default:
+				return false
+			}
 		}
-	}
-	seen := func() coordinator.StageObservation {
-		changed, upTo, _ := o.Observations(now)
-		now = upTo
-		return changed["h0"].Stage
-	}
-	if !stage(updater.StageFetching, 1) || seen().Done != 1 {
-		t.Error("that a host stages is not told")
-	}
-	if stage(updater.StageFetching, 2) {
-		t.Error("progress wakes at once")
-	}
-	if got := seen(); got.Done != 2 {
-		t.Errorf("who looks sees %+v, not the progress", got)
-	}
-	if !stage(updater.StageFailed, 2) || !seen().Failed {
-		t.Error("that staging failed is not told at once")
-	}
-	if stage(updater.StageFailed, 2) || seen() != (coordinator.StageObservation{}) {
-		t.Error("what is repeated counts as news")
-	}
+		seen := func() coordinator.StageObservation {
+			changed, upTo, _ := o.Observations(now)
+			now = upTo
+			return changed["h0"].Stage
+		}
+		if !stage(updater.StageFetching, 1) || seen().Done != 1 {
+			t.Error("that a host stages is not told")
+		}
+		if stage(updater.StageFetching, 2) {
+			t.Error("progress wakes at once")
+		}
+		if got := seen(); got.Done != 2 {
+			t.Errorf("who looks sees %+v, not the progress", got)
+		}
+		if !stage(updater.StageFailed, 2) || !seen().Failed {
+			t.Error("that staging failed is not told at once")
+		}
+		if stage(updater.StageFailed, 2) || seen() != (coordinator.StageObservation{}) {
+			t.Error("what is repeated counts as news")
+		}
+	})
 }
 
 // Reports of hosts that were removed are dropped.

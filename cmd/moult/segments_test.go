@@ -47,10 +47,10 @@ func TestSegmentsNetwork(t *testing.T) {
 		return l
 	}
 	const size = 1 << 20
-	reaches := func(from, to *segmentedHost, segment string) bool {
+	within := func(patience time.Duration, from, to *segmentedHost, segment string) bool {
 		var echo []byte
 		err := from.inNamespace(func() error {
-			conn, err := net.DialTimeout("tcp", to.port(segment), 500*time.Millisecond)
+			conn, err := net.DialTimeout("tcp", to.port(segment), patience)
 			if err != nil {
 				return err
 			}
@@ -59,7 +59,7 @@ func TestSegmentsNetwork(t *testing.T) {
 				_ = conn.(*net.TCPConn).CloseWrite()
 			}()
 			defer conn.Close()
-			if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 				return err
 			}
 			echo, err = io.ReadAll(conn)
@@ -67,10 +67,17 @@ func TestSegmentsNetwork(t *testing.T) {
 		})
 		return err == nil && len(echo) == size
 	}
+	// Where it is to get through, it has the time that a busy machine takes.
+	reaches := func(from, to *segmentedHost, segment string) bool {
+		return within(20*time.Second, from, to, segment)
+	}
+	isKeptFrom := func(from, to *segmentedHost, segment string) bool {
+		return !within(500*time.Millisecond, from, to, segment)
+	}
 	listen(a, "left")
 	listen(b, "left")
 	listen(far, "right")
-	if !reaches(a, b, "left") || !reaches(b, a, "left") || !reaches(b, far, "right") || reaches(a, far, "right") {
+	if !reaches(a, b, "left") || !reaches(b, a, "left") || !reaches(b, far, "right") || !isKeptFrom(a, far, "right") {
 		t.Fatal("hosts do not reach each other in a shared segment, and there only")
 	}
 	for _, h := range []*segmentedHost{a, b, far} {
@@ -89,12 +96,12 @@ func TestSegmentsNetwork(t *testing.T) {
 		t.Errorf("2 MiB each way were counted as %d in and %d out", in, out)
 	}
 	b.refuse(a, "left")
-	if reaches(a, b, "left") || !reaches(b, a, "left") {
+	if !isKeptFrom(a, b, "left") || !reaches(b, a, "left") {
 		t.Error("a filter in one direction lets through what it should not, or the other way round")
 	}
 	b.heal()
 	b.cut("left")
-	if reaches(a, b, "left") || reaches(b, a, "left") || !reaches(b, far, "right") {
+	if !isKeptFrom(a, b, "left") || !isKeptFrom(b, a, "left") || !reaches(b, far, "right") {
 		t.Error("a cut is none, or one of too much")
 	}
 	b.heal()
@@ -170,9 +177,10 @@ func TestSegmentsAgentsBehindTwoRelays(t *testing.T) {
 	n.publish(versionB, binary(t, versionB))
 	n.awaitFleetUpdate(n.startFleetUpdate(map[string]any{}), "completed", 5*time.Minute)
 	for name, h := range n.testCluster.hosts() {
-		if h.AgentVersion != versionB || n.starts(name, versionB) != 1 {
-			t.Errorf("%s runs %s, and started %d times in %s", name, h.AgentVersion, n.starts(name, versionB), versionB)
+		if h.AgentVersion != versionB {
+			t.Errorf("%s runs %s", name, h.AgentVersion)
 		}
+		n.startedOnce(name, versionB)
 	}
 	size, err := os.Stat(binary(t, versionB))
 	if err != nil {
@@ -185,14 +193,7 @@ func TestSegmentsAgentsBehindTwoRelays(t *testing.T) {
 			t.Errorf("%.3f artifacts came over the link of %s to the servers, at most 1.1 may", came, r.name)
 		}
 	}
-	// Each server sees the other two and the relays: nobody has left its pool.
-	for _, s := range []string{"server-1", "server-2", "server-3"} {
-		for _, f := range n.hosts[s].doctor().Findings {
-			if f.Check == "segment default" && f.Detail != "4 members alive, 0 gone; UDP answers" {
-				t.Errorf("%s: %s", s, f.Detail)
-			}
-		}
-	}
+	n.poolIsWhole()
 }
 
 // crossing is how many bytes came in by a relay's link to its home segment.
@@ -218,9 +219,10 @@ func TestSegmentsChainOfThree(t *testing.T) {
 	n.publish(versionB, binary(t, versionB))
 	n.awaitFleetUpdate(n.startFleetUpdate(map[string]any{}), "completed", 3*time.Minute)
 	for name, h := range n.testCluster.hosts() {
-		if h.AgentVersion != versionB || n.starts(name, versionB) != 1 {
-			t.Errorf("%s runs %s, and started %d times in %s", name, h.AgentVersion, n.starts(name, versionB), versionB)
+		if h.AgentVersion != versionB {
+			t.Errorf("%s runs %s", name, h.AgentVersion)
 		}
+		n.startedOnce(name, versionB)
 	}
 }
 

@@ -290,10 +290,12 @@ func wineOverlay(t *testing.T) string {
 	return path
 }
 
-// holdOpen has a program on the machine hold a file, as a virus scanner does.
-func (m *wineMachine) holdOpen(program, path string, d time.Duration) {
+// holdOpen has a program on the machine hold a file, as a virus scanner does, until
+// release.
+func (m *wineMachine) holdOpen(program, path string) (release func()) {
 	m.t.Helper()
-	cmd := m.command(context.Background(), program, path, d.String())
+	const longest = 5 * time.Minute
+	cmd := m.command(context.Background(), program, path, longest.String())
 	out, err := os.CreateTemp(m.t.TempDir(), "held-")
 	if err != nil {
 		m.t.Fatal(err)
@@ -309,11 +311,24 @@ func (m *wineMachine) holdOpen(program, path string, d time.Duration) {
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		text, _ := os.ReadFile(out.Name())
 		if strings.Contains(string(text), "held") {
-			return
+			break
 		}
 		if time.Since(began) > 20*time.Second {
 			m.t.Fatalf("%s is not held: %s", path, text)
 		}
+	}
+	return func() {
+		m.t.Helper()
+		m.await(20*time.Second, path+" to be free", func() error {
+			holders := m.processes(path + " " + longest.String())
+			for pid := range holders {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+			if len(holders) > 0 {
+				return errNotYet
+			}
+			return nil
+		})
 	}
 }
 
