@@ -42,7 +42,7 @@ func TestAloneRollsBack(t *testing.T) {
 	for _, behave := range []string{"crash", "lie", "joins-and-dies"} {
 		t.Run(behave, func(t *testing.T) {
 			s := newSiteAlone(t)
-			s.start("TEST_SOAK=2s") // a busy machine may let a dying one live for a while
+			s.start("TEST_SOAK=10s") // a busy machine may let a dying one live for a while
 			pid := s.cmd.Process.Pid
 			s.stage("1.1.0", behave)
 			o := s.awaitOutcome(install.RolledBack)
@@ -60,7 +60,7 @@ func TestAloneRollsBack(t *testing.T) {
 // says what became of it.
 func TestAloneKilledInTheTrial(t *testing.T) {
 	s := newSiteAlone(t)
-	s.start("TEST_SOAK=10s")
+	s.start("TEST_SOAK=30s")
 	s.stage("1.1.0", "good")
 	s.await("the trial", func() bool { return strings.Contains(s.events(), "on trial") })
 	trial := s.agentPID("1.1.0")
@@ -81,7 +81,7 @@ func TestAloneKilledInTheTrial(t *testing.T) {
 
 func TestAloneStoppedInTheTrial(t *testing.T) {
 	s := newSiteAlone(t)
-	s.start("TEST_SOAK=10s")
+	s.start("TEST_SOAK=30s")
 	s.stage("1.1.0", "good")
 	s.await("the trial", func() bool { return strings.Contains(s.events(), "on trial") })
 	trial := s.agentPID("1.1.0")

@@ -81,6 +81,7 @@ func TestJobTakesAPatch(t *testing.T) {
 				})
 			}
 			h.ordered("job-1", "1.1.0", p, PhaseRestarting)
+			h.awaitLastLine()
 			_ = stop()
 			want := int64(len(binary))
 			if c.patched {
@@ -133,6 +134,7 @@ func TestJobTakesAPatchThroughARelay(t *testing.T) {
 	}
 	stop := h.run()
 	h.ordered("job-1", "1.1.0", p, PhaseRestarting)
+	h.awaitLastLine()
 	_ = stop()
 	if r := h.lastReport(); len(r.Sources) != 1 || r.Sources[0].HostID != "relay-1" || r.Sources[0].Bytes != int64(len(made)) || r.Done != r.Total {
 		t.Errorf("report is %+v, want %d bytes from the relay", r, len(made))

@@ -55,12 +55,8 @@ func TestServiceManagerHearsNothingOfWhatHangs(t *testing.T) {
 		now := strings.Count(s.events(), "service well")
 		same := now == heard
 		heard = now
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(time.Second) // each sign of life of the agent's comes after 20 ms
 		return same
 	}
 	s.await("silence", quiet)
-	time.Sleep(500 * time.Millisecond)
-	if now := strings.Count(s.events(), "service well"); now != heard {
-		t.Errorf("%d signs of life of an agent that hangs", now-heard)
-	}
 }

@@ -50,7 +50,7 @@ func TestStagedHostsNeedNobodyAtTheirTurn(t *testing.T) {
 		o.Index = 11
 	})
 	h.updater.HandleOrder(fromServer, sealed)
-	h.await("the staged artifact", func() bool { return h.cfg.Store.Has(p.digest) })
+	h.await("the staged artifact", func() bool { return h.staging().State == StageDone }) // and who sent it is known
 	if job, phase, _ := h.updater.standing(); job != "" || phase != PhaseIdle {
 		t.Errorf("staging shows as %s %s", phase, job)
 	}
@@ -76,6 +76,7 @@ func TestStagedBytesThatChangedAreFetchedAnew(t *testing.T) {
 	evil := strings.Replace(saysVersion("1.1.0"), "1.1.0", "6.6.6", 1)
 	must(t, os.WriteFile(h.cfg.Store.Path(p.digest), []byte(evil), 0o700))
 	h.ordered("job-1", "1.1.0", p, PhaseRestarting)
+	h.awaitLastLine()
 	if err := h.cfg.Store.Verify(p.digest); err != nil {
 		t.Errorf("the staged file: %v", err)
 	}

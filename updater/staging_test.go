@@ -187,7 +187,7 @@ func TestStagingIsSpread(t *testing.T) {
 		p := h.release("1.1.0", 5, 1000)
 		begin := time.Now()
 		h.updater.HandleOrder(fromServer, h.stageOrder("1.1.0", p, func(o *order.Order) { o.Spread = tc.spread }))
-		const slack = 2 * time.Second // a busy machine
+		const slack = 20 * time.Second // a busy machine
 		if d := (<-started).Sub(begin); d > tc.most+slack {
 			t.Errorf("with a spread of %v it began after %v", tc.spread, d)
 		}

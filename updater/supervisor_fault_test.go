@@ -32,6 +32,9 @@ func (s *site) on(disk string, dir *string, name string) {
 	must(s.t, os.MkdirAll(*dir, 0o700))
 }
 
+// join has a trial go on that the file "joining" held up.
+func (s *site) join() { must(s.t, os.Remove(filepath.Join(s.data, "joining"))) }
+
 func (s *site) awaitStarts(version string, n int) {
 	s.t.Helper()
 	s.await("start "+strconv.Itoa(n)+" of "+version, func() bool { return strings.Count(s.events(), "agent "+version+" pid") >= n })
@@ -40,7 +43,7 @@ func (s *site) awaitStarts(version string, n int) {
 // The place of the installed binary became read-only since preflight: the new
 // one has proved itself, but it cannot be installed.
 func TestSwapThatFailsRollsBack(t *testing.T) {
-	s := newSite(t, "TEST_SOAK=1s")
+	s := newSite(t)
 	disk := disktest.Small(t, 64<<10)
 	var dir string
 	s.on(disk, &dir, "bin")
@@ -48,10 +51,12 @@ func TestSwapThatFailsRollsBack(t *testing.T) {
 	s.variant(s.installed, "1.0.0", "good")
 	old := mustDigest(t, s.installed)
 	s.start()
+	s.touch("joining", "")
 	s.stage("1.1.0", "good")
 	s.awaitStarts("1.1.0", 1)
 	s.await("the copy to be written", func() bool { return !s.hasOpen(".moult-swap-") })
 	disktest.Remount(t, disk, unix.MS_RDONLY)
+	s.join()
 	o := s.awaitOutcome(install.RolledBack)
 	if !strings.Contains(o.Reason, "install: open the copy") || !strings.Contains(o.Reason, "read-only file system") {
 		t.Errorf("reason is %q", o.Reason)
@@ -72,17 +77,19 @@ func TestFullDataDiskDuringATrial(t *testing.T) {
 		behave, env, runs string
 		starts            int
 	}{
-		{"silent", "TEST_TRIAL_TIMEOUT=2s", "1.0.0", 2},
-		{"good", "TEST_SOAK=1s", "1.1.0", 1},
+		{"silent", "TEST_TRIAL_TIMEOUT=8s", "1.0.0", 2},
+		{"good", "", "1.1.0", 1},
 	} {
 		t.Run(tt.behave, func(t *testing.T) {
 			s := newSite(t, tt.env)
 			disk := disktest.Small(t, 64<<10)
 			s.on(disk, &s.data, "data")
 			s.start()
+			s.touch("joining", "")
 			s.stage("1.1.0", tt.behave)
 			s.awaitStarts("1.1.0", 1)
 			disktest.Fill(t, disk, 0)
+			s.join()
 			s.await("the end of the trial", func() bool {
 				_, err := os.Stat(install.MarkerPath(s.data))
 				return errors.Is(err, os.ErrNotExist)
@@ -98,7 +105,7 @@ func TestFullDataDiskDuringATrial(t *testing.T) {
 
 // Nobody takes what the supervisor and the trial print: neither is held up.
 func TestBlockedOutputDoesNotHoldTheSupervisor(t *testing.T) {
-	s := newSite(t, "TEST_TRIAL_TIMEOUT=2s")
+	s := newSite(t, "TEST_TRIAL_TIMEOUT=6s")
 	r, w, err := os.Pipe() // its reader reads nothing
 	must(t, err)
 	defer r.Close()
@@ -107,7 +114,7 @@ func TestBlockedOutputDoesNotHoldTheSupervisor(t *testing.T) {
 	w.Close()
 	s.stage("1.1.0", "chatty")
 	o := s.awaitOutcome(install.RolledBack)
-	if !strings.Contains(o.Reason, "no commit within 2s") || len(o.LastOutput) == 0 {
+	if !strings.Contains(o.Reason, "no commit within 6s") || len(o.LastOutput) == 0 {
 		t.Errorf("reason is %q, last output %q", o.Reason, o.LastOutput)
 	}
 	s.awaitStarts("1.0.0", 2)

@@ -34,6 +34,10 @@ var buildAgent = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(path)
 })
 
+// patience is how long is waited for what has to come, on a machine that has much else to
+// do.
+const patience = time.Minute
+
 // site is a host with a supervised agent of version 1.0.0.
 type site struct {
 	t         *testing.T
@@ -68,7 +72,11 @@ func (s *site) variant(path, version, behave string) string {
 		s.t.Fatalf("build agent: %v", err)
 	}
 	content := fmt.Appendf(bytes.Clone(binary), "\nMOULT-TEST {\"version\":%q,\"behave\":%q}\n", version, behave)
-	if err := os.WriteFile(path, content, 0o700); err != nil {
+	// What is forked while it is written holds it open until it executes: it is busy then.
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(path, content, 0o700)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		s.t.Fatal(err)
 	}
 	return mustDigest(s.t, path)
@@ -99,7 +107,7 @@ func (s *site) command(env ...string) *exec.Cmd {
 func (s *site) start(env ...string) {
 	s.t.Helper()
 	before := strings.Count(s.events(), "agent ")
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		s.cmd = s.command(env...)
 		err := s.cmd.Start()
@@ -119,7 +127,7 @@ func (s *site) start(env ...string) {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			_ = cmd.Process.Kill()
 			<-ended
 			s.t.Error("the supervisor does not stop on SIGTERM")
@@ -174,7 +182,7 @@ func (s *site) await(what string, condition func() bool) {
 
 func awaitCondition(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !condition() {
@@ -189,6 +197,12 @@ func awaitCondition(t *testing.T, what string, condition func() bool) {
 func (s *site) awaitEvent(event string) {
 	s.t.Helper()
 	s.await("event "+strconv.Quote(event), func() bool { return strings.Contains(s.events(), event) })
+}
+
+// awaitOutput waits for what is printed, which comes here in its own time.
+func (s *site) awaitOutput(text string) {
+	s.t.Helper()
+	s.await("the output "+strconv.Quote(text), func() bool { return strings.Contains(s.output.String(), text) })
 }
 
 // awaitOutcome waits for the end of the trial.
@@ -287,7 +301,7 @@ func TestTrialCommitsAndHandsOver(t *testing.T) {
 	}
 	// What the adopted child prints still gets through, and its end is noticed.
 	s.touch("print", "hello from the adopted child")
-	s.await("the adopted child's output", func() bool { return strings.Contains(s.output.String(), "hello from the adopted child") })
+	s.awaitOutput("hello from the adopted child")
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -318,10 +332,10 @@ func TestTrialRollsBack(t *testing.T) {
 		env                    string
 	}{
 		{"crash", "exit status 3: panic: cannot find libmoult", "panic: cannot find libmoult", 3, ""},
-		{"joins-and-dies", "exit status 4: out of cheese", "out of cheese", 3, "TEST_SOAK=2s"},
-		{"fails-slowly", "exit status 5: no database", "no database", 3, ""},
-		{"silent", "no commit within 1s (it had not joined the mesh): waiting for a peer", "waiting for a peer that never answers", 1, "TEST_TRIAL_TIMEOUT=1s"},
-		{"hang", "no commit within 1s", "waiting for a peer that never answers", 1, "TEST_TRIAL_TIMEOUT=1s"},
+		{"joins-and-dies", "exit status 4: out of cheese", "out of cheese", 3, "TEST_SOAK=10s"},
+		{"fails-slowly", "exit status 5: no database", "no database", 3, "TEST_SOAK=2500ms"},
+		{"silent", "no commit within 5s (it had not joined the mesh): waiting for a peer", "waiting for a peer that never answers", 1, "TEST_TRIAL_TIMEOUT=5s"},
+		{"hang", "no commit within 5s", "waiting for a peer that never answers", 1, "TEST_TRIAL_TIMEOUT=5s"},
 		{"lie", `says it is version "9.9.9", the release is "1.1.0"`, "", 1, ""},
 	} {
 		t.Run(tt.behave, func(t *testing.T) {
@@ -454,7 +468,7 @@ func TestKilledAtEachStepOfTheSwap(t *testing.T) {
 			s.stage("1.1.0", "good")
 			select {
 			case <-s.ended:
-			case <-time.After(20 * time.Second):
+			case <-time.After(patience):
 				t.Fatalf("the supervisor never came to step %s", step)
 			}
 			want, version := install.Interrupted, "1.0.0"
@@ -543,7 +557,7 @@ func TestStopIsHeededInTheHandover(t *testing.T) {
 			}
 			select {
 			case <-s.ended:
-			case <-time.After(20 * time.Second):
+			case <-time.After(patience):
 				t.Error("the supervisor goes on")
 			}
 			s.mustRun("1.1.0")

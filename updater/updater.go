@@ -74,8 +74,9 @@ func (s *status) recall(sources []fleet.Source) {
 // maxResumes is how often a job goes on after the agent was restarted in it.
 const maxResumes = 3
 
-// flushTimeout is how long a restart waits for the servers to have the job's log.
-const flushTimeout = 2 * time.Second
+// flushTimeout is how long a restart waits for the servers to have the job's log; longer in
+// tests, on machines that stand still.
+var flushTimeout = 2 * time.Second
 
 // HandleOrder takes a sealed order that came from a server. It does not block: the
 // order is opened and judged by Run. One job runs at a time; an order for the

@@ -180,7 +180,7 @@ func (h *host) orderWith(job, version string, p published, also func(*order.Orde
 	h.index++
 	o := order.Order{
 		Cluster: "cluster-1", HostID: "agent-1", JobID: job, Attempt: 1, Action: order.ActionUpdate, Version: version,
-		Manifest: p.manifest, Signature: p.signature, Index: h.index, Expires: time.Now().Add(time.Minute),
+		Manifest: p.manifest, Signature: p.signature, Index: h.index, Expires: time.Now().Add(5 * time.Minute),
 	}
 	also(&o)
 	sealed, err := order.Seal(o, h.serverKey, h.serverCert)
@@ -255,11 +255,18 @@ func (h *host) mustFail(job, version string, p published, reason string) {
 	}
 }
 
+// awaitLastLine waits for the report of a job that comes to its trial.
+func (h *host) awaitLastLine() {
+	h.t.Helper()
+	h.await("the log's last line", func() bool { return slices.Contains(h.lines(), "agent: restarting on trial") })
+}
+
 func TestJobEndsInAStagedTrial(t *testing.T) {
 	h := newHost(t)
 	stop := h.run()
 	p := h.publish(release.Manifest{Version: "1.1.0", Number: 5, Floor: 2}, saysVersion("1.1.0"))
 	h.ordered("job-1", "1.1.0", p, PhaseRestarting)
+	h.awaitLastLine()
 	if err := stop(); !errors.Is(err, ErrRestart) && err != nil {
 		t.Fatalf("Run returned %v", err)
 	}
@@ -319,7 +326,7 @@ func TestRunReturnsErrRestart(t *testing.T) {
 	h.updater = u
 	p := h.publish(release.Manifest{Version: "1.1.0", Number: 5}, saysVersion("1.1.0"))
 	u.HandleOrder(fromServer, h.order("job-1", "1.1.0", p))
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := u.Run(ctx); !errors.Is(err, ErrRestart) {
 		t.Fatalf("Run returned %v, want ErrRestart", err)

@@ -71,19 +71,20 @@ func TestOnePeerGetsAStreamForEachStripe(t *testing.T) {
 // the first to lose its patience asks who has it all, and the others get it from that.
 func TestACircleOfHostsBreaks(t *testing.T) {
 	const tries = 5 // a machine that stands still has all lose their patience at once
+	var wrong string
 	for range tries {
-		if hosts, waited := circleOfHosts(t); waited >= hosts-1 { // who asks the seed has just left it
+		if wrong = circleOfHosts(t); wrong == "" {
 			return
 		}
+		t.Log(wrong)
 	}
-	t.Errorf("in %d tries the hosts never waited in a circle", tries)
+	t.Errorf("%d tries, and each time: %s", tries, wrong)
 }
 
-// circleOfHosts has hosts lose their parents, and tells how many of them waited for each
-// other when the first turned to who has it all.
-func circleOfHosts(t *testing.T) (hosts, waited int) {
-	const chunks, before = 12, 3
-	hosts = 3
+// circleOfHosts has hosts lose their parents, and tells what was not as it should be.
+func circleOfHosts(t *testing.T) (wrong string) {
+	const chunks, before, hosts = 12, 3, 3
+	waited := 0 // hosts, for each other, when the first turned to who has it all
 	const stall, apart = 6 * time.Second, 100 * time.Millisecond
 	s := newSwarm(t, chunks*release.MinChunkBytes, hosts)
 	gone := make(chan struct{})
@@ -126,7 +127,7 @@ func circleOfHosts(t *testing.T) (hosts, waited int) {
 		begun = time.Now()
 		close(gone)
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*stall)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var all sync.WaitGroup
 	for id := range s.stores {
@@ -144,12 +145,16 @@ func circleOfHosts(t *testing.T) (hosts, waited int) {
 		})
 	}
 	all.Wait()
-	if took := time.Since(begun); took > stall/2 {
-		t.Errorf("they waited for each other for %v", took)
-	}
+	took := time.Since(begun)
 	s.mustAllHold(nil)
-	if rest := int64((chunks - before) * release.MinChunkBytes); waited > 0 && s.seed.Served() >= int64(hosts)*rest {
-		t.Errorf("the seed served %d bytes: nobody got the rest of %d from another", s.seed.Served(), rest)
+	rest := int64((chunks - before) * release.MinChunkBytes)
+	switch {
+	case waited < hosts-1: // who asks the seed has just left it
+		return fmt.Sprintf("%d of %d hosts waited in a circle", waited, hosts)
+	case took > stall/2:
+		return fmt.Sprintf("they waited for each other for %v", took)
+	case s.seed.Served() >= hosts*rest:
+		return fmt.Sprintf("the seed served %d bytes: nobody got the rest of %d from another", s.seed.Served(), rest)
 	}
-	return hosts, waited
+	return ""
 }

@@ -25,7 +25,7 @@ func (h *landHost) gated(chunks int, gate <-chan struct{}) {
 	held := Handler(h.store, Limits{Streams: 4})
 	h.conduct = func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, stripeSuffix) {
-			w = &gatedWriter{ResponseWriter: w, left: chunks*release.MinChunkBytes + relayedChunks*sha256.Size, gate: gate}
+			w = &gatedWriter{ResponseWriter: w, left: chunks*release.MinChunkBytes + relayedChunks*sha256.Size, gate: gate, gone: r.Context().Done()}
 		}
 		held.ServeHTTP(w, r)
 	}

@@ -218,14 +218,31 @@ func (p *Puller) serve(w http.ResponseWriter, r *http.Request) (pullAnswer, erro
 		p.cfg.Logger.Warn("artifact not got for another host", "host", ask.Via[len(ask.Via)-1], "digest", digest, "error", err)
 		return pullAnswer{}, err
 	}
-	if p.holds(digest) {
+	// First what runs: the patch by which the artifact came is kept after it, and is what
+	// is asked for next.
+	work := p.underWay(digest)
+	if work == nil && p.holds(digest) {
 		return pullAnswer{Held: true, Done: a.Size, Size: a.Size, Moved: a.Size}, nil
 	}
-	work, err := p.join(a, ask)
-	if err != nil {
-		return pullAnswer{}, err
+	if work == nil {
+		if work, err = p.join(a, ask); err != nil {
+			return pullAnswer{}, err
+		}
 	}
 	return p.await(r.Context(), work, digest, ask.Now)
+}
+
+// underWay returns the pull of an artifact that runs, which goes on for who asks; nil: none
+// does.
+func (p *Puller) underWay(digest string) *pull {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	work, ok := p.pulls[digest]
+	if !ok || p.closed || !work.running() {
+		return nil
+	}
+	work.unask.Reset(unaskedFor)
+	return work
 }
 
 // read parses the body and refuses those who wait for themselves.

@@ -228,7 +228,10 @@ func TestPullNeedsRoom(t *testing.T) {
 	ask := l.ask("a")
 	ask.Manifest, ask.Signature = l.sign(l.digest, 1, l.secret)
 	// It would fit, but leave this host without room for its own updates.
-	_, err := relay.puller.join(release.Artifact{SHA256: l.digest, Size: free - pullReserve/2}, ask)
+	_, err := relay.puller.join(release.Artifact{SHA256: l.digest, Size: free - 1}, ask)
+	if after, _ := freeSpace(relay.dir); after-free >= pullReserve {
+		t.Skip("others have just made room on this disk")
+	}
 	if no := (*refusal)(nil); !errors.As(err, &no) || no.status != http.StatusInsufficientStorage {
 		t.Errorf("error is %v", err)
 	}
@@ -408,7 +411,7 @@ func TestClosedPuller(t *testing.T) {
 	}
 	start := time.Now()
 	relay.puller.Close()
-	if took := time.Since(start); took > pullStall/2 {
+	if took := time.Since(start); took > landStall/2 {
 		t.Errorf("Close took %v: it waited for the pull's own end", took)
 	}
 	if w := relay.askPuller(l.digest, l.ask("a")); w.Code != http.StatusServiceUnavailable {

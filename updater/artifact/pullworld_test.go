@@ -16,8 +16,12 @@ import (
 	"moult/updater/release"
 )
 
-// pullStall is the StallTimeout of hosts in these tests.
-const pullStall = 2 * time.Second
+// The StallTimeouts of hosts in these tests: where a stall is waited for, and where there
+// is none, so that a machine that stands still is not taken for one.
+const (
+	pullStall = 2 * time.Second
+	landStall = 30 * time.Second
+)
 
 // land is hosts in segments, and one release's artifact. A host reaches those it
 // shares a segment with, unless the way there is cut, and what goes over each way
@@ -129,7 +133,7 @@ func (l *land) start(h *landHost) {
 		Candidates: func(digest string) []Peer { return l.holders(h.id, digest) },
 		Relays:     func(via []string) []Peer { return l.relays(h.id, via) },
 		Active:     func() bool { return len(h.segments) > 1 || h.server },
-		Prune:      !h.server, StallTimeout: pullStall,
+		Prune:      !h.server, StallTimeout: landStall,
 	})
 	must(l.t, err)
 	mux := http.NewServeMux()
@@ -146,6 +150,15 @@ func (l *land) start(h *landHost) {
 	defer l.mu.Unlock()
 	h.store, h.puller, h.srv = store, puller, srv
 	l.hosts[h.id] = h
+}
+
+// holdAt makes a host that holds the artifact give so many bytes in each answer, and the
+// rest when the gate is open. Who gets them keeps the last 128 KiB in its buffer.
+func (h *landHost) holdAt(n int, gate <-chan struct{}) {
+	held := Handler(h.store, Limits{Streams: 4})
+	h.conduct = func(w http.ResponseWriter, r *http.Request) {
+		held.ServeHTTP(&gatedWriter{ResponseWriter: w, left: n, gate: gate, gone: r.Context().Done()}, r)
+	}
 }
 
 // stop is as a kill: connections break off.
@@ -291,7 +304,7 @@ func (l *land) questions(of string) (n int) {
 func (h *landHost) request() FetchRequest {
 	l := h.land
 	return FetchRequest{
-		Store: h.store, Digest: l.digest, Size: int64(len(l.bytes)), Chunks: l.chunks, HTTP: h.client, StallTimeout: pullStall,
+		Store: h.store, Digest: l.digest, Size: int64(len(l.bytes)), Chunks: l.chunks, HTTP: h.client, StallTimeout: landStall,
 		Candidates: func() []Peer { return l.holders(h.id, l.digest) },
 		Pull: &Pull{
 			HostID: h.id, Manifest: l.manifest, Signature: l.signature,
@@ -330,6 +343,16 @@ func awaitThat(t *testing.T, what string, holds func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no sign of: %s", what)
 		}
+	}
+}
+
+// mustHavePulled: a host got the artifact for others once. It is counted, as a pull ends, a
+// moment after it is held.
+func (h *landHost) mustHavePulled() {
+	h.land.t.Helper()
+	awaitThat(h.land.t, h.id+" to get it", func() bool { return h.puller.Pulled() > 0 })
+	if n := h.puller.Pulled(); n != 1 {
+		h.land.t.Errorf("%s got it %d times", h.id, n)
 	}
 }
 

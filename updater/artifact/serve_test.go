@@ -245,9 +245,7 @@ func TestFetchFromHandler(t *testing.T) {
 	if got := w.fetch(t.Context(), w.request()); got["handler"] != 400_000 {
 		t.Errorf("sources %v", got)
 	}
-	if h.Served() != 400_000 {
-		t.Errorf("served %d", h.Served())
-	}
+	h.mustServe(t, 400_000)
 }
 
 // A reader that goes away frees its stream.

@@ -19,6 +19,10 @@ import (
 	"moult/updater/release"
 )
 
+// relayStall is so long that a machine that stands still is not taken for a stall: a relay
+// waits for a patch for a part of it only.
+const relayStall = 30 * time.Second
+
 // chain is hosts in a row, of which each reaches the next: a host, relays, and a
 // server at its end. What goes over each link is counted.
 type chain struct {
@@ -123,7 +127,7 @@ func (c *chain) puller(i int) *artifact.Puller {
 	p, err := artifact.NewPuller(artifact.PullerConfig{
 		HostID: id(i), Store: h.artifacts, HTTP: next.client, ReleaseKeys: func() release.KeySet { return c.keys },
 		Candidates: c.candidates(i), Relays: c.relays(i), Active: func() bool { return true }, Prune: true,
-		Patched: Fetcher(h.artifacts, h.patches, next.client, nil), StallTimeout: 4 * time.Second,
+		Patched: Fetcher(h.artifacts, h.patches, next.client, nil), StallTimeout: relayStall,
 	})
 	if err != nil {
 		c.t.Fatal(err)
@@ -189,7 +193,7 @@ func (c *chain) over(link int) int64 {
 func (c *chain) fetch() ([]artifact.Source, error) {
 	h, next := c.hosts[0], c.links[0]
 	req := artifact.FetchRequest{
-		Store: h.artifacts, Digest: digest(c.new), Size: int64(len(c.new)), HTTP: next.client, StallTimeout: 4 * time.Second, Rounds: 1,
+		Store: h.artifacts, Digest: digest(c.new), Size: int64(len(c.new)), HTTP: next.client, StallTimeout: relayStall, Rounds: 1,
 		Candidates: func() []artifact.Peer { return c.candidates(0)("") },
 		Pull: &artifact.Pull{
 			HostID: id(0), Manifest: c.manifest, Signature: c.signature, Relays: c.relays(0),

@@ -113,8 +113,8 @@ func begin(p part, data string) (active bool) {
 func config(data string, active bool) updater.SupervisorConfig {
 	return updater.SupervisorConfig{
 		Installed: os.Getenv("TEST_INSTALLED"), Active: active, DataDir: data, Args: []string{"agent"},
-		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", 20*time.Second), Soak: duration("TEST_SOAK", 100*time.Millisecond),
-		RestartDelay: duration("TEST_RESTART_DELAY", 20*time.Millisecond), MaxRestartDelay: 400 * time.Millisecond, StopTimeout: 3 * time.Second,
+		TrialTimeout: duration("TEST_TRIAL_TIMEOUT", time.Minute), Soak: duration("TEST_SOAK", 100*time.Millisecond),
+		RestartDelay: duration("TEST_RESTART_DELAY", 20*time.Millisecond), MaxRestartDelay: 400 * time.Millisecond, StopTimeout: 6 * time.Second,
 		Output: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Service: service(data),
 		SwapStep: func(step string) error {
 			if step == os.Getenv("TEST_KILL_AT") {
@@ -154,7 +154,8 @@ func live(p part, link *updater.SupervisorLink) {
 }
 
 // agent writes down what happens and plays its part. An agent that is not on
-// trial restarts when the file DATA/restart appears.
+// trial restarts when the file DATA/restart appears; one that is does nothing while the
+// file DATA/joining is there.
 func agent(p part, link *updater.SupervisorLink, digest string) {
 	data := os.Getenv("TEST_DATA")
 	trial := ""
@@ -164,10 +165,13 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 			fatal(fmt.Errorf("the supervisor says that this is %q, it is %s", link.Digest(), digest))
 		}
 	}
-	note(data, "agent "+p.Version+" pid "+strconv.Itoa(os.Getpid())+trial)
 	term := make(chan os.Signal, 1)
-	signal.Notify(term, syscall.SIGTERM)
+	signal.Notify(term, syscall.SIGTERM) // before the tests can know of it and end it
+	note(data, "agent "+p.Version+" pid "+strconv.Itoa(os.Getpid())+trial)
 	if link.OnTrial() {
+		for present(data, "joining") {
+			time.Sleep(10 * time.Millisecond)
+		}
 		switch p.Behave {
 		case "crash":
 			fmt.Println("panic: cannot find libmoult")
@@ -185,7 +189,7 @@ func agent(p part, link *updater.SupervisorLink, digest string) {
 			if err := link.Failing(); err != nil {
 				fatal(err)
 			}
-			time.Sleep(time.Second)
+			time.Sleep(duration("TEST_SOAK", 0) + time.Second)
 			fmt.Println("no database")
 			os.Exit(5)
 		case "joins-and-dies":
@@ -249,18 +253,21 @@ func leave(data string, link *updater.SupervisorLink) {
 			fatal(err)
 		}
 	}
-	for {
-		if _, err := os.Stat(filepath.Join(data, "leaving")); err != nil {
-			return
-		}
+	for present(data, "leaving") {
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// present tells whether a file is in the data directory.
+func present(data, name string) bool {
+	_, err := os.Stat(filepath.Join(data, name))
+	return err == nil
 }
 
 // orphan starts a process that starts another one and ends: that one has no parent
 // any more, and ends a moment later.
 func orphan() {
-	cmd := exec.Command("/bin/sh", "-c", "sleep 0.3 & exit 0")
+	cmd := exec.Command("/bin/sh", "-c", "sleep 3 & exit 0")
 	if err := cmd.Run(); err != nil {
 		fatal(err)
 	}
