@@ -44,6 +44,9 @@ const (
 	maxMessage = 64 << 10
 	// pumpBytes is what is taken of a child's output at once, for as long as it lives.
 	pumpBytes = 4 << 10
+	// lastWords is how long what an agent printed at its end is read on where a process of
+	// its own still holds the pipe: more than a busy host stands still.
+	lastWords = 2 * time.Second
 )
 
 // child is a running agent.
@@ -176,7 +179,7 @@ func (s *supervisor) watchOver(c *child) {
 			s.log.Error("wait for agent", "pid", c.pid, "error", err)
 		}
 		c.killGroup() // what it left behind would hold its pipes, and its port
-		soon := time.Now().Add(500 * time.Millisecond)
+		soon := time.Now().Add(lastWords)
 		_, _ = c.out.SetReadDeadline(soon), c.recv.SetReadDeadline(soon)
 		c.pumps.Wait()
 		closeAll(c.send, c.recv, c.out)
