@@ -34,7 +34,7 @@ const (
 	recoveryLimit = 30 * time.Second
 	// transferTime is how long a relay takes to get the artifact, at the rate that
 	// the stories of a transfer give it.
-	transferTime = 5 * time.Second
+	transferTime = 8 * time.Second
 	// electionLimit is how long a server may look unhealthy: while a leader is elected,
 	// which a busy machine alone brings about, no server is ready.
 	electionLimit = 5 * time.Second
