@@ -241,7 +241,7 @@ func (r *recovery) tell(w io.Writer) {
 		}
 		state := "does not answer"
 		if st, ok := r.up[s.ID]; ok {
-			state = fmt.Sprintf("answers, at index %d", st.AppliedIndex)
+			state = fmt.Sprintf("answers, its state at index %d, this one's at %d", st.AppliedIndex, v.Index())
 		}
 		told = append(told, fmt.Sprintf("%s (%s)", printable(r.nameOf(s.ID)), state))
 	}
