@@ -49,11 +49,11 @@ vulncheck: $(GOBIN)/govulncheck ## known vulnerabilities in what is built; needs
 test: ## all tests, race detector on, and the short end-to-end suite
 	$(NO_RACE_NOTE)
 	$(GO) vet ./...
-	$(GO) test $(RACE) $(TESTFLAGS) -timeout 14m ./...
+	$(GO) test $(RACE) $(TESTFLAGS) -timeout 20m ./...
 	$(SIMULATE) $(TESTFLAGS)
 
 race: ## the concurrent packages' tests again, uncached
-	$(GO) test -race -count=1 -timeout 14m $(RACE_PKGS)
+	$(GO) test -race -count=1 -timeout 20m $(RACE_PKGS)
 
 test-long: ## what takes longer than `make test` allows
 	$(NO_RACE_NOTE)
@@ -72,7 +72,7 @@ fuzz: ## each fuzz target for FUZZTIME; `make test` runs their seeds
 	done
 
 e2e: ## the end-to-end suite alone, on real processes
-	$(GO) test -count=1 -v -timeout 14m -run 'TestE2E' ./cmd/moult
+	$(GO) test -count=1 -v -timeout 20m -run 'TestE2E' ./cmd/moult
 
 vet: ## go vet for each platform
 	GOOS=linux $(GO) vet ./...
