@@ -213,6 +213,7 @@ func (n *Node) takePeer(p *pool, q peer) (audience bool) {
 		p.settled(q)
 		return false
 	}
+	enrolled := n.verifier.enrolled(id) // before the record is judged: the enrolment may arrive right after
 	_, err = n.roster.record(rec, fromPool)
 	switch {
 	case errors.Is(err, ErrUnverified):
@@ -220,7 +221,7 @@ func (n *Node) takePeer(p *pool, q peer) (audience bool) {
 			n.countForged(id, q.node.Addr)
 			n.logger.Debug("record refused", "host", id, "error", err)
 		}
-		if !n.verifier.enrolled(id) {
+		if !enrolled {
 			return false // stays changed: its enrolment may be under way
 		}
 		p.settled(q)
