@@ -183,16 +183,12 @@ func TestPageTellsOfAServerInTrouble(t *testing.T) {
 func TestPageMissesNothingWhileItLoads(t *testing.T) {
 	w := StartWorld(t)
 	id := w.MustEnrol("a", "1.0.0", true)
-	mux := http.NewServeMux()
-	mux.Handle("/", w.handler)
-	mux.HandleFunc("/static/actions.js", func(rw http.ResponseWriter, r *http.Request) {
+	srv := w.MustServeBut("/static/actions.js", func(rw http.ResponseWriter, r *http.Request) {
 		time.Sleep(500 * time.Millisecond) // in which a stream would open
 		w.roster.set(id, Observation{Online: true, Version: "7.7.7"})
 		time.Sleep(500 * time.Millisecond) // in which it would tell of the change
 		w.handler.ServeHTTP(rw, r)
 	})
-	srv := httptest.NewServer(mux)
-	t.Cleanup(srv.Close)
 	b := browsertest.Start(t)
 	MustSignIn(b, srv, "/")
 	b.AwaitText("7.7.7")

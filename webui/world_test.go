@@ -167,9 +167,15 @@ func (w *world) MustServe(name string) *httptest.Server {
 // MustServeWithout serves the world's pages but one path, which is not found.
 func (w *world) MustServeWithout(path string) *httptest.Server {
 	w.tb.Helper()
+	return w.MustServeBut(path, http.NotFound)
+}
+
+// MustServeBut serves the world's pages, one path in another way.
+func (w *world) MustServeBut(path string, serve http.HandlerFunc) *httptest.Server {
+	w.tb.Helper()
 	mux := http.NewServeMux()
 	mux.Handle("/", w.handler)
-	mux.Handle(path, http.NotFoundHandler())
+	mux.Handle(path, serve)
 	srv := httptest.NewServer(mux)
 	w.tb.Cleanup(srv.Close)
 	return srv

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"runtime"
 	"strings"
@@ -186,10 +185,7 @@ func (a nodeStatus) Show(st webui.ServerStatus, err error) webui.ServerStatus {
 	st.Version, st.AppliedIndex, st.Healthy, st.Problems = a.Version, a.AppliedIndex, err == nil && a.Ready, a.Problems
 	switch {
 	case err != nil:
-		if wrapped := new(url.Error); errors.As(err, &wrapped) {
-			err = wrapped.Err // whom it asked is told beside
-		}
-		st.Problems = judge(serverFacts{Silent: err})
+		st.Problems = judge(serverFacts{Silent: withoutURL(err)}) // whom it asked is told beside
 	case !a.Ready && len(a.Problems) == 0: // an older server, which does not tell why
 		st.Problems = []webui.Problem{{Code: problemNoLeader, Message: "it is not ready", Next: "its /readyz tells why", Failing: true}}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"time"
 
 	"moult/consensus"
@@ -141,6 +142,14 @@ type nodeStatus struct {
 type serverClient struct {
 	http          *http.Client
 	statusTimeout time.Duration
+}
+
+// withoutURL is why a request failed, without the URL that it was for.
+func withoutURL(err error) error {
+	if request, ok := errors.AsType[*url.Error](err); ok {
+		return request.Err
+	}
+	return err
 }
 
 // Post sends body to a server's node port and returns the answer.

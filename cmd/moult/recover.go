@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -154,10 +153,7 @@ func (r *recovery) ask(ctx context.Context) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				if request, ok := errors.AsType[*url.Error](err); ok {
-					err = request.Err // without the address of the page
-				}
-				r.silent[s.ID] = err
+				r.silent[s.ID] = withoutURL(err)
 				return
 			}
 			r.up[s.ID] = st
@@ -234,23 +230,20 @@ func (r *recovery) tell(w io.Writer) {
 		newest = fmt.Sprintf("%s by %s, %s", audit[0].Action, printable(audit[0].Actor), audit[0].At.Local().Format(time.RFC3339))
 	}
 	fmt.Fprintf(w, "server       %s of cluster %s\nlast index   %d\nlast change  %s\n", printable(r.creds.Name), r.creds.Cluster, r.stopped.LastIndex, newest)
-	var told []string
+	var told, reasons []string
 	for _, s := range r.stopped.Servers {
 		if s.ID == r.self.ID {
 			continue
 		}
-		state := "does not answer"
+		name, state := printable(r.nameOf(s.ID)), "does not answer"
 		if st, ok := r.up[s.ID]; ok {
 			state = fmt.Sprintf("answers, its state at index %d, this one's at %d", st.AppliedIndex, v.Index())
+		} else {
+			reasons = append(reasons, fmt.Sprintf("             %s: %s\n", name, printable(r.silent[s.ID].Error())))
 		}
-		told = append(told, fmt.Sprintf("%s (%s)", printable(r.nameOf(s.ID)), state))
+		told = append(told, fmt.Sprintf("%s (%s)", name, state))
 	}
-	fmt.Fprintf(w, "others       %s\n", dash(strings.Join(told, ", ")))
-	for _, s := range r.stopped.Servers {
-		if err := r.silent[s.ID]; err != nil {
-			fmt.Fprintf(w, "             %s: %s\n", printable(r.nameOf(s.ID)), printable(err.Error()))
-		}
-	}
+	fmt.Fprintf(w, "others       %s\n%s", dash(strings.Join(told, ", ")), strings.Join(reasons, ""))
 	fmt.Fprintln(w, "may be lost  whatever only they had: changes after the last index, acknowledged or not")
 	if u, active := v.ActiveFleetUpdate(); active {
 		fmt.Fprintf(w, "will be halted  the fleet update to %s, which is %s\n", printable(u.TargetVersion), u.Status)

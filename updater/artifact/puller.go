@@ -132,6 +132,15 @@ func (p *pull) running() bool {
 	}
 }
 
+// goOn has a pull that runs go on for who asks, and tells whether it runs.
+func (p *pull) goOn() bool {
+	if !p.running() {
+		return false
+	}
+	p.unask.Reset(unaskedFor)
+	return true
+}
+
 // NewPuller returns a Puller; Close ends its work.
 func NewPuller(cfg PullerConfig) (*Puller, error) {
 	if cfg.HostID == "" || cfg.Store == nil || cfg.HTTP == nil || cfg.ReleaseKeys == nil || cfg.Candidates == nil || cfg.Relays == nil || cfg.Active == nil {
@@ -237,12 +246,10 @@ func (p *Puller) serve(w http.ResponseWriter, r *http.Request) (pullAnswer, erro
 func (p *Puller) underWay(digest string) *pull {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	work, ok := p.pulls[digest]
-	if !ok || p.closed || !work.running() {
-		return nil
+	if work, ok := p.pulls[digest]; ok && !p.closed && work.goOn() {
+		return work
 	}
-	work.unask.Reset(unaskedFor)
-	return work
+	return nil
 }
 
 // read parses the body and refuses those who wait for themselves.
@@ -327,9 +334,7 @@ func (p *Puller) join(a release.Artifact, ask pullAsk) (*pull, error) {
 		}
 	}
 	if known, ok := p.pulls[digest]; ok {
-		if known.running() {
-			known.unask.Reset(unaskedFor)
-		}
+		known.goOn()
 		return known, nil
 	}
 	if running >= maxPulls {

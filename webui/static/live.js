@@ -171,9 +171,24 @@
 
   // What people typed, opened or were told stays when a region is fetched again.
   Object.assign(Idiomorph.defaults.callbacks, {
-    beforeAttributeUpdated: (name, el) => !(["open", "selected", "aria-busy"].includes(name) || (name === "value" && el.matches("input:not([type=hidden]), textarea, select")) || (name === "checked" && el.checked !== el.defaultChecked)),
+    beforeAttributeUpdated: (name, el) => !isTheReaders(name, el),
     beforeNodeRemoved: (node) => !(node instanceof Element && node.matches("[data-note]")),
   });
+
+  function isTheReaders(attribute, el) {
+    switch (attribute) {
+      case "open":
+      case "selected":
+      case "aria-busy":
+        return true;
+      case "value":
+        return el.matches("input:not([type=hidden]), textarea, select");
+      case "checked":
+        return el.checked !== el.defaultChecked;
+      default:
+        return false;
+    }
+  }
 
   window.moultChanged = changed;
   document.addEventListener("DOMContentLoaded", () => {
